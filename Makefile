@@ -1,0 +1,32 @@
+# Two commands do everything: `make demo` and `make test`.
+.PHONY: env demo test test-slow lint bench serve clean
+
+PYTHON_ENV := .venv/bin/python
+
+env: ## create .venv from the pinned requirements (CPU, or GPU where there is one)
+	@bash requirements/install.sh
+
+demo: env ## the whole main job on embedded defaults; prints the table and the report's path
+	@$(PYTHON_ENV) -m training.cli run configs/demo.yaml
+
+lint: env ## format check, lint, types, import layers
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/basedpyright --level error
+	@.venv/bin/lint-imports --no-cache
+
+test: lint ## lint, types and all tests that are not marked slow
+	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu"
+
+test-slow: env ## the tests marked slow
+	@$(PYTHON_ENV) -m pytest -q -m "slow and not gpu"
+
+bench: env ## every benchmark this machine can run; writes benchmarks/results/*.json
+	@$(PYTHON_ENV) -m benchmarks
+
+serve: env ## the services on this machine; trains the demo expert first if there is none
+	@$(PYTHON_ENV) -m training.cli serve configs/demo.yaml
+
+clean: ## remove caches; run folders and .venv stay
+	@rm -rf .ruff_cache .hypothesis build *.egg-info
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,67 @@
+"""The case prompt in tokens: one function for search, SFT, rollouts and evaluation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ehr.chat import ChatFrame, encode_chat
+from ehr.cohort import PatientCase
+from ehr.pieces import TextTokenizer
+from ehr.prompts import (
+    PromptContext,
+    fit_case,
+    question_decomposition_prompt,
+    think_prompt,
+    vanilla_prompt,
+)
+
+PromptKind = Literal["question_decomposition", "vanilla", "think_then_answer"]
+"""What a model is asked to do with a case."""
+
+_RENDER: dict[str, Callable[[PatientCase, PromptContext], str]] = {
+    "question_decomposition": question_decomposition_prompt,
+    "vanilla": vanilla_prompt,
+    "think_then_answer": think_prompt,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CasePrompt:
+    """A patient's prompt, ready to be generated from."""
+
+    token_ids: tuple[int, ...]
+    """Chat template and user message, up to where the assistant's turn begins."""
+    case: PatientCase
+    """What of the patient the prompt shows: the oldest visits may be left out."""
+
+
+def case_prompt(
+    case: PatientCase,
+    kind: PromptKind,
+    context: PromptContext,
+    tokenizer: TextTokenizer,
+    frame: ChatFrame,
+) -> CasePrompt:
+    """The prompt of a patient, with as many visits as `prompt.max_prompt_tokens` allows.
+
+    Args:
+        case: the patient.
+        kind: what is asked.
+        context: task, features and prompt options.
+        tokenizer: the model's tokenizer.
+        frame: the model's chat template.
+
+    Raises:
+        DataError: if even one visit does not fit.
+    """
+
+    def encode(text: str) -> tuple[int, ...]:
+        return encode_chat(tokenizer, frame, text)
+
+    def render(shown: PatientCase) -> str:
+        return _RENDER[kind](shown, context)
+
+    fitted = fit_case(
+        case, render, lambda text: len(encode(text)), context.section.max_prompt_tokens
+    )
+    return CasePrompt(token_ids=encode(render(fitted)), case=fitted)

@@ -1,0 +1,107 @@
+"""What the search keeps of a sampled text: where it is cut, and when it is thrown away.
+
+Models write anything; every function here takes any text. A piece of content never holds a tag,
+so that nothing a model writes can open or close one behind the caller's back.
+"""
+
+import re
+from dataclasses import dataclass
+
+from ehr.guided import USEFULNESS_REGEX
+
+NEUTRAL_SCORE = 50
+"""Stands for a usefulness score that could not be read, with a flag."""
+
+_SUBQUESTION_TAG = re.compile(r"<\s*subquestion\s*\d*\s*>", re.IGNORECASE)
+_FINAL_TAG = re.compile(r"<\s*final\s+subquestion\s*>", re.IGNORECASE)
+# "pH <7.2" is no tag.
+_ANY_TAG = re.compile(r"<\s*/?\s*[a-z]", re.IGNORECASE)
+# A digit before the point is a number that was cut ("a pH of 7."), unless a blank follows.
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|(?<!\d)[.!?]$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """The usable part of a sampled piece."""
+
+    text: str
+    """Stripped; empty if nothing is usable."""
+    cut: bool = False
+    """Whether the token limit came before the end, and something was cut off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a freely written step opens, and what it asks."""
+
+    question: Content
+    final: bool
+    tagged: bool
+    """Whether an opening tag was there; without one the text counts as a subquestion."""
+
+
+def read_question(sampled: str, finish_reason: str) -> Content:
+    """The question in a sampled text; cut at its last `?` at the token limit, else empty."""
+    text, closed = _before_tag(sampled)
+    if closed or finish_reason != "length":
+        return Content(text=text)
+    return Content(text=text[: text.rfind("?") + 1].strip(), cut=True)
+
+
+def read_answer(sampled: str, finish_reason: str) -> Content:
+    """The answer in a sampled text; at the token limit cut at its last sentence end, if any."""
+    text, closed = _before_tag(sampled)
+    if closed or finish_reason != "length":
+        return Content(text=text)
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return Content(text=text[: ends[-1]] if ends else text, cut=True)
+
+
+def read_feature_names(sampled: str, finish_reason: str) -> Content:
+    """The feature names in a sampled text; cut at the last comma at the token limit."""
+    text, closed = _before_tag(sampled)
+    if closed or finish_reason != "length":
+        return Content(text=text)
+    return Content(text=text.rpartition(",")[0].strip(), cut=True)
+
+
+def read_opening(sampled: str, finish_reason: str) -> Opening:
+    """The step that a freely written text opens: a subquestion or the final one."""
+    text = sampled.lstrip()
+    final = _FINAL_TAG.match(text)
+    tag = final or _SUBQUESTION_TAG.match(text)
+    body = text[tag.end() :] if tag else text
+    question, closed = _before_tag(body)
+    cut = finish_reason == "length" and not closed
+    if cut:
+        question = question[: question.rfind("?") + 1].strip()
+    return Opening(
+        question=Content(text=question, cut=cut), final=final is not None, tagged=tag is not None
+    )
+
+
+def read_score(sampled: str, finish_reason: str) -> int | None:
+    """The usefulness score from 1 to 100, or None.
+
+    A completion that ran into its token limit is unreadable: the 10 in it may be a cut 100.
+    """
+    text = sampled.strip()
+    if finish_reason == "length" or not re.fullmatch(USEFULNESS_REGEX, text):
+        return None
+    return int(text)
+
+
+def usefulness(score: int) -> float:
+    """r of Eq. 3: a score from 1 to 100 on [0, 1]."""
+    return (score - 1) / 99
+
+
+def same_question_key(text: str) -> str:
+    """Equal for questions that differ only in case, white space and closing punctuation."""
+    return " ".join(text.casefold().split()).rstrip(" ?.!:;,")
+
+
+def _before_tag(text: str) -> tuple[str, bool]:
+    """The text before the first tag, stripped, and whether there was one."""
+    tag = _ANY_TAG.search(text)
+    return text[: tag.start() if tag else None].strip(), tag is not None

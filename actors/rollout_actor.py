@@ -1,0 +1,31 @@
+"""The Ray actor that samples rollouts, so that neither driver nor controller does."""
+
+from collections.abc import Callable
+
+import ray
+
+from actors.rollouts import Rollout, RolloutBatch, RolloutPlan, RolloutSampler
+from ehr.pieces import TextTokenizer
+from services.types import Generator
+
+
+@ray.remote(max_restarts=1, max_task_retries=1)  # a batch is safe to repeat: seeds are its own
+class RolloutActor:
+    """Samples rollout batches; `.options(num_cpus=...)` says what it books.
+
+    Args:
+        make_generator: builds the generator client inside the actor.
+        make_tokenizer: builds the tokenizer inside the actor.
+    """
+
+    def __init__(
+        self,
+        make_generator: Callable[[], Generator],
+        make_tokenizer: Callable[[], TextTokenizer],
+    ) -> None:
+        self._generator = make_generator()
+        self._tokenizer = make_tokenizer()
+
+    async def sample_groups(self, plan: RolloutPlan, batch: RolloutBatch) -> list[list[Rollout]]:
+        """A group of rollouts for every prompt of the batch, in order."""
+        return await RolloutSampler(self._generator, self._tokenizer, plan).sample_groups(batch)

@@ -1,0 +1,251 @@
+"""Rollouts: whole answers sampled from the policy, for GRPO and for evaluation.
+
+Unlike the search, a rollout keeps every token exactly as it was sampled: ratios and losses are
+about those tokens. In the guided format the caller writes the fixed text between model calls; in
+the free format the whole answer is one call.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from actors.case_prompts import PromptKind
+from actors.search import call_seed
+from ehr.guided import CallKind, DirectWriter, GuidedFormat, GuidedWriter, Writer
+from ehr.pieces import TextTokenizer
+from services.types import Completion, GenerateRequest, Generator, PolicyVersion, Sampling
+
+_STOPS: dict[str, str] = {
+    "question_decomposition": "</Final answer>",
+    "vanilla": "</Final answer>",
+    "think_then_answer": "</answer>",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPlan:
+    """What is sampled, and within which limits."""
+
+    format: Literal["free", "guided"]
+    kind: PromptKind
+    max_depth: int
+    """Step at which a guided final is forced; a free rollout ends itself."""
+    max_new_tokens: int
+    """Most model-written tokens."""
+    temperature: float
+    think_tokens: int = 128
+    """Budget of a guided Think-then-Answer's reasoning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPrompt:
+    """A patient's prompt as it goes to rollout workers."""
+
+    patient_id: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One answer, exactly as sampled."""
+
+    patient_id: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The response, caller-written tokens included."""
+    model_written: tuple[bool, ...]
+    """Whether the model wrote each of `token_ids`; the rest is context."""
+    generator_logprobs: tuple[float, ...]
+    """The generator's log-probability of each token, 0.0 where the caller wrote it."""
+    text: str
+    truncated: bool
+    """Whether the answer ended at a token limit: a format failure."""
+    oldest_policy: PolicyVersion
+    newest_policy: PolicyVersion
+    """Differs from `oldest_policy` only if a sync fell into the rollout."""
+    num_requests: int
+    num_cut_lines: int
+    """Guided lines that the caller closed at their token limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutBatch:
+    """Which rollouts to sample."""
+
+    prompts: tuple[RolloutPrompt, ...]
+    group_size: int
+    """G: rollouts per prompt."""
+    least: PolicyVersion
+    """The oldest policy that may answer."""
+    seed: int
+    """Together with patient and index it decides every sampling seed."""
+    max_in_flight: int = 64
+    """Rollouts that are sampled at a time."""
+
+
+class RolloutSampler:
+    """Samples rollouts of one plan; asyncio only.
+
+    Args:
+        generator: the served policy.
+        tokenizer: its tokenizer.
+        plan: format, kind and limits.
+    """
+
+    def __init__(self, generator: Generator, tokenizer: TextTokenizer, plan: RolloutPlan) -> None:
+        self._generator = generator
+        self._plan = plan
+        self._layout = GuidedFormat(tokenizer) if plan.format == "guided" else None
+
+    async def sample_rollout(
+        self, prompt: RolloutPrompt, *, least: PolicyVersion, seed: int, index: int = 0
+    ) -> Rollout:
+        """One rollout.
+
+        Args:
+            prompt: the patient's prompt.
+            least: the oldest policy that may answer.
+            seed: seed of the batch.
+            index: place in the group; each has seeds of its own.
+        """
+        calls = _Calls(self._generator, prompt, least, seed, index)
+        if self._layout is None:
+            return calls.rollout(await self._free(calls))
+        return calls.rollout(await self._guided(calls, self._writer(self._layout)))
+
+    async def sample_groups(self, batch: RolloutBatch) -> list[list[Rollout]]:
+        """A group of rollouts for every prompt, in the order of the prompts."""
+        slots = asyncio.Semaphore(batch.max_in_flight)
+
+        async def sample(prompt: RolloutPrompt, index: int) -> Rollout:
+            async with slots:
+                return await self.sample_rollout(
+                    prompt, least=batch.least, seed=batch.seed, index=index
+                )
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    [group.create_task(sample(prompt, index)) for index in range(batch.group_size)]
+                    for prompt in batch.prompts
+                ]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [[task.result() for task in tasks_of_prompt] for tasks_of_prompt in tasks]
+
+    def _writer(self, layout: GuidedFormat) -> Writer:
+        plan = self._plan
+        match plan.kind:
+            case "question_decomposition":
+                return GuidedWriter(plan.max_depth, layout, plan.max_new_tokens)
+            case "vanilla":
+                return DirectWriter(layout)
+            case "think_then_answer":
+                return DirectWriter(layout, plan.think_tokens)
+
+    async def _guided(self, calls: "_Calls", writer: Writer) -> "_Response":
+        logprobs: list[float] = []
+        truncated = False
+        while (call := writer.next_request()) is not None:
+            sampling = Sampling(
+                max_tokens=call.max_tokens,
+                temperature=self._plan.temperature,
+                stop=call.stop,
+                include_stop=True,
+                regex=call.regex,
+                allowed_token_ids=call.allowed_token_ids,
+            )
+            completion = await calls.ask(call.kind, writer.token_ids, sampling)
+            # A cut line is closed by the caller; half a probability cannot be.
+            truncated |= (
+                call.kind is CallKind.PROBABILITY and completion.finish_reason == "length"
+            ) and not completion.text.endswith("\n")
+            logprobs += [0.0] * (len(writer.token_ids) - len(logprobs))
+            logprobs += completion.logprobs
+            writer.accept(completion.token_ids, completion.text)
+        logprobs += [0.0] * (len(writer.token_ids) - len(logprobs))
+        return _Response(
+            token_ids=writer.token_ids,
+            model_written=writer.model_mask,
+            logprobs=logprobs,
+            text=writer.text,
+            truncated=truncated,
+            num_cut_lines=writer.num_cut_lines,
+        )
+
+    async def _free(self, calls: "_Calls") -> "_Response":
+        sampling = Sampling(
+            max_tokens=self._plan.max_new_tokens,
+            temperature=self._plan.temperature,
+            stop=(_STOPS[self._plan.kind],),
+            include_stop=True,
+        )
+        completion = await calls.ask("free", (), sampling)
+        return _Response(
+            token_ids=completion.token_ids,
+            model_written=(True,) * len(completion.token_ids),
+            logprobs=completion.logprobs,
+            text=completion.text,
+            truncated=completion.finish_reason == "length",
+        )
+
+
+class _Calls:
+    """The model calls of one rollout, and what they say about the policy."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        prompt: RolloutPrompt,
+        least: PolicyVersion,
+        seed: int,
+        index: int,
+    ) -> None:
+        self._generator = generator
+        self._prompt = prompt
+        self._least = least
+        self._seed = seed
+        self._index = index
+        self._versions: list[PolicyVersion] = []
+
+    async def ask(self, kind: str, written: tuple[int, ...], sampling: Sampling) -> Completion:
+        """The reply after the prompt and everything written so far."""
+        patient_id = self._prompt.patient_id
+        place = f"rollout {self._index}"
+        seed = call_seed(self._seed, patient_id, place, kind, len(self._versions))
+        request = GenerateRequest(
+            prompt_token_ids=(*self._prompt.token_ids, *written),
+            sampling=replace(sampling, seed=seed),
+            least=self._least,
+            session=patient_id,
+        )
+        completion = (await self._generator.generate(request))[0]
+        self._versions.append(completion.policy_version)
+        return completion
+
+    def rollout(self, response: "_Response") -> Rollout:
+        """The finished rollout."""
+        return Rollout(
+            patient_id=self._prompt.patient_id,
+            prompt_token_ids=self._prompt.token_ids,
+            token_ids=response.token_ids,
+            model_written=response.model_written,
+            generator_logprobs=tuple(response.logprobs),
+            text=response.text,
+            truncated=response.truncated,
+            oldest_policy=min(self._versions),
+            newest_policy=max(self._versions),
+            num_requests=len(self._versions),
+            num_cut_lines=response.num_cut_lines,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Response:
+    token_ids: tuple[int, ...]
+    model_written: tuple[bool, ...]
+    logprobs: Sequence[float]
+    text: str
+    truncated: bool
+    num_cut_lines: int = 0

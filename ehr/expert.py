@@ -1,0 +1,252 @@
+"""The expert: a cross-fitted ConCare ensemble, its opinions, and the salience read from them.
+
+Attention of a single seed is mostly noise, and a member flatters the patients it was trained on.
+So members come in pairs on complementary halves of the training patients, and a training
+patient's opinion averages the members that did not see that patient.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+
+from ehr.catalogue import AGE_AND_SEX
+from ehr.cohort import PatientCase
+from ehr.concare import ConCare
+from ehr.config import ExpertSection
+from ehr.errors import DataError
+from ehr.expert_member import (
+    FORMAT_VERSION,
+    PREDICT_PATIENTS,
+    ExpertBatch,
+    Member,
+    collate,
+    concare_shape,
+    member_file,
+    read_member,
+    write_atomically,
+    write_member,
+)
+from ehr.imputation import ExpertInput, ExpertScaler
+
+MANIFEST = "expert.json"
+"""File that makes a checkpoint folder complete; it is written last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Opinions:
+    """What every member of an ensemble thinks of some patients."""
+
+    patient_ids: tuple[str, ...]
+    risk: Float[np.ndarray, "members patients"]
+    attention: Float[np.ndarray, "members patients tokens"]
+    """Features in schema order, the demographic token last; sums to 1 over tokens."""
+    seen: Bool[np.ndarray, "members patients"]
+    """Whether the member was trained on the patient."""
+
+    def mean_risk(self) -> Float[np.ndarray, " patients"]:
+        """Risk averaged over the members that did not see the patient; over all if all did."""
+        return (self.risk * self._weights()).sum(axis=0)
+
+    def mean_attention(self) -> Float[np.ndarray, "patients tokens"]:
+        """Attention averaged in the same way."""
+        return (self.attention * self._weights()[:, :, None]).sum(axis=0)
+
+    def _weights(self) -> Float[np.ndarray, "members patients"]:
+        counts = ~self.seen | self.seen.all(axis=0)
+        return counts / counts.sum(axis=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """The ensemble's opinion of one patient."""
+
+    risk: float
+    attention: dict[str, float]
+    """Weight of every feature in schema order, `Age & Sex` last; sums to 1."""
+    salient: tuple[str, ...]
+    """C_exp, heaviest first; shorter than asked if the patient has fewer candidates."""
+
+
+class ExpertEnsemble:
+    """Trained members of one ensemble and all it takes to answer for a new patient."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        scaler: ExpertScaler,
+        section: ExpertSection,
+        data_sha256: str,
+    ) -> None:
+        """An ensemble of members of one architecture.
+
+        Args:
+            members: at least one.
+            scaler: makes the members' inputs, and names their features.
+            section: settings the members were trained with.
+            data_sha256: hash of the cohort they were trained on.
+        """
+        if not members:
+            raise DataError("An expert ensemble needs at least one member, got none.")
+        self.members = tuple(members)
+        self.scaler = scaler
+        self.section = section
+        self.data_sha256 = data_sha256
+        self._shape = concare_shape(section, len(scaler.features))
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Names of the attention's columns: features in schema order, then `Age & Sex`."""
+        return (*self.scaler.features, AGE_AND_SEX)
+
+    @cached_property
+    def model_sha256(self) -> str:
+        """SHA-256 over the parameters of all members."""
+        digest = hashlib.sha256()
+        for member in self.members:
+            for name, value in sorted(member.state.parameters.items()):
+                digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def predict(self, inputs: Sequence[ExpertInput]) -> Opinions:
+        """Every member's risk and attention, all members in one batched recurrence.
+
+        Raises:
+            DataError: if there is no patient, or one has no visit or values that are not finite.
+        """
+        risks: list[np.ndarray] = []
+        attentions: list[np.ndarray] = []
+        network, parameters = self._stacked
+        for start in range(0, max(len(inputs), 1), PREDICT_PATIENTS):
+            batch = collate(inputs[start : start + PREDICT_PATIENTS], torch.device("cpu"))
+
+            def answer(
+                member: dict[str, Tensor], batch: ExpertBatch = batch
+            ) -> tuple[Float[Tensor, " patients"], Float[Tensor, "patients tokens"]]:
+                output = functional_call(network, member, batch.arguments())
+                return torch.sigmoid(output.logit.double()), output.attention.double()
+
+            with torch.inference_mode():
+                risk, attention = vmap(answer)(parameters)
+            risks.append(risk.numpy())
+            attentions.append(attention.numpy())
+        ids = tuple(entry.patient_id for entry in inputs)
+        trained_on = [frozenset(member.plan.train_ids) for member in self.members]
+        return Opinions(
+            patient_ids=ids,
+            risk=np.concatenate(risks, axis=1),
+            attention=np.concatenate(attentions, axis=1),
+            seen=np.array([[patient in seen for patient in ids] for seen in trained_on]),
+        )
+
+    @cached_property
+    def _stacked(self) -> tuple[ConCare, dict[str, Tensor]]:
+        networks: list[ConCare] = []
+        for member in self.members:
+            network = ConCare(self._shape).eval()
+            network.load_state_dict(member.state.parameters)
+            networks.append(network)
+        parameters, _ = stack_module_state(networks)  # pyright: ignore[reportArgumentType]
+        return networks[0], parameters
+
+    @classmethod
+    def load(cls, folder: Path, ensemble: int = 0) -> "ExpertEnsemble":
+        """The ensemble saved in a checkpoint folder; number 0 is the one that is served.
+
+        Raises:
+            DataError: if the folder is missing, incomplete, of another format, or lacks that
+                ensemble.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path} must describe a trained expert, but cannot be read ({error}). Run the "
+                "expert stage of this run folder."
+            ) from error
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{path} must have format version {FORMAT_VERSION}, got "
+                f"{manifest.get('format_version')!r}. Train the expert again (--redo expert)."
+            )
+        files = [entry["file"] for entry in manifest["members"] if entry["ensemble"] == ensemble]
+        if not files:
+            raise DataError(
+                f"{path} has no ensemble {ensemble}: use one of "
+                f"{sorted({entry['ensemble'] for entry in manifest['members']})}."
+            )
+        return cls(
+            members=[read_member(Path(folder) / file) for file in files],
+            scaler=ExpertScaler.from_dict(manifest["scaler"]),
+            section=ExpertSection.model_validate(manifest["section"]),
+            data_sha256=manifest["data_sha256"],
+        )
+
+
+def save_ensembles(ensembles: Sequence[ExpertEnsemble], folder: Path) -> None:
+    """Writes every member, then the manifest that completes the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    members = [member for ensemble in ensembles for member in ensemble.members]
+    for member in members:
+        write_member(folder / member_file(member.plan), member)
+    leader = ensembles[0]
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "data_sha256": leader.data_sha256,
+        "model_sha256": [ensemble.model_sha256 for ensemble in ensembles],
+        "section": leader.section.model_dump(mode="json"),
+        "scaler": leader.scaler.to_dict(),
+        "members": [
+            {"ensemble": member.plan.ensemble, "file": member_file(member.plan)}
+            for member in members
+        ],
+    }
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def expert_opinion(ensemble: ExpertEnsemble, case: PatientCase) -> Opinion:
+    """The ensemble's opinion of one case, which need not belong to any cohort.
+
+    Raises:
+        DataError: if the case has no visit, other features, or values that are not finite.
+    """
+    entry = ensemble.scaler.transform(case)
+    opinions = ensemble.predict([entry])
+    scores = opinions.mean_attention()[0]
+    section = ensemble.section
+    order = heaviest_tokens(scores, candidate_tokens(entry.observed, section.candidates))
+    return Opinion(
+        risk=float(opinions.mean_risk()[0]),
+        attention={name: float(score) for name, score in zip(ensemble.tokens, scores, strict=True)},
+        salient=tuple(ensemble.tokens[token] for token in order[: section.num_salient_features]),
+    )
+
+
+def candidate_tokens(
+    observed: Bool[np.ndarray, " features"], candidates: str
+) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens may be salient for a patient: `paper` keeps all, `observed` the seen ones.
+
+    Args:
+        observed: features recorded at least once.
+        candidates: `observed` or `paper`, as in the expert section.
+    """
+    allowed = observed if candidates == "observed" else np.ones_like(observed)
+    return np.append(allowed, True)  # age and sex are always known
+
+
+def heaviest_tokens(
+    scores: Float[np.ndarray, " tokens"], allowed: Bool[np.ndarray, " tokens"]
+) -> list[int]:
+    """Allowed tokens by falling score; equal scores stay in schema order."""
+    order = np.argsort(-scores, kind="stable")
+    return [int(token) for token in order if allowed[token]]

@@ -1,0 +1,140 @@
+"""The expert view of a patient: scaled, carried forward, complete.
+
+The prompt view keeps what was recorded; both have the same visits in the same order.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ehr.cohort import Cohort, PatientCase, Sex
+from ehr.errors import DataError
+
+QUANTILES = (0.05, 0.95)
+"""Training values outside do not enter mean, deviation and median: charts hold slips of the pen."""
+
+CLIP = 10.0
+"""Largest scaled value: one slip (a white cell count of 1726) must not decide a prediction."""
+
+# An unknown sex lies between the two known ones.
+_SEX_CODES = {Sex.FEMALE: 0.0, Sex.MALE: 1.0, Sex.UNKNOWN: 0.5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExpertInput:
+    """One patient as the expert model sees it, without any outcome."""
+
+    patient_id: str
+    values: np.ndarray
+    """float32 [visits, features]: z-scores, last value carried forward, then training median."""
+    days: np.ndarray
+    """float32 [visits]: days since the first visit."""
+    demographics: np.ndarray
+    """float32 [2]: scaled age, and sex (0 female, 1 male, .5 unknown)."""
+    observed: np.ndarray
+    """bool [features]: recorded at least once for this patient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertScaler:
+    """Statistics of the training rows, and the expert view they define."""
+
+    features: tuple[str, ...]
+    """Names of the columns the statistics belong to."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    median: tuple[float, ...]
+    """Raw units; fills what a patient never had recorded."""
+    age_mean: float
+    age_std: float
+
+    @classmethod
+    def fit(cls, cohort: Cohort, ids: Collection[str]) -> "ExpertScaler":
+        """Statistics of the visits of these patients, which must be training patients.
+
+        Raises:
+            DataError: if there is no patient to fit on.
+        """
+        if not ids:
+            raise DataError("the expert's scaler needs at least one training patient, got none")
+        rows = np.concatenate([cohort.cases[patient].values for patient in ids])
+        statistics = [_trimmed(rows[:, column]) for column in range(rows.shape[1])]
+        mean, std, median = zip(*statistics, strict=True)
+        known = [cohort.cases[patient].age for patient in ids]
+        ages = np.array([age for age in known if age is not None], dtype=np.float64)
+        return cls(
+            features=tuple(feature.name for feature in cohort.features),
+            mean=mean,
+            std=std,
+            median=median,
+            age_mean=float(ages.mean()) if ages.size else 0.0,
+            age_std=_usable(float(ages.std())) if ages.size else 1.0,
+        )
+
+    def transform(self, case: PatientCase) -> ExpertInput:
+        """The expert view of a case whose columns are `features`.
+
+        Raises:
+            DataError: if the case has another number of features.
+        """
+        if case.values.ndim != 2 or case.values.shape[1] != len(self.features):
+            raise DataError(
+                f"patient {case.patient_id!r} must have {len(self.features)} features a visit, as "
+                f"the expert was trained on, but the values have shape {case.values.shape}. Use "
+                "the cohort the expert was trained on."
+            )
+        missing = np.isnan(case.values)
+        carried = carry_forward(case.values)
+        filled = np.where(np.isnan(carried), np.array(self.median), carried)
+        scaled = np.clip((filled - np.array(self.mean)) / np.array(self.std), -CLIP, CLIP)
+        age = self.age_mean if case.age is None else case.age
+        scaled_age = float(np.clip((age - self.age_mean) / self.age_std, -CLIP, CLIP))
+        return ExpertInput(
+            patient_id=case.patient_id,
+            values=scaled.astype(np.float32),
+            days=np.array(case.visit_days, dtype=np.float32),
+            demographics=np.array([scaled_age, _SEX_CODES[case.sex]], dtype=np.float32),
+            observed=np.logical_not(missing.all(axis=0)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> "ExpertScaler":
+        """The scaler that `to_dict` described."""
+        return cls(
+            features=tuple(entry["features"]),
+            mean=tuple(entry["mean"]),
+            std=tuple(entry["std"]),
+            median=tuple(entry["median"]),
+            age_mean=entry["age_mean"],
+            age_std=entry["age_std"],
+        )
+
+
+def carry_forward(values: np.ndarray) -> np.ndarray:
+    """Values [visits, features] with each NaN replaced by the column's last value before it."""
+    visit = np.arange(values.shape[0])[:, None]
+    # Row of the last recorded value up to each visit; row 0 where there is none, which is NaN then.
+    source = np.maximum.accumulate(np.where(np.isnan(values), 0, visit), axis=0)
+    return np.take_along_axis(values, source, axis=0)
+
+
+def _trimmed(column: np.ndarray) -> tuple[float, float, float]:
+    known = column[~np.isnan(column)]
+    if not known.size:
+        return 0.0, 1.0, 0.0
+    low, high = np.quantile(known, QUANTILES)
+    inside = known[(known >= low) & (known <= high)]
+    if not inside.size:
+        inside = known
+    return float(inside.mean()), _usable(float(inside.std())), float(np.median(inside))
+
+
+def _usable(std: float) -> float:
+    # A constant column scales to zero instead of dividing by zero (or by rounding noise).
+    return std if std > 1e-8 else 1.0

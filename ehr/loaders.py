@@ -1,0 +1,23 @@
+"""Which loader reads which source, and the checks that every cohort passes."""
+
+from collections.abc import Callable
+
+from ehr import synthetic, tjh
+from ehr.cohort import Cohort, check_splits
+from ehr.config import CohortSection
+
+_LOADERS: dict[str, Callable[[CohortSection], Cohort]] = {
+    "synthetic": synthetic.generate,
+    "tjh": tjh.load,
+}
+
+
+def build_cohort(section: CohortSection) -> Cohort:
+    """The cohort a configuration describes, with both classes in each of its disjoint splits.
+
+    Raises:
+        DataError: if the source is missing, unreadable or another file, or a split has one class.
+    """
+    cohort = _LOADERS[section.source](section)
+    check_splits(cohort)
+    return cohort

@@ -1,0 +1,95 @@
+"""Rewards of a trajectory, Eq. 4-7: classification, attention alignment, and their mix."""
+
+import math
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from ehr.config import RewardSection
+from ehr.names import FeatureMatcher
+from ehr.trajectory import ParsedTrajectory
+
+MIN_PROBABILITY = 0.01
+"""Probabilities are clipped to [this, 1 - this]: two written digits cannot claim more."""
+
+MAX_FEATURE_NAMES = 10
+"""More names than this, duplicates counted, is a format failure: listing all must not pay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardContext:
+    """What a reward may see of a patient and no prompt ever does."""
+
+    patient_id: str
+    label: int
+    """1 = the event of the task happened."""
+    salient_features: frozenset[str]
+    """C_exp: canonical names of the features that the expert attended to most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """Reward of one trajectory and its parts."""
+
+    total: float
+    """R of Eq. 7."""
+    cls: float
+    """R_cls of Eq. 4; that of the worst prediction after a format failure."""
+    att: float
+    """R_att of Eq. 6."""
+    format_failure: str | None
+    """Why the format failed; None = readable."""
+
+
+def classification_reward(probability: float, label: int, section: RewardSection) -> float:
+    """Log-likelihood of the label plus the margin bonus, R_cls in Eq. 4-5.
+
+    Args:
+        probability: predicted probability of the event; clipped to [0.01, 0.99].
+        label: 1 = the event happened.
+        section: decision threshold and margin bonus.
+    """
+    p = min(max(probability, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
+    margin = p - section.decision_threshold if label == 1 else section.decision_threshold - p
+    return math.log(p if label == 1 else 1 - p) + section.margin_bonus * max(margin, 0.0)
+
+
+def attention_reward(features: AbstractSet[str], salient: AbstractSet[str]) -> float:
+    """Jaccard similarity of the model's and the expert's features, R_att in Eq. 6.
+
+    Two empty sets leave 0/0; they score 0, since nothing was named.
+    """
+    union = features | salient
+    return len(features & salient) / len(union) if union else 0.0
+
+
+def reward(
+    parsed: ParsedTrajectory,
+    context: RewardContext,
+    section: RewardSection,
+    matcher: FeatureMatcher,
+    accuracy_weight: float | None = None,
+) -> Reward:
+    """Composite reward of a trajectory, R in Eq. 7.
+
+    A format failure (no readable probability, or more than `MAX_FEATURE_NAMES` names) scores as
+    the worst prediction without any feature. A readable answer without features loses R_att only.
+
+    Args:
+        parsed: the trajectory as read.
+        context: label and C_exp of its patient.
+        section: weights and threshold.
+        matcher: maps written names to canonical ones; unknown names enlarge the union.
+        accuracy_weight: overrides `section.accuracy_weight`.
+    """
+    weight = section.accuracy_weight if accuracy_weight is None else accuracy_weight
+    failure = parsed.failure
+    if failure is None and len(parsed.features) > MAX_FEATURE_NAMES:
+        failure = "too many features"
+    if failure is not None or parsed.probability is None:
+        worst = math.log(MIN_PROBABILITY)
+        return Reward(
+            total=weight * worst, cls=worst, att=0.0, format_failure=failure or "no probability"
+        )
+    cls = classification_reward(parsed.probability, context.label, section)
+    att = attention_reward(matcher.canonical_set(parsed.features), context.salient_features)
+    return Reward(total=weight * cls + (1 - weight) * att, cls=cls, att=att, format_failure=None)

@@ -1,0 +1,95 @@
+"""Salient features: every member's attention as a table, and C_exp read from it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ehr.cohort import Cohort
+from ehr.errors import DataError
+from ehr.expert import ExpertEnsemble, candidate_tokens, heaviest_tokens
+
+
+def salience_table(cohort: Cohort, ensembles: Sequence[ExpertEnsemble]) -> pd.DataFrame:
+    """Every member's whole attention distribution for every patient of every split.
+
+    Columns: patient_id, split, ensemble, member, out_of_fold (the member was not trained on the
+    patient), feature, score, observed (a feature seen at least once; `Age & Sex` always), rank
+    (1 = the member's heaviest token of that patient). Features stand in schema order.
+    """
+    split_of = {patient: split for split, ids in cohort.splits.items() for patient in ids}
+    ids = list(split_of)
+    frames: list[pd.DataFrame] = []
+    for index, ensemble in enumerate(ensembles):
+        inputs = [ensemble.scaler.transform(cohort.cases[patient]) for patient in ids]
+        opinions = ensemble.predict(inputs)
+        tokens = ensemble.tokens
+        observed = np.array([candidate_tokens(entry.observed, "observed") for entry in inputs])
+        shape = (len(ensemble.members), len(ids), len(tokens))
+        order = np.argsort(-opinions.attention, axis=-1, kind="stable")
+        ranks = np.empty(shape, dtype=np.int32)
+        np.put_along_axis(ranks, order, np.arange(1, len(tokens) + 1, dtype=np.int32), axis=-1)
+
+        def spread(values: np.ndarray, shape: tuple[int, int, int] = shape) -> np.ndarray:
+            return np.broadcast_to(values, shape).ravel()
+
+        numbers = np.array([member.plan.member for member in ensemble.members])
+        frames.append(
+            pd.DataFrame(
+                {
+                    "patient_id": spread(np.array(ids, dtype=object)[None, :, None]),
+                    "split": spread(np.array(list(split_of.values()), dtype=object)[None, :, None]),
+                    "ensemble": index,
+                    "member": spread(numbers[:, None, None]),
+                    "out_of_fold": spread(~opinions.seen[:, :, None]),
+                    "feature": spread(np.array(tokens, dtype=object)),
+                    "score": opinions.attention.ravel(),
+                    "observed": spread(observed),
+                    "rank": ranks.ravel(),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def salient_sets(
+    table: pd.DataFrame, num_features: int, candidates: str, ensemble: int = 0
+) -> dict[str, tuple[str, ...]]:
+    """C_exp of every patient in a salience table, heaviest feature first.
+
+    Args:
+        table: as `salience_table` makes it.
+        num_features: size of C_exp; a patient with fewer candidates has fewer.
+        candidates: `observed` or `paper`, as in the expert section.
+        ensemble: whose opinion; members that were trained on the patient are left out unless all
+            were.
+    """
+    chosen = table.loc[table["ensemble"] == ensemble]
+    has_outsider = chosen.groupby("patient_id", observed=True)["out_of_fold"].transform("any")
+    chosen = chosen.loc[chosen["out_of_fold"] | ~has_outsider]
+    tokens = list(dict.fromkeys(chosen["feature"]))
+    grouped = chosen.groupby(["patient_id", "feature"], sort=False, observed=True)
+    scores = grouped["score"].mean().unstack("feature")[tokens]
+    observed = grouped["observed"].first().unstack("feature")[tokens].to_numpy(dtype=bool)
+    sets: dict[str, tuple[str, ...]] = {}
+    for row, patient in enumerate(scores.index):
+        allowed = candidate_tokens(observed[row, :-1], candidates)
+        order = heaviest_tokens(scores.iloc[row].to_numpy(), allowed)
+        sets[str(patient)] = tuple(tokens[token] for token in order[:num_features])
+    return sets
+
+
+def salient_features(
+    table: pd.DataFrame, patient_id: str, num_features: int, candidates: str
+) -> tuple[str, ...]:
+    """C_exp of one patient, by the first ensemble; `salient_sets` gives all at once.
+
+    Raises:
+        DataError: if the table does not have the patient.
+    """
+    rows = table.loc[table["patient_id"] == patient_id]
+    if rows.empty:
+        raise DataError(
+            f"The salience table has no patient {patient_id!r}. Use the table of the same cohort."
+        )
+    return salient_sets(rows, num_features, candidates)[patient_id]

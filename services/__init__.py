@@ -1,0 +1,1 @@
+"""Ray Serve applications (generator, expert, HTTP), the policy store and their typed clients."""

@@ -1,0 +1,175 @@
+"""Typed clients of the Serve applications: retries within a budget, and this project's errors."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from ehr.cohort import PatientCase
+from ehr.errors import EagRlError, ServiceError
+from services.expert import ExpertAnswer, expert_application
+from services.following import Acknowledgement, GeneratorStats, Scored
+from services.generator import generator_application
+from services.policy_store import PolicyRecord, commit_to_store
+from services.types import Completion, GenerateRequest, PolicyVersion
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+"""Pauses between retries double up to this: a replacement replica takes about a minute."""
+
+
+class _Application:
+    """A Serve application by name; the handle is looked up where it is used, so this pickles."""
+
+    def __init__(self, name: str, timeout_s: float) -> None:
+        self._name = name
+        self._timeout_s = timeout_s
+        self._handle: DeploymentHandle | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_name": self._name, "_timeout_s": self._timeout_s, "_handle": None}
+
+    def handle(self) -> DeploymentHandle:
+        if self._handle is None:
+            self._handle = serve.get_app_handle(self._name)
+        return self._handle
+
+    async def retried(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of `attempt`, again and again while replicas die, until the time is up."""
+        deadline = time.monotonic() + self._timeout_s
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await asyncio.wait_for(attempt(), max(deadline - time.monotonic(), 0.001))
+            except (RayError, RayServeException) as error:
+                if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
+                    # The replica answered, with a failure of its own.
+                    raise _own_error(self._name, error) from error
+                if time.monotonic() + pause > deadline:
+                    raise ServiceError(self._gave_up(repr(error))) from error
+            except TimeoutError as error:
+                raise ServiceError(self._gave_up("no answer in time")) from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _gave_up(self, reason: str) -> str:
+        return (
+            f"{self._name!r} did not answer within {self._timeout_s:.0f} s, retries included "
+            f"({reason[:300]}); see its log in Ray's session folder under logs/serve, or raise "
+            "generator.request_timeout_s"
+        )
+
+
+class GeneratorClient:
+    """A run's generator; implements `services.types.Generator`. Cheap, and pickles."""
+
+    def __init__(self, run_id: str, timeout_s: float) -> None:
+        """A client of one run.
+
+        Args:
+            run_id: whose generator.
+            timeout_s: budget of one call, retries included (`generator.request_timeout_s`).
+        """
+        self._run_id = run_id
+        self._timeout_s = timeout_s
+        self._application = _Application(generator_application(run_id), timeout_s)
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        """The completions of a request, in sample order.
+
+        Raises:
+            StalePolicyError: if the run does not serve a policy that the request accepts.
+            ServiceError: if no replica answers in time.
+        """
+
+        async def attempt() -> list[Completion]:
+            handle = self._application.handle().options(session_id=request.session)
+            return await handle.generate.remote(request)
+
+        return await self._application.retried(attempt)
+
+    async def score(
+        self,
+        prompt_token_ids: tuple[int, ...],
+        response_token_ids: tuple[int, ...],
+        least: PolicyVersion,
+    ) -> list[Scored]:
+        """Log-probabilities of a response by every replica: the canary of a sync."""
+        return await self._broadcast("score", prompt_token_ids, response_token_ids, least)
+
+    async def stats(self) -> list[GeneratorStats]:
+        """Counters of every replica since it started."""
+        return await self._broadcast("stats")
+
+    async def publish(self, record: PolicyRecord) -> list[Acknowledgement]:
+        """Make a committed policy the current one, and have every replica load it now.
+
+        Returns:
+            What each replica serves, all of them this policy.
+
+        Raises:
+            StalePolicyError: if the store refuses it, because it goes back or changes a version.
+            ServiceError: if the store or a replica does not answer in time.
+        """
+        await commit_to_store(self._run_id, record, self._timeout_s)
+        replies: list[Acknowledgement] = await self._broadcast("sync")
+        wanted = (record.version, record.checksum)
+        others = [each for each in replies if (each.version, each.checksum) != wanted]
+        if others or not replies:
+            raise ServiceError(
+                f"expected every replica to serve {record.version} after the sync, got "
+                f"{others[:5] or 'no replica'}; is something else publishing under this run's name?"
+            )
+        return replies
+
+    async def _broadcast(self, method: str, *arguments: object) -> list[Any]:
+        async def attempt() -> list[Any]:
+            return await self._application.handle().broadcast(method, *arguments).results_async()
+
+        return await self._application.retried(attempt)
+
+
+class ExpertClient:
+    """A run's expert. Cheap, and pickles."""
+
+    def __init__(self, run_id: str, timeout_s: float) -> None:
+        """A client of one run; `timeout_s` is the budget of one call, retries included."""
+        self._application = _Application(expert_application(run_id), timeout_s)
+
+    async def opinion(self, case: PatientCase, data_sha256: str | None = None) -> ExpertAnswer:
+        """The expert's opinion of a case.
+
+        Args:
+            case: the patient.
+            data_sha256: hash of the cohort that the case was taken from unchanged; with the
+                expert's own, the stored out-of-fold salience answers.
+
+        Raises:
+            DataError: if the case does not fit the expert.
+            ServiceError: if the expert does not answer in time.
+        """
+
+        async def attempt() -> ExpertAnswer:
+            return await self._application.handle().opinion.remote(case, data_sha256)
+
+        return await self._application.retried(attempt)
+
+    async def feature_names(self) -> tuple[str, ...]:
+        """Columns that a case must have, in order."""
+
+        async def attempt() -> tuple[str, ...]:
+            return await self._application.handle().feature_names.remote()
+
+        return await self._application.retried(attempt)
+
+
+def _own_error(name: str, error: RayTaskError) -> Exception:
+    cause = error.cause
+    if isinstance(cause, EagRlError):
+        return cause
+    return ServiceError(f"{name!r} failed: {cause!r}; its log has the traceback")

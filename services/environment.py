@@ -1,0 +1,73 @@
+"""The one place that sets environment variables, for what libraries read only from there.
+
+Nothing leaves the machine by default: usage reports are off and the model hub is not contacted. A
+variable that the caller has already set is kept, so that `HF_HUB_OFFLINE=0` allows downloads.
+"""
+
+import os
+from pathlib import Path
+
+_EGRESS = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+_BEHAVIOUR = {
+    # Forked workers after a first use of the tokenizer would otherwise warn and switch threads off.
+    "TOKENIZERS_PARALLELISM": "false",
+    # Ray otherwise hides GPUs from actors that ask for none, and warns about it once an actor.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # The plugins that an environment happens to hold do not become part of an engine.
+    "VLLM_PLUGINS": "",
+    # Ray's workers run threads; a forked engine process could inherit a held lock.
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+}
+
+_QUIET = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CONFIGURE_LOGGING": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_LOG_TO_DRIVER": "0",
+    "DEEPSPEED_LOG_LEVEL": "error",
+}
+
+
+def process_environment(verbose: bool) -> dict[str, str]:
+    """Variables of every process of a run, values that are already set first.
+
+    Args:
+        verbose: leave the libraries' own logs on.
+    """
+    wanted = {**_EGRESS, **_BEHAVIOUR, **({} if verbose else _QUIET)}
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def prepare_process(verbose: bool = False) -> None:
+    """Set this process's variables; call before ray, vllm, transformers or a hub is imported."""
+    os.environ.update(process_environment(verbose))
+
+
+def prepare_cpu_engine(threads: int) -> None:
+    """Set this process's variables for a CPU engine; call before vllm is imported.
+
+    Args:
+        threads: OpenMP threads of the engine's worker.
+    """
+    os.environ.update(
+        {
+            # `auto` would pin the workers of all engines of a machine to the same cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # Ray has set this to the replica's logical CPUs, which say nothing about real cores.
+            "OMP_NUM_THREADS": str(threads),
+        }
+    )
+
+
+def default_cache_dir() -> Path:
+    """Where converted models are kept unless the configuration says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "eag-rl"

@@ -1,0 +1,127 @@
+"""The expert on Ray Serve: risk and feature attention of a patient, stored or computed."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from ray import serve
+
+from ehr.cohort import PatientCase
+from ehr.errors import DataError
+from ehr.expert import ExpertEnsemble, Opinion, expert_opinion
+from ehr.salience import salient_features
+from services.applications import delete_application, deploy_application, wait_for_application
+
+_SERVED_ENSEMBLE = 0
+"""The other one only measures how far two ensembles agree."""
+_CPUS = 0.5
+"""Logical CPUs of the expert: an answer takes milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertAnswer:
+    """An opinion and where it comes from."""
+
+    opinion: Opinion
+    source: Literal["stored", "computed"]
+    """`stored`: the run's out-of-fold salience table; `computed`: all members, now."""
+    model_sha256: str
+    data_sha256: str
+    """The cohort that the expert was trained on."""
+
+
+class StoredOpinions:
+    """Answers for cohort patients from the salience table, for everybody else from the members."""
+
+    def __init__(self, ensemble: ExpertEnsemble, table: pd.DataFrame) -> None:
+        self._ensemble = ensemble
+        self._table = {
+            str(patient): rows for patient, rows in table.groupby("patient_id", observed=True)
+        }
+
+    def answer(self, case: PatientCase, data_sha256: str | None) -> ExpertAnswer:
+        """The opinion of a case; stored only if the caller names the cohort it comes from."""
+        known = data_sha256 == self._ensemble.data_sha256 and case.patient_id in self._table
+        if known:
+            opinion = self._stored(case)
+        else:
+            # A stranger with a training patient's name must not lose the members that saw the name.
+            opinion = expert_opinion(self._ensemble, replace(case, patient_id=""))
+        return ExpertAnswer(
+            opinion=opinion,
+            source="stored" if known else "computed",
+            model_sha256=self._ensemble.model_sha256,
+            data_sha256=self._ensemble.data_sha256,
+        )
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Columns that a case must have, in order."""
+        return self._ensemble.scaler.features
+
+    def _stored(self, case: PatientCase) -> Opinion:
+        # Only the risk is computed: by the members that were not trained on this patient.
+        risk = self._ensemble.predict([self._ensemble.scaler.transform(case)]).mean_risk()[0]
+        rows = self._table[case.patient_id]
+        served = rows.loc[rows["ensemble"] == _SERVED_ENSEMBLE]
+        outside = served.loc[served["out_of_fold"]]
+        fair = served if outside.empty else outside
+        attention = fair.groupby("feature", sort=False, observed=True)["score"].mean()
+        section = self._ensemble.section
+        return Opinion(
+            risk=float(risk),
+            attention={str(name): float(score) for name, score in attention.items()},
+            salient=salient_features(
+                rows, case.patient_id, section.num_salient_features, section.candidates
+            ),
+        )
+
+
+class ExpertReplica:
+    """Serve deployment: the expert of one run."""
+
+    def __init__(self, expert_dir: str) -> None:
+        folder = Path(expert_dir)
+        ensemble = ExpertEnsemble.load(folder / "checkpoint", _SERVED_ENSEMBLE)
+        try:
+            table = pd.read_parquet(folder / "salience.parquet")
+        except OSError as error:
+            raise DataError(
+                f"expected {folder / 'salience.parquet'} beside the expert's checkpoint, it cannot "
+                f"be read ({error}); run the expert stage of this run folder"
+            ) from error
+        self._opinions = StoredOpinions(ensemble, table)
+
+    async def opinion(self, case: PatientCase, data_sha256: str | None) -> ExpertAnswer:
+        """The opinion of a case."""
+        return self._opinions.answer(case, data_sha256)
+
+    async def feature_names(self) -> tuple[str, ...]:
+        """Columns that a case must have, in order."""
+        return self._opinions.feature_names
+
+
+def expert_application(run_id: str) -> str:
+    """Name of a run's expert application."""
+    return f"expert-{run_id}"
+
+
+def start_expert(run_id: str, run_dir: Path, timeout_s: float) -> None:
+    """Serve the expert that a run has trained; returns when it answers.
+
+    Raises:
+        ServiceError: if it does not start in time.
+    """
+    delete_application(expert_application(run_id))
+    deployment = serve.deployment(
+        name="ExpertReplica", max_ongoing_requests=64, ray_actor_options={"num_cpus": _CPUS}
+    )(ExpertReplica)
+    application = deployment.bind(str(run_dir / "expert"))
+    deploy_application(application, expert_application(run_id), route_prefix=None)
+    wait_for_application(expert_application(run_id), timeout_s)
+
+
+def stop_expert(run_id: str) -> None:
+    """End a run's expert."""
+    delete_application(expert_application(run_id))

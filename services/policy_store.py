@@ -1,0 +1,266 @@
+"""The policy store: which policy a run serves, by value, for every replica that asks.
+
+The run folder is the commit point: a record of the version is written there before it is served,
+and a restarted store reads it back. `PolicyLedger` decides, the actor around it carries out.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from ehr.errors import ModelError, ServiceError, StalePolicyError
+from services.adapters import adapter_checksum
+from services.types import BASE_POLICY, Policy, PolicyVersion
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "eag-rl"
+"""Ray namespace of this project's named actors; their names carry the run id."""
+_RETRY_PAUSE_S = 0.5
+_STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRecord:
+    """A committed policy by reference: what `policy.json` in the run folder says."""
+
+    version: PolicyVersion
+    adapter_path: str | None
+    """Absolute path of the adapter file; None is the base model."""
+    checksum: str
+    """SHA-256 of that file, "" for the base model."""
+    scaling: float
+    """lora_alpha / rank, 0.0 for the base model."""
+
+
+BASE_RECORD = PolicyRecord(version=BASE_POLICY, adapter_path=None, checksum="", scaling=0.0)
+
+
+class PolicyLedger:
+    """Which publications are allowed, and which policy is current."""
+
+    def __init__(self, current: PolicyRecord = BASE_RECORD) -> None:
+        self.current = current
+
+    def accepts(self, record: PolicyRecord) -> bool:
+        """Whether `record` is new; False if it is what is current already.
+
+        Another lineage always replaces the current one: that is how a run moves between stages.
+
+        Raises:
+            StalePolicyError: if it goes back within its lineage, or is another policy under a
+                version that is taken.
+        """
+        now, then = record.version, self.current.version
+        if now.lineage != then.lineage or now.version > then.version:
+            return True
+        if now.version < then.version:
+            raise StalePolicyError(
+                f"expected a {now.lineage} policy newer than version {then.version}, got version "
+                f"{now.version}: policies only go forward; resume from the last committed version"
+            )
+        if record.checksum != self.current.checksum or record.scaling != self.current.scaling:
+            raise StalePolicyError(
+                f"{now.lineage} version {now.version} is already published with checksum "
+                f"{self.current.checksum[:12]!r}, got {record.checksum[:12]!r}: one version is one "
+                "policy; publish a changed policy under the next version"
+            )
+        return False
+
+    def commit(self, record: PolicyRecord) -> None:
+        """Make an accepted record current."""
+        self.current = record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPolicy:
+    """A record and where its bytes lie in Ray's object store."""
+
+    record: PolicyRecord
+    adapter: tuple[ray.ObjectRef, ...]
+    """One reference, owned by the store; none for the base model. In a tuple so that Ray hands the
+    reference on instead of the bytes."""
+
+
+class PolicyStore:
+    """Ray actor, detached and restarted for ever, that serves the current policy of one run."""
+
+    def __init__(self, run_id: str, record_file: str) -> None:
+        self._run_id = run_id
+        self._file = Path(record_file)
+        self._adapter: tuple[ray.ObjectRef, ...] = ()
+        self._ledger = PolicyLedger()
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            record = read_record(self._file)
+            self._adapter = _put(_read_adapter(record))
+            self._ledger.commit(record)
+        else:
+            write_record(self._file, run_id, BASE_RECORD)
+
+    def publish(self, record: PolicyRecord) -> PolicyRecord:
+        """Serve a committed policy; publishing the same one again changes nothing."""
+        if self._ledger.accepts(record):
+            adapter = _put(_read_adapter(record))
+            write_record(self._file, self._run_id, record)
+            self._adapter = adapter
+            self._ledger.commit(record)
+        return self._ledger.current
+
+    def current(self) -> StoredPolicy:
+        """The policy that every replica should serve."""
+        return StoredPolicy(record=self._ledger.current, adapter=self._adapter)
+
+
+def write_record(file: Path, run_id: str, record: PolicyRecord) -> None:
+    """Write `policy.json` atomically."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"run_id": run_id, **asdict(record)}, indent=2) + "\n")
+    partial.replace(file)
+
+
+def read_record(file: Path) -> PolicyRecord:
+    """Read `policy.json`; the base policy if there is none."""
+    if not file.is_file():
+        return BASE_RECORD
+    fields = json.loads(file.read_text())
+    del fields["run_id"]
+    return PolicyRecord(**{**fields, "version": PolicyVersion(**fields["version"])})
+
+
+def start_policy_store(run_id: str, run_dir: Path, timeout_s: float) -> None:
+    """Start a run's store at the base policy; one that an ended run left behind is replaced."""
+    stop_policy_store(run_id)
+    store = (
+        ray.remote(PolicyStore)
+        .options(
+            name=_name(run_id),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            # Both methods may be repeated: publishing the same record twice changes nothing.
+            max_task_retries=-1,
+        )
+        .remote(run_id, str(run_dir / "policy.json"))
+    )
+    ray.get(store.current.remote(), timeout=timeout_s)
+
+
+def stop_policy_store(run_id: str) -> None:
+    """End a run's store, if there is one, and free its name."""
+    try:
+        store = ray.get_actor(_name(run_id), namespace=NAMESPACE)
+    except ValueError:
+        return
+    ray.kill(store, no_restart=True)
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while _name_is_taken(run_id):
+        if time.monotonic() > deadline:
+            raise ServiceError(
+                f"the policy store of run {run_id!r} did not end within {_STOP_TIMEOUT_S:.0f} s; "
+                "look at the cluster's dashboard, or use another run name"
+            )
+        time.sleep(0.05)
+
+
+async def commit_to_store(run_id: str, record: PolicyRecord, timeout_s: float) -> None:
+    """Publish a record in the run's store.
+
+    Raises:
+        StalePolicyError: if the ledger refuses it.
+        ServiceError: if the store does not answer in time.
+    """
+    store = _find(run_id)
+    try:
+        await asyncio.wait_for(store.publish.remote(record), timeout_s)
+    except RayTaskError as error:
+        raise error.cause from error
+    except (RayError, TimeoutError) as error:
+        raise ServiceError(_no_answer(run_id, timeout_s, error)) from error
+
+
+async def fetch_policy(run_id: str, timeout_s: float) -> Policy:
+    """The run's current policy by value.
+
+    Raises:
+        ServiceError: if the store does not answer in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout_s):
+                stored: StoredPolicy = await _find(run_id).current.remote()
+                adapter = await stored.adapter[0] if stored.adapter else None
+            record = stored.record
+            return Policy(
+                version=record.version,
+                adapter=adapter,
+                scaling=record.scaling,
+                checksum=record.checksum,
+            )
+        except (RayError, TimeoutError) as error:
+            # A store that dies between the two calls takes the bytes with it; the next one has
+            # read them again from the run folder.
+            if time.monotonic() > deadline:
+                raise ServiceError(_no_answer(run_id, timeout_s, error)) from error
+            await asyncio.sleep(_RETRY_PAUSE_S)
+
+
+def _name(run_id: str) -> str:
+    return f"policy-store-{run_id}"
+
+
+def _name_is_taken(run_id: str) -> bool:
+    try:
+        ray.get_actor(_name(run_id), namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _find(run_id: str) -> ActorHandle:
+    try:
+        return ray.get_actor(_name(run_id), namespace=NAMESPACE)
+    except ValueError as error:
+        raise ServiceError(
+            f"run {run_id!r} has no policy store on this cluster; start its services first"
+        ) from error
+
+
+def _no_answer(run_id: str, timeout_s: float, error: Exception) -> str:
+    return (
+        f"the policy store of run {run_id!r} did not answer within {timeout_s:.0f} s "
+        f"({type(error).__name__}); is the run folder readable from the cluster's head node?"
+    )
+
+
+def _put(adapter: bytes | None) -> tuple[ray.ObjectRef, ...]:
+    return () if adapter is None else (ray.put(adapter),)
+
+
+def _read_adapter(record: PolicyRecord) -> bytes | None:
+    if record.adapter_path is None:
+        return None
+    path = Path(record.adapter_path)
+    try:
+        adapter = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"expected the adapter of {record.version.lineage} version {record.version.version} at "
+            f"{path}, which cannot be read ({error.strerror}); the run folder must be on storage "
+            "that every node of the cluster sees"
+        ) from error
+    found = adapter_checksum(adapter)
+    if found != record.checksum:
+        raise ModelError(
+            f"expected {path} with SHA-256 {record.checksum}, found {found}: the file changed "
+            "after it was committed; resume from the last good checkpoint"
+        )
+    return adapter

@@ -1,0 +1,86 @@
+"""What crosses the boundary between a caller and a generator: frozen, picklable values."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class PolicyVersion:
+    """Which policy: a lineage ("base", "stage1", "grpo") and a version that only grows inside it."""
+
+    lineage: str
+    version: int
+
+    def satisfies(self, least: "PolicyVersion") -> bool:
+        """Whether a policy of this version may answer a request that accepts `least` or newer."""
+        return self.lineage == least.lineage and self.version >= least.version
+
+
+BASE_POLICY = PolicyVersion(lineage="base", version=0)
+"""The language model as it was loaded, without an adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A policy by value: everything a replica needs to serve it."""
+
+    version: PolicyVersion
+    adapter: bytes | None
+    """A peft LoRA adapter (`adapter_model.safetensors`); None is the base model."""
+    scaling: float
+    """lora_alpha / rank; 0.0 for the base model."""
+    checksum: str
+    """SHA-256 of `adapter`, "" for the base model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How one request is sampled; maps one to one to vLLM's SamplingParams."""
+
+    max_tokens: int
+    temperature: float
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    """Keep the stop string in the text and in the token ids."""
+    regex: str | None = None
+    """Constrains the whole completion (structured output)."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One prompt as token ids, sampled `sampling.n` times."""
+
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    least: PolicyVersion
+    """The oldest policy that may answer."""
+    session: str
+    """Routing hint, the same for all requests of a patient: warm prefix cache, never correctness."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sample, exactly as the engine produced it."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    """Log-probability of each token under the sampling distribution at temperature 1 (raw)."""
+    finish_reason: str
+    """"stop" or "length"."""
+    policy_version: PolicyVersion
+    policy_checksum: str
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    """Prompt tokens found in the prefix cache; the request's own figure, repeated on its n samples."""
+
+
+class Generator(Protocol):
+    """Anything that answers generation requests: the Serve client, a log replay, a script."""
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        """The `sampling.n` completions of a request, in sample order."""
+        ...

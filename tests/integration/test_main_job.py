@@ -1,0 +1,158 @@
+"""The whole main job as a user runs it: the command line in a process of its own, real everything."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "configs" / "tiny.yaml")
+
+
+def command(run_dir, *more):
+    return [
+        sys.executable, "-m", "training.cli", "run", TINY, "--run-dir", str(run_dir),
+        "cluster.dashboard=false", *more,
+    ]  # fmt: skip
+
+
+def environment():
+    # The job must start a Ray of its own, whatever this test session has running.
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
+def run(run_dir, *more, timeout=900):
+    return subprocess.run(
+        command(run_dir, *more),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=timeout,
+        check=False,
+    )
+
+
+def descendants(pid):
+    found = subprocess.run(
+        ["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout.split()
+    children = {}
+    for child, parent in zip(found[::2], found[1::2], strict=True):
+        children.setdefault(int(parent), []).append(int(child))
+    pending, result = [pid], []
+    while pending:
+        for child in children.get(pending.pop(), []):
+            result.append(child)
+            pending.append(child)
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("main") / "tiny"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done
+
+
+@pytest.mark.timeout(1200)
+def test_the_main_job_writes_the_whole_run_folder(finished):
+    folder, done = finished
+
+    summary = json.loads((folder / "cohort" / "summary.json").read_text())
+    expert = json.loads((folder / "expert" / "metrics.json").read_text())
+    ledger = json.loads((folder / "search" / "ledger.json").read_text())
+    steps = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    results = {row["method"]: row for row in json.loads((folder / "evaluate" / "results.json").read_text())}
+
+    assert done.stdout.strip().splitlines()[-1] == str(folder)
+    assert set(summary["splits"]) == {"train", "val", "test"}
+    assert summary["features"] == 17
+    assert {"auroc", "auprc"} <= set(expert["test"])
+    assert ledger["patients"] == 2
+    assert ledger["prefill_computed_tokens"] <= ledger["prefill_tokens"]
+    assert [(step["policy_version"], step["policy_version_out"]) for step in steps] == [(0, 1)]
+    assert {"reward/mean", "reward/cls_mean", "reward/att_mean", "time/rollout_s", "time/sync_s"} <= set(
+        steps[0]
+    )
+    assert {"vanilla", "question_decomposition", "stage1", "eag_rl", "concare"} <= set(results)
+    assert all(0 <= row["parse_failure_rate"] <= 1 for row in results.values())
+    assert (folder / "sft" / "adapter" / "adapter_model.safetensors").exists()
+    assert (folder / "grpo" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_report_is_one_page_that_loads_nothing(finished):
+    page = (finished[0] / "report.html").read_text()
+
+    assert "not for clinical use" in page
+    assert 'src="http' not in page
+    assert '<link rel="stylesheet"' not in page
+
+
+def test_no_step_of_the_run_lost_the_policy(finished):
+    trajectories = pd.read_parquet(finished[0] / "search" / "trajectories.parquet")
+    predictions = pd.read_parquet(finished[0] / "evaluate" / "predictions.parquet")
+    by_method = {name: set(table["patient_id"]) for name, table in predictions.groupby("method")}
+
+    assert trajectories["patient_id"].nunique() <= 2
+    assert by_method["vanilla"] == by_method["eag_rl"]
+
+
+def test_a_second_run_does_nothing_and_says_so(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+
+    again = run(folder)
+
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("already done, same inputs; skipped") == 7
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == before
+
+
+def test_another_configuration_is_refused_before_anything_runs(finished):
+    refused = run(finished[0], "grpo.learning_rate=0.001")
+
+    assert refused.returncode == 2
+    assert "grpo.learning_rate" in refused.stderr.strip().splitlines()[-1]
+    assert "--redo grpo" in refused.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tmp_path):
+    folder = tmp_path / "interrupted"
+    # Off the session's process group, as a terminal's job is.
+    job = subprocess.Popen(
+        command(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 600
+    while not (folder / "search" / "stage.json").exists():
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.5)
+    started = descendants(job.pid)
+
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=120)
+    time.sleep(5)
+    left = [pid for pid in started if Path(f"/proc/{pid}/cmdline").exists()]
+    resumed = run(folder)
+
+    assert job.returncode == 130
+    assert "the same command resumes" in errors.strip().splitlines()[-1]
+    assert left == []
+    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    assert "cohort: already done" in resumed.stderr
+    assert "expert: already done" in resumed.stderr

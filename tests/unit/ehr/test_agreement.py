@@ -1,0 +1,107 @@
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+
+from ehr.agreement import agreement, best_constant_set, jaccard, mean_jaccard
+from ehr.errors import DataError
+
+
+def test_jaccard_of_the_papers_case_study_is_a_quarter_and_a_half() -> None:
+    salient = {"A", "B", "C", "D", "E"}
+
+    assert jaccard({"A", "B", "X", "Y", "Z"}, salient) == 2 / 8
+    assert jaccard({"A", "B", "C", "X"}, salient) == 3 / 6
+
+
+def test_jaccard_of_two_empty_sets_is_zero() -> None:
+    assert jaccard(set(), set()) == 0
+
+
+def test_identical_patient_specific_selections_have_kappa_one() -> None:
+    sets = [{"a", "b"}, {"c", "d"}, {"e", "f"}]
+
+    result = agreement(sets, sets, size=2)
+
+    assert result.jaccard == 1
+    assert result.jaccard_permuted == 0
+    assert result.kappa == 1
+    assert result.jaccard_constant == pytest.approx(1 / 3)
+
+
+def test_the_same_answer_for_everybody_has_no_kappa() -> None:
+    sets = [{"a", "b"}] * 4
+
+    result = agreement(sets, sets, size=2)
+
+    assert (result.jaccard, result.jaccard_permuted, result.jaccard_constant) == (1, 1, 1)
+    assert result.kappa is None
+
+
+def test_permuted_jaccard_is_the_mean_over_pairs_of_different_patients() -> None:
+    rng = np.random.default_rng(0)
+    first = [set(rng.choice(8, 3, replace=False).astype(str)) for _ in range(6)]
+    second = [set(rng.choice(8, 3, replace=False).astype(str)) for _ in range(6)]
+    pairs = [jaccard(first[i], second[j]) for i, j in permutations(range(6), 2)]
+
+    result = agreement(first, second, size=3)
+
+    assert result.jaccard_permuted == pytest.approx(np.mean(pairs))
+    assert result.jaccard == pytest.approx(np.mean([jaccard(a, b) for a, b in zip(first, second)]))
+    assert result.kappa == pytest.approx((result.jaccard - np.mean(pairs)) / (1 - np.mean(pairs)))
+
+
+def test_permuted_jaccard_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [{str(i % 3), str(i % 5)} for i in range(20)]
+    whole = agreement(sets, sets, size=2)
+
+    monkeypatch.setattr("ehr.agreement._BLOCK", 7)
+
+    assert agreement(sets, sets, size=2).jaccard_permuted == pytest.approx(whole.jaccard_permuted)
+
+
+def test_a_single_patient_has_no_permuted_agreement() -> None:
+    result = agreement([{"a"}], [{"a"}], size=1)
+
+    assert result.jaccard == 1
+    assert result.jaccard_permuted is None
+    assert result.kappa is None
+
+
+def test_best_constant_set_is_the_best_of_all_sets() -> None:
+    rng = np.random.default_rng(2)
+    names = [f"f{index}" for index in range(9)]
+    sets = [set(rng.choice(names, 4, replace=False)) for _ in range(30)]
+    every = [mean_jaccard([c] * 30, sets) for c in combinations(names, 4)]
+
+    chosen, value = best_constant_set(sets, 4)
+
+    assert value == pytest.approx(max(every))
+    assert mean_jaccard([chosen] * 30, sets) == pytest.approx(value)
+
+
+def test_best_constant_set_beats_the_most_frequent_names() -> None:
+    # a, b, c are the most frequent, yet {d, e, f} is right for more patients.
+    sets = [{"d", "e", "f"}] * 5 + [
+        {"a", x, y} for x, y in (("p", "q"), ("r", "s"), ("t", "u"))
+    ] * 2
+
+    chosen, _ = best_constant_set(sets, 3)
+
+    assert chosen == {"d", "e", "f"}
+
+
+def test_best_constant_set_takes_all_names_if_there_are_few() -> None:
+    assert best_constant_set([{"a"}, {"b"}], 5) == (frozenset({"a", "b"}), 0.5)
+
+
+def test_patients_without_salient_features_reach_nothing() -> None:
+    assert best_constant_set([set(), set()], 5) == (frozenset(), 0.0)
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([{"a"}], [{"a"}, {"b"}])])
+def test_lists_that_do_not_pair_up_are_refused(
+    first: list[set[str]], second: list[set[str]]
+) -> None:
+    with pytest.raises(DataError, match="one set per patient"):
+        agreement(first, second, size=5)

@@ -1,0 +1,469 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ehr.catalogue import AGE_AND_SEX
+from ehr.cohort import cohort_hash
+from ehr.config import ExpertSection
+from ehr.errors import DataError, TrainingError
+from ehr.expert import ExpertEnsemble, Opinions, expert_opinion, save_ensembles
+from ehr.expert_member import (
+    Member,
+    MemberState,
+    fit_member,
+    halves,
+    member_file,
+    member_key,
+    read_member,
+)
+from ehr.imputation import ExpertInput, ExpertScaler
+from ehr.salience import salience_table, salient_features, salient_sets
+from tests.expert_cohort import FEATURES, tiny_case, tiny_cohort, tiny_section
+
+COHORT = tiny_cohort()
+SCALER = ExpertScaler.fit(COHORT, COHORT.splits["train"])
+IDS = [patient for ids in COHORT.splits.values() for patient in ids]
+INPUTS = [SCALER.transform(COHORT.cases[patient]) for patient in IDS]
+LABELS = [COHORT.labels[patient] for patient in IDS]
+TRAIN = [IDS.index(patient) for patient in COHORT.splits["train"]]
+VAL = [IDS.index(patient) for patient in COHORT.splits["val"]]
+
+
+def fit(section: ExpertSection, seed: int = 0) -> MemberState:
+    return fit_member(INPUTS, LABELS, TRAIN, VAL, section, seed)
+
+
+def ensembles(section: ExpertSection) -> list[ExpertEnsemble]:
+    members: list[list[Member]] = [[] for _ in range(section.num_ensembles)]
+    for plan in halves(COHORT.splits["train"], COHORT.labels, section):
+        train = [IDS.index(patient) for patient in plan.train_ids]
+        state = fit_member(INPUTS, LABELS, train, VAL, section, plan.seed)
+        key = member_key(plan, section, cohort_hash(COHORT))
+        members[plan.ensemble].append(Member(plan=plan, state=state, key=key))
+    return [ExpertEnsemble(part, SCALER, section, cohort_hash(COHORT)) for part in members]
+
+
+@pytest.fixture(scope="module")
+def trained() -> list[ExpertEnsemble]:
+    return ensembles(tiny_section(members=4))
+
+
+@pytest.fixture(scope="module")
+def table(trained: list[ExpertEnsemble]) -> pd.DataFrame:
+    return salience_table(COHORT, trained)
+
+
+# Halves
+
+
+def test_pairs_hold_complementary_stratified_halves() -> None:
+    train = COHORT.splits["train"]
+
+    plans = halves(train, COHORT.labels, tiny_section(members=4))
+
+    assert [(plan.ensemble, plan.member) for plan in plans] == [
+        (ensemble, member) for ensemble in (0, 1) for member in range(4)
+    ]
+    for first, second in zip(plans[::2], plans[1::2], strict=True):
+        assert set(first.train_ids) | set(second.train_ids) == set(train)
+        assert not set(first.train_ids) & set(second.train_ids)
+        positives = [sum(COHORT.labels[p] for p in plan.train_ids) for plan in (first, second)]
+        assert abs(positives[0] - positives[1]) <= 1
+    assert len({plan.train_ids for plan in plans}) == 8
+    assert len({plan.seed for plan in plans}) == 8
+
+
+def test_halves_of_odd_classes_differ_by_no_patient_in_size() -> None:
+    labels = {f"p{index}": int(index < 5) for index in range(12)}
+
+    first, second = halves(list(labels), labels, tiny_section(members=2, num_ensembles=1))
+
+    assert len(first.train_ids) == len(second.train_ids) == 6
+
+
+def test_halves_do_not_depend_on_the_order_of_patients() -> None:
+    train = COHORT.splits["train"]
+
+    assert halves(train, COHORT.labels, tiny_section()) == halves(
+        train[::-1], COHORT.labels, tiny_section()
+    )
+
+
+def test_a_single_member_takes_every_training_patient() -> None:
+    plans = halves(COHORT.splits["train"], COHORT.labels, tiny_section(members=1))
+
+    assert [plan.train_ids for plan in plans] == [COHORT.splits["train"]] * 2
+
+
+def test_a_class_with_one_patient_cannot_be_halved() -> None:
+    with pytest.raises(DataError, match=r"at least 2 .* 1 positives.*expert.members=1"):
+        halves(["a", "b", "c"], {"a": 1, "b": 0, "c": 0}, tiny_section())
+
+
+# Members
+
+
+def test_a_member_is_the_same_whatever_was_done_before() -> None:
+    first = fit(tiny_section())
+    torch.manual_seed(99)
+    torch.randn(7)
+
+    second = fit(tiny_section())
+
+    assert first.validation_loss == second.validation_loss
+    assert all(torch.equal(first.parameters[n], second.parameters[n]) for n in first.parameters)
+
+
+def test_training_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(4)
+    expected = torch.randn(1)
+    torch.manual_seed(4)
+
+    fit(tiny_section(epochs=1))
+
+    assert torch.equal(torch.randn(1), expected)
+
+
+def test_seeds_give_different_members() -> None:
+    assert fit(tiny_section(), 0).validation_loss != fit(tiny_section(), 1).validation_loss
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_kept() -> None:
+    losses: list[float] = []
+    section = tiny_section(epochs=25, patience=4, learning_rate=0.05)
+
+    state = fit_member(
+        INPUTS, LABELS, TRAIN, VAL, section, 0, on_epoch=lambda _, loss: losses.append(loss)
+    )
+
+    assert state.validation_loss == min(losses)
+    assert state.best_epoch == 1 + int(np.argmin(losses))
+    assert state.num_epochs == len(losses) == min(25, state.best_epoch + 4)
+
+
+def test_a_member_learns_the_signal() -> None:
+    state = fit(tiny_section(epochs=30, learning_rate=0.02))
+
+    assert state.validation_loss < 0.4
+
+
+def test_one_training_patient_in_the_last_batch_is_no_trouble() -> None:
+    section = tiny_section(batch_size=len(TRAIN) - 1, epochs=1)
+
+    assert np.isfinite(fit(section).validation_loss)
+
+
+def test_a_feature_without_variance_trains_to_a_finite_result() -> None:
+    constant = [
+        dataclasses.replace(entry, values=entry.values * [0, 1, 1, 1]).values for entry in INPUTS
+    ]
+    inputs = [
+        dataclasses.replace(entry, values=values.astype(np.float32))
+        for entry, values in zip(INPUTS, constant, strict=True)
+    ]
+
+    state = fit_member(inputs, LABELS, TRAIN, VAL, tiny_section(), 0)
+
+    assert np.isfinite(state.validation_loss)
+    assert all(value.isfinite().all() for value in state.parameters.values())
+
+
+@pytest.mark.parametrize("field", ["values", "days", "demographics"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_input_that_is_not_finite_is_refused_with_the_patient(field: str, bad: float) -> None:
+    inputs = list(INPUTS)
+    broken = getattr(inputs[3], field).copy()
+    broken.flat[0] = bad
+    inputs[3] = dataclasses.replace(inputs[3], **{field: broken})
+
+    with pytest.raises(DataError, match=rf"{field} of patient 'p003' must be finite"):
+        fit_member(inputs, LABELS, TRAIN, VAL, tiny_section(), 0)
+
+
+def test_a_loss_that_explodes_stops_with_the_setting_to_change() -> None:
+    section = tiny_section(learning_rate=1e30)
+
+    with pytest.raises(TrainingError, match=r"expert\.learning_rate"):
+        fit(section)
+
+
+@pytest.mark.parametrize(("train", "val"), [([], VAL), (TRAIN, [])])
+def test_an_empty_split_is_refused(train: list[int], val: list[int]) -> None:
+    with pytest.raises(DataError, match="training and validation patients"):
+        fit_member(INPUTS, LABELS, train, val, tiny_section(), 0)
+
+
+def test_a_members_key_changes_with_what_it_depends_on_only() -> None:
+    section = tiny_section()
+    plan, other = halves(COHORT.splits["train"], COHORT.labels, section)[:2]
+    key = member_key(plan, section, "data")
+
+    assert key == member_key(plan, tiny_section(num_workers=3, num_salient_features=4), "data")
+    assert key != member_key(plan, tiny_section(learning_rate=0.5), "data")
+    assert key != member_key(plan, section, "other data")
+    assert key != member_key(other, section, "data")
+
+
+# Ensemble
+
+
+def test_members_answer_together_as_they_do_alone(trained: list[ExpertEnsemble]) -> None:
+    ensemble = trained[0]
+    together = ensemble.predict(INPUTS)
+
+    for index, member in enumerate(ensemble.members):
+        alone = ExpertEnsemble([member], SCALER, ensemble.section, "").predict(INPUTS)
+        np.testing.assert_allclose(together.risk[index], alone.risk[0], atol=1e-6)
+        np.testing.assert_allclose(together.attention[index], alone.attention[0], atol=1e-6)
+
+
+def test_an_opinion_does_not_depend_on_the_other_patients(trained: list[ExpertEnsemble]) -> None:
+    together = trained[0].predict(INPUTS)
+
+    alone = trained[0].predict(INPUTS[:1])
+
+    np.testing.assert_allclose(together.attention[:, :1], alone.attention, atol=1e-6)
+
+
+def test_more_patients_than_one_pass_takes_are_answered_in_order(
+    trained: list[ExpertEnsemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained[0].predict(INPUTS)
+
+    monkeypatch.setattr("ehr.expert.PREDICT_PATIENTS", 5)
+
+    np.testing.assert_allclose(trained[0].predict(INPUTS).risk, whole.risk, atol=1e-6)
+
+
+def test_a_training_patients_opinion_leaves_out_members_that_saw_it() -> None:
+    opinions = Opinions(
+        patient_ids=("train", "new", "everywhere"),
+        risk=np.array([[0.2, 0.2, 0.2], [0.8, 0.8, 0.8]]),
+        attention=np.array([[[1.0, 0.0]] * 3, [[0.0, 1.0]] * 3]),
+        seen=np.array([[True, False, True], [False, False, True]]),
+    )
+
+    np.testing.assert_allclose(opinions.mean_risk(), [0.8, 0.5, 0.5])
+    np.testing.assert_allclose(opinions.mean_attention(), [[0, 1], [0.5, 0.5], [0.5, 0.5]])
+
+
+def test_a_saved_ensemble_answers_the_same_after_loading(
+    trained: list[ExpertEnsemble], tmp_path: Path
+) -> None:
+    save_ensembles(trained, tmp_path)
+
+    for index, ensemble in enumerate(trained):
+        loaded = ExpertEnsemble.load(tmp_path, index)
+        case = tiny_case("new", seed=77, level=1)
+        assert expert_opinion(loaded, case) == expert_opinion(ensemble, case)
+        assert loaded.model_sha256 == ensemble.model_sha256
+        assert loaded.data_sha256 == cohort_hash(COHORT)
+        assert loaded.tokens == (*FEATURES, AGE_AND_SEX)
+
+
+def test_saving_twice_writes_the_same_bytes(trained: list[ExpertEnsemble], tmp_path: Path) -> None:
+    save_ensembles(trained, tmp_path / "a")
+    save_ensembles(trained, tmp_path / "b")
+
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(files) == 9
+    assert all(
+        (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files
+    )
+
+
+def test_a_folder_without_an_expert_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expert\.json.*Run the expert stage"):
+        ExpertEnsemble.load(tmp_path)
+
+
+def test_a_folder_of_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "expert.json").write_text(json.dumps({"format_version": 99}))
+
+    with pytest.raises(DataError, match="format version 1, got 99"):
+        ExpertEnsemble.load(tmp_path)
+
+
+def test_an_ensemble_that_was_not_trained_is_refused(
+    trained: list[ExpertEnsemble], tmp_path: Path
+) -> None:
+    save_ensembles(trained[:1], tmp_path)
+
+    with pytest.raises(DataError, match=r"no ensemble 1: use one of \[0\]"):
+        ExpertEnsemble.load(tmp_path, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tensor file"])
+def test_a_broken_member_file_is_refused(
+    trained: list[ExpertEnsemble], tmp_path: Path, content: bytes
+) -> None:
+    save_ensembles(trained, tmp_path)
+    path = tmp_path / member_file(trained[0].members[0].plan)
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match="must be an expert member"):
+        read_member(path)
+
+
+# Opinions of single cases
+
+
+def test_an_opinion_is_a_risk_and_a_distribution_with_its_heaviest_features(
+    trained: list[ExpertEnsemble],
+) -> None:
+    opinion = expert_opinion(trained[0], tiny_case("new", seed=77))
+
+    assert 0 < opinion.risk < 1
+    assert list(opinion.attention) == [*FEATURES, AGE_AND_SEX]
+    assert sum(opinion.attention.values()) == pytest.approx(1)
+    assert len(opinion.salient) == 2
+    assert opinion.attention[opinion.salient[0]] >= opinion.attention[opinion.salient[1]]
+
+
+def test_a_single_visit_is_answered(trained: list[ExpertEnsemble]) -> None:
+    assert 0 < expert_opinion(trained[0], tiny_case("new", seed=5, num_visits=1)).risk < 1
+
+
+def test_a_patient_without_any_observation_has_age_and_sex_alone_as_salient(
+    trained: list[ExpertEnsemble],
+) -> None:
+    case = tiny_case("new", seed=5)
+    empty = dataclasses.replace(case, values=np.full_like(case.values, np.nan))
+
+    opinion = expert_opinion(trained[0], empty)
+
+    assert 0 < opinion.risk < 1
+    assert opinion.salient == (AGE_AND_SEX,)
+
+
+def test_a_case_without_visits_is_refused(trained: list[ExpertEnsemble]) -> None:
+    entry = ExpertInput(
+        patient_id="empty",
+        values=np.zeros((0, 4), dtype=np.float32),
+        days=np.zeros(0, dtype=np.float32),
+        demographics=np.zeros(2, dtype=np.float32),
+        observed=np.zeros(4, dtype=bool),
+    )
+
+    with pytest.raises(DataError, match=r"'empty' must have at least one visit"):
+        trained[0].predict([entry])
+
+
+def test_no_patient_at_all_is_refused(trained: list[ExpertEnsemble]) -> None:
+    with pytest.raises(DataError, match="at least one patient"):
+        trained[0].predict([])
+
+
+def test_a_case_with_other_features_is_refused(trained: list[ExpertEnsemble]) -> None:
+    case = tiny_case("new", seed=5)
+
+    with pytest.raises(DataError, match="4 features"):
+        expert_opinion(trained[0], dataclasses.replace(case, values=case.values[:, :3]))
+
+
+# Salience
+
+
+def test_the_table_has_every_member_patient_and_token_once(table: pd.DataFrame) -> None:
+    assert list(table.columns) == [
+        "patient_id",
+        "split",
+        "ensemble",
+        "member",
+        "out_of_fold",
+        "feature",
+        "score",
+        "observed",
+        "rank",
+    ]
+    assert len(table) == 2 * 4 * len(IDS) * (len(FEATURES) + 1)
+    assert not table.duplicated(["patient_id", "ensemble", "member", "feature"]).any()
+
+
+def test_scores_of_a_member_and_patient_sum_to_one_and_are_ranked(table: pd.DataFrame) -> None:
+    groups = table.groupby(["patient_id", "ensemble", "member"])
+
+    assert np.allclose(groups["score"].sum(), 1)
+    for _, rows in groups:
+        assert rows.sort_values("rank")["score"].is_monotonic_decreasing
+        assert sorted(rows["rank"]) == [1, 2, 3, 4, 5]
+
+
+def test_out_of_fold_says_which_members_did_not_see_the_patient(
+    table: pd.DataFrame, trained: list[ExpertEnsemble]
+) -> None:
+    per_patient = table.drop_duplicates(["patient_id", "ensemble", "member"])
+    shares = per_patient.groupby(["split", "patient_id"])["out_of_fold"].mean()
+
+    assert (shares["train"] == 0.5).all()
+    assert (shares["val"] == 1).all()
+    assert (shares["test"] == 1).all()
+    seen = per_patient[~per_patient["out_of_fold"] & (per_patient["ensemble"] == 1)]
+    for member in trained[1].members:
+        rows = seen[seen["member"] == member.plan.member]
+        assert sorted(rows["patient_id"]) == list(member.plan.train_ids)
+
+
+def test_salience_survives_parquet(table: pd.DataFrame, tmp_path: Path) -> None:
+    table.to_parquet(tmp_path / "salience.parquet", index=False)
+    read = pd.read_parquet(tmp_path / "salience.parquet")
+
+    assert salient_sets(read, 2, "observed") == salient_sets(table, 2, "observed")
+
+
+def test_salient_features_are_those_of_the_opinion(
+    table: pd.DataFrame, trained: list[ExpertEnsemble]
+) -> None:
+    for patient in COHORT.splits["test"]:
+        expected = expert_opinion(trained[0], COHORT.cases[patient]).salient
+
+        assert salient_features(table, patient, 2, "observed") == expected
+
+
+def hand_table(rows: list[tuple[int, bool, str, float, bool]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["member", "out_of_fold", "feature", "score", "observed"])
+    return table.assign(patient_id="p", ensemble=0)
+
+
+def test_salience_of_a_training_patient_ignores_members_that_saw_it() -> None:
+    table = hand_table(
+        [
+            (0, False, "a", 0.9, True),
+            (0, False, AGE_AND_SEX, 0.1, True),
+            (1, True, "a", 0.2, True),
+            (1, True, AGE_AND_SEX, 0.8, True),
+        ]
+    )
+
+    assert salient_features(table, "p", 1, "observed") == (AGE_AND_SEX,)
+
+
+def test_salience_averages_all_members_if_all_saw_the_patient() -> None:
+    table = hand_table([(0, False, "a", 0.6, True), (0, False, AGE_AND_SEX, 0.4, True)])
+
+    assert salient_features(table, "p", 1, "observed") == ("a",)
+
+
+def test_ties_go_to_the_feature_that_comes_first_in_the_schema() -> None:
+    table = hand_table([(0, True, name, 0.25, True) for name in ("z", "a", "m", AGE_AND_SEX)])
+
+    assert salient_features(table, "p", 3, "observed") == ("z", "a", "m")
+
+
+def test_unobserved_features_are_salient_in_the_papers_reading_only() -> None:
+    table = hand_table(
+        [(0, True, "a", 0.7, False), (0, True, "b", 0.2, True), (0, True, AGE_AND_SEX, 0.1, True)]
+    )
+
+    assert salient_features(table, "p", 2, "observed") == ("b", AGE_AND_SEX)
+    assert salient_features(table, "p", 2, "paper") == ("a", "b")
+
+
+def test_a_patient_that_is_not_in_the_table_is_refused(table: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="no patient 'nobody'"):
+        salient_features(table, "nobody", 5, "observed")

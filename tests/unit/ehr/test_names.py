@@ -1,0 +1,165 @@
+import pytest
+
+from ehr.catalogue import BENCHMARK_17, TJH_LABS, Feature
+from ehr.errors import DataError
+from ehr.names import FeatureMatcher, split_names
+
+BENCHMARK = FeatureMatcher(BENCHMARK_17)
+TJH = FeatureMatcher(TJH_LABS)
+
+
+def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
+    return len(left & right) / len(left | right)
+
+
+def test_case_study_of_table_4_has_its_overlaps():
+    expert = BENCHMARK.canonical_set(
+        ["Age & Sex", "pH", "Glucose", "Height", "Systolic blood pressure"]
+    )
+    baseline = BENCHMARK.canonical_set(
+        split_names(
+            "Glucose, Diastolic blood pressure, Fraction inspired oxygen, Respiratory rate, pH"
+        )
+    )
+    trained = BENCHMARK.canonical_set(
+        split_names("Glucose, Diastolic blood pressure, pH, Age, Sex")
+    )
+
+    assert jaccard(baseline, expert) == 2 / 8
+    assert jaccard(trained, expert) == 3 / 6
+
+
+@pytest.mark.parametrize("name", ["Age", "SEX", "gender", "Age & Sex", "age and sex", "Age 85"])
+def test_demographics_are_one_feature_in_every_cohort(name: str):
+    assert BENCHMARK.match(name) == "Age & Sex"
+    assert TJH.match(name) == "Age & Sex"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("Direct bilirubin", "Direct bilirubin"),
+        ("indirect bilirubin high", "indirect bilirubin"),
+        ("Bilirubin (total)", "Total bilirubin"),
+        ("unconjugated bilirubin", "indirect bilirubin"),
+        ("thrombin time 17 s", "Thrombin time"),
+        ("Prothrombin time (PT)", "Prothrombin time"),
+        ("Prothrombin activity", "Prothrombin activity"),
+        ("antithrombin", "antithrombin"),
+        ("calcium", "calcium"),
+        ("corrected calcium 2.3 mmol/L", "Corrected calcium"),
+        ("serum calcium (corrected)", "Corrected calcium"),
+        ("hemoglobin", "hemoglobin"),
+        ("low haemoglobin", "hemoglobin"),
+        ("mean corpuscular hemoglobin ", "mean corpuscular hemoglobin"),
+        (
+            "mean corpuscular hemoglobin concentration (low)",
+            "mean corpuscular hemoglobin concentration",
+        ),
+        (
+            "mean corpuscular hemoglobin (concentration)",
+            "mean corpuscular hemoglobin concentration",
+        ),
+        ("Interleukin 6", "Interleukin 6"),
+        ("IL-8", "Interleukin 8"),
+        ("interleukin-10: 12.3 pg/mL", "Interleukin 10"),
+        ("Interleukin 6 10", "Interleukin 6"),
+        ("eosinophils (%)", "eosinophils(%)"),
+        ("eosinophil count", "Eosinophil count"),
+        ("lymphocytes 11%", "(%)lymphocyte"),
+        ("low lymphocyte count", "lymphocyte count"),
+        ("neutrophil percentage high", "neutrophils(%)"),
+        ("neutrophils count 12.1", "neutrophils count"),
+        ("High-sensitivity C-reactive protein", "High sensitivity C-reactive protein"),
+        ("hs-CRP", "High sensitivity C-reactive protein"),
+        ("pH", "PH value"),
+        ("lymphocyte count", "lymphocyte count"),
+        ("alkaline phosphatase", "Alkaline phosphatase"),
+        ("LDH = 800", "Lactate dehydrogenase"),
+        ("\u03b3-glutamyl transpeptidase", "\u03b3-glutamyl transpeptidase"),
+        ("TNF-\u03b1", "Tumor necrosis factor\u03b1"),
+        ("Red blood cell distribution width ", "Red blood cell distribution width"),
+        ("RDW-SD", "RBC distribution width SD"),
+    ],
+)
+def test_traps_of_the_labs_find_their_feature(written: str, name: str):
+    assert TJH.match(written) == name
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "bilirubin",
+        "lymphocytes",
+        "interleukin",
+        "Interleukin 60",
+        "prothrombin",
+        "phosphatase",
+        "sepsis",
+        "",
+        "(%)",
+    ],
+)
+def test_words_that_name_no_feature_or_several_name_none(written: str):
+    assert TJH.match(written) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("FiO2 100%", "Fraction inspired oxygen"),
+        ("low MAP", "Mean blood pressure"),
+        ("GCS 15", "Glasgow coma scale total"),
+        ("Glasgow coma scale (GCS)", "Glasgow coma scale total"),
+        ("Glasgow coma scale verbal response: Oriented", "Glasgow coma scale verbal response"),
+        ("Systolic BP of 90 mmHg", "Systolic blood pressure"),
+        ("Acidosis (pH 7.1)", "pH"),
+        ("[Glucose", "Glucose"),
+        ("Temperature (C) high", "Temperature"),
+        ("corrected calcium and pH", "pH"),
+    ],
+)
+def test_values_units_brackets_and_qualifiers_leave(written: str, name: str):
+    assert BENCHMARK.match(written) == name
+
+
+@pytest.mark.parametrize("written", ["blood pressure", "lymphocyte", "alkaline phosphatase"])
+def test_parts_of_words_and_of_names_do_not_match(written: str):
+    assert BENCHMARK.match(written) is None
+
+
+def test_a_longer_name_of_another_cohort_guards_its_parts():
+    matcher = FeatureMatcher([Feature(name="hemoglobin")])
+
+    assert matcher.match("severe loss of hemoglobin") == "hemoglobin"
+    assert matcher.match("severe loss of mean corpuscular hemoglobin") is None
+
+
+def test_unknown_names_enlarge_the_set_and_duplicates_do_not():
+    names = BENCHMARK.canonical_set(["pH", "PH ", "Septic  Shock", "septic shock", "SOFA=11", " "])
+
+    assert names == {"pH", "septic shock", "sofa=11"}
+
+
+def test_names_are_split_at_commas_semicolons_and_line_ends_only():
+    assert split_names("pH, Age & Sex; Heart rate and glucose\nWeight") == [
+        "pH",
+        "Age & Sex",
+        "Heart rate and glucose",
+        "Weight",
+    ]
+
+
+def test_list_marks_quotes_and_parts_without_letters_leave():
+    assert split_names('1. pH\n- "Glucose"\n\n, 178.0],\n2) **Weight**.') == [
+        "pH",
+        "Glucose",
+        "Weight",
+    ]
+
+
+def test_features_that_share_a_spelling_are_refused():
+    features = [Feature(name="calcium"), Feature(name="Corrected calcium", aliases=("Calcium",))]
+
+    with pytest.raises(DataError, match="'calcium' and 'Corrected calcium' share"):
+        FeatureMatcher(features)

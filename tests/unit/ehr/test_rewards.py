@@ -1,0 +1,115 @@
+import math
+
+import pytest
+
+from ehr.catalogue import BENCHMARK_17
+from ehr.config import RewardSection
+from ehr.names import FeatureMatcher
+from ehr.rewards import RewardContext, attention_reward, classification_reward, reward
+from ehr.trajectory import ParsedTrajectory, parse_trajectory
+
+SECTION = RewardSection(accuracy_weight=0.6, decision_threshold=0.5, margin_bonus=1.0)
+MATCHER = FeatureMatcher(BENCHMARK_17)
+# Table 4 of the paper.
+CONTEXT = RewardContext(
+    patient_id="p1",
+    label=1,
+    salient_features=frozenset({"Age & Sex", "pH", "Glucose", "Height", "Systolic blood pressure"}),
+)
+
+
+def parsed(features, probability):
+    return ParsedTrajectory(features=tuple(features), probability=probability)
+
+
+@pytest.mark.parametrize(
+    ("probability", "label", "expected"),
+    [
+        (0.85, 1, math.log(0.85) + 0.35),
+        (0.25, 1, math.log(0.25)),
+        (0.25, 0, math.log(0.75) + 0.25),
+        (0.5, 1, math.log(0.5)),
+        (0.5, 0, math.log(0.5)),
+        (0.0, 1, math.log(0.01)),
+        (1.0, 1, math.log(0.99) + 0.49),
+        (1.0, 0, math.log(0.01)),
+    ],
+)
+def test_classification_reward_is_log_likelihood_plus_margin(probability, label, expected):
+    assert classification_reward(probability, label, SECTION) == pytest.approx(expected)
+
+
+def test_without_margin_bonus_the_classification_reward_is_the_log_score():
+    section = RewardSection(margin_bonus=0.0)
+
+    assert classification_reward(0.85, 1, section) == pytest.approx(math.log(0.85))
+
+
+def test_attention_reward_is_the_jaccard_similarity():
+    assert attention_reward({"a", "b", "c"}, {"b", "c", "d"}) == 0.5
+    assert attention_reward(set(), {"a"}) == 0
+    assert attention_reward(set(), set()) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "jaccard"),
+    [
+        # 2 of 8 for the baseline, 3 of 6 for EAG-RL: Age and Sex are one feature.
+        (
+            "Glucose, Diastolic blood pressure, Fraction inspired oxygen, Respiratory rate, pH",
+            2 / 8,
+        ),
+        ("Glucose, Diastolic blood pressure, pH, Age, Sex", 3 / 6),
+    ],
+)
+def test_table_4_of_the_paper(names, jaccard):
+    text = f"<Important Features>{names}</Important Features><Final answer>0.85</Final answer>"
+
+    assert reward(parse_trajectory(text), CONTEXT, SECTION, MATCHER).att == pytest.approx(jaccard)
+
+
+def test_total_is_the_weighted_sum():
+    scored = reward(parsed(["pH", "Glucose"], 0.85), CONTEXT, SECTION, MATCHER)
+
+    assert scored.att == pytest.approx(2 / 5)
+    assert scored.cls == pytest.approx(math.log(0.85) + 0.35)
+    assert scored.total == pytest.approx(0.6 * (math.log(0.85) + 0.35) + 0.4 * 2 / 5)
+    assert scored.format_failure is None
+
+
+def test_unknown_names_enlarge_the_union():
+    scored = reward(parsed(["pH", "septic shock"], 0.85), CONTEXT, SECTION, MATCHER)
+
+    assert scored.att == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize(("weight", "total"), [(0.6, -2.763), (1.0, -4.605)])
+def test_a_format_failure_is_the_worst_prediction_without_features(weight, total):
+    broken = parse_trajectory("<Important Features>pH</Important Features>")
+
+    scored = reward(broken, CONTEXT, SECTION, MATCHER, accuracy_weight=weight)
+
+    assert scored.total == pytest.approx(total, abs=1e-3)
+    assert scored.att == 0
+    assert scored.format_failure == "no final answer"
+
+
+def test_a_readable_answer_without_features_loses_the_attention_reward_only():
+    scored = reward(parsed([], 0.85), CONTEXT, SECTION, MATCHER)
+
+    assert scored.format_failure is None
+    assert scored.total == pytest.approx(0.6 * scored.cls)
+
+
+def test_more_than_ten_names_before_deduplication_are_a_format_failure():
+    ten = reward(parsed(["pH"] * 10, 0.85), CONTEXT, SECTION, MATCHER)
+    eleven = reward(parsed(["pH"] * 11, 0.85), CONTEXT, SECTION, MATCHER)
+
+    assert ten.format_failure is None
+    assert eleven.format_failure == "too many features"
+
+
+def test_weight_one_switches_the_attention_reward_off():
+    scored = reward(parsed(["pH"], 0.85), CONTEXT, SECTION, MATCHER, accuracy_weight=1.0)
+
+    assert scored.total == scored.cls

@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+
+from ehr.errors import TrainingError
+from training.objective.advantage import group_advantages, is_dead
+
+
+def test_advantages_have_mean_zero_and_population_deviation_one():
+    advantage = group_advantages(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+    # mean 2.5, population variance 1.25
+    expected = torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=torch.float64) / math.sqrt(1.25)
+    torch.testing.assert_close(advantage, expected)
+
+
+@pytest.mark.parametrize("group_size", range(2, 17))
+@pytest.mark.parametrize("value", [0.7, -2.763102111592855, 0.1 + 0.2])
+def test_equal_rewards_give_exactly_zero(group_size, value):
+    reward = torch.full((group_size,), value, dtype=torch.float32)
+
+    assert group_advantages(reward).tolist() == [0.0] * group_size
+
+
+def test_rewards_within_the_span_are_a_dead_group():
+    assert is_dead(torch.tensor([0.5, 0.5 + 9e-7], dtype=torch.float64))
+    assert not is_dead(torch.tensor([0.5, 0.5 + 2e-6], dtype=torch.float64))
+
+
+def test_a_live_group_with_a_tiny_span_is_still_normalized():
+    reward = torch.tensor([0.5, 0.5 + 2e-6], dtype=torch.float64)
+
+    torch.testing.assert_close(
+        group_advantages(reward), torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    )
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match="at least two rewards, got 1"):
+        group_advantages(torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_stops_with_the_sample(bad):
+    with pytest.raises(TrainingError, match=r"p7/2=(nan|-?inf)"):
+        group_advantages(torch.tensor([0.1, 0.2, bad]), ["p7/0", "p7/1", "p7/2"])

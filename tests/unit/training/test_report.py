@@ -1,0 +1,341 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from ehr.agreement import jaccard
+from tests.run_folder_sample import STAGES, write_sample_run
+from training.report import write_report
+from training.report_case import compare_case
+from training.report_data import read_run
+
+VOID = {"meta", "path", "rect", "circle", "i"}
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
+
+
+class Page(HTMLParser):
+    """Collects what a page is made of."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.attributes, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def read_page(run_dir):
+    return Page(write_report(run_dir).read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    return write_sample_run(tmp_path_factory.mktemp("runs") / "sample")
+
+
+@pytest.fixture(scope="module")
+def page(sample):
+    return read_page(sample)
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_page_lies_in_the_run_folder_and_is_small(sample):
+    path = write_report(sample)
+
+    assert path == sample / "report.html"
+    assert path.stat().st_size < 2_000_000
+    assert not list(sample.glob("*.partial"))
+
+
+def test_every_element_that_is_opened_is_closed(page):
+    assert page.open == []
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page):
+    names = {name for name, _ in page.attributes}
+
+    assert {"script", "link", "img", "iframe", "object", "base"}.isdisjoint(page.tags)
+    assert not [name for name in names if name.startswith("on") or name in ("src", "srcdoc")]
+    assert all(value.startswith("#") for name, value in page.attributes if name == "href")
+    policy = next(value for name, value in page.attributes if name == "content" and "src" in value)
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+
+
+def test_the_style_sheet_names_no_address(sample):
+    assert "url(" not in write_report(sample).read_text()
+    assert "http://" not in write_report(sample).read_text()
+    assert "https://" not in write_report(sample).read_text()
+
+
+def test_the_header_says_what_ran_and_what_it_is_for(page):
+    for fact in ("sample", "mortality", "synthetic", "smollm2-135m", "0123456789ab", "guided"):
+        assert fact in page.text
+    assert "dequantised from a 4-bit file" in page.text
+    assert "b179c9523d0e6a0f" in page.text
+    assert "Research only, not for clinical use" in page.text
+
+
+def test_small_tests_are_called_what_they_are(page):
+    assert "tested on 16 patients. Such sizes show that it runs and nothing else." in page.text
+
+
+def test_a_hundred_test_patients_are_not_called_small(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run", stages=())
+    rows = [{"method": "eag_rl", "auroc": 0.7, "n": 100}, {"method": "concare", "n": 20}]
+    (run_dir / "evaluate").mkdir()
+    (run_dir / "evaluate" / "results.json").write_text(json.dumps(rows))
+
+    assert "nothing else" not in read_page(run_dir).text
+
+
+def test_a_sample_has_every_section(page):
+    assert "in this run folder yet" not in page.text
+    for words in (
+        "ROC curves",
+        "Precision-recall curves",
+        "AUROC: EAG-RL minus ...",
+        "Calibration",
+        "ConCare, same patients",
+        "values outside the plausible range",
+        "Do two experts name the same features?",
+        "Does the expert name the true features?",
+        "Risk against the truth",
+        "What the expert looks at",
+        "Cache hit rate",
+        "94.0 %",
+        "One search tree",
+        "Best trajectories",
+        "8 optimizer steps",
+        "Policy version",
+        "Seconds per step",
+        "Seconds per stage",
+        "Resolved configuration",
+    ):
+        assert words in page.text
+
+
+@pytest.mark.parametrize("count", range(len(STAGES)))
+def test_a_run_that_stopped_early_names_the_next_command(tmp_path, count):
+    run_dir = write_sample_run(tmp_path / "run", stages=STAGES[:count])
+
+    page = read_page(run_dir)
+
+    assert page.open == []
+    assert f"eag-rl {STAGES[count]} CONFIG --run-dir run" in page.text
+    for done in STAGES[: min(count, 5)]:
+        assert f"eag-rl {done} CONFIG" not in page.text
+
+
+def test_cohort_and_expert_alone_show_salience_and_truth(tmp_path):
+    page = read_page(write_sample_run(tmp_path / "run", stages=("cohort", "expert")))
+
+    assert "What the expert looks at" in page.text
+    assert "test patients by rising predicted risk" in page.text
+    assert "Risk against the truth" in page.text
+    assert "The configuration tests the language model on 16 patients." in page.text
+
+
+def test_an_empty_folder_still_has_a_page(tmp_path):
+    page = read_page(tmp_path)
+
+    assert page.open == []
+    assert tmp_path.name in page.text
+    assert page.text.count("in this run folder yet") == 9
+
+
+def test_what_models_and_data_say_is_never_markup(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run")
+    change_json(
+        run_dir / "config.json",
+        name=EVIL,
+        commit=EVIL,
+        versions={EVIL: EVIL},
+        model={
+            "name": EVIL,
+            "source": EVIL,
+            "sha256": EVIL,
+            "description": EVIL,
+        },
+    )
+    change_json(run_dir / "cohort" / "summary.json", dropped={EVIL: 3})
+    change_json(run_dir / "sft" / "stage.json", state=EVIL)
+    for path in (run_dir / "search" / "trees").glob("*.json"):
+        tree = json.loads(path.read_text())
+        for node in tree["nodes"]:
+            node |= {"question": EVIL, "answer": EVIL}
+        path.write_text(json.dumps(tree | {"patient_id": EVIL}))
+    change_text(run_dir / "search" / "trajectories.parquet", "text", f"<Answer 1>{EVIL}")
+    change_text(run_dir / "search" / "trajectories.parquet", "patient_id", EVIL)
+    predictions = run_dir / "evaluate" / "predictions.parquet"
+    change_text(predictions, "text", EVIL)
+    table = pd.read_parquet(predictions)
+    table["features"] = [[EVIL, "pH"]] * len(table)
+    table["salient"] = [[EVIL, "Glucose"]] * len(table)
+    table["patient_id"] = table["patient_id"] + EVIL
+    table.to_parquet(predictions)
+    salience = run_dir / "expert" / "salience.parquet"
+    table = pd.read_parquet(salience)
+    table["feature"] = table["feature"] + EVIL
+    table.to_parquet(salience)
+    results = [{"method": EVIL, "auroc": 0.5, "n": 3}]
+    (run_dir / "evaluate" / "results.json").write_text(json.dumps(results))
+    (run_dir / "grpo" / "metrics.jsonl").write_text(json.dumps({"step": 1, EVIL: 2.0}) + "\n")
+
+    page = read_page(run_dir)
+
+    assert page.open == []
+    assert {"script", "img"}.isdisjoint(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert page.text.count("<script>alert('x')</script>") > 20
+
+
+def change_text(path, column, text):
+    table = pd.read_parquet(path)
+    table[column] = text
+    table.to_parquet(path)
+
+
+def test_missing_values_are_dashes(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run", stages=("cohort",))
+    (run_dir / "evaluate").mkdir()
+    rows = [{"method": "eag_rl", "auroc": None, "brier": "odd", "n": None}]
+    (run_dir / "evaluate" / "results.json").write_text(json.dumps(rows))
+    change_json(run_dir / "cohort" / "summary.json", splits={"train": {}, "val": None})
+
+    page = read_page(run_dir)
+
+    assert "EAG-RL " + " ".join(["\u2013"] * 8) in page.text
+    assert "train \u2013 \u2013 \u2013 \u2013 (\u2013)" in page.text
+    assert "None" not in page.text
+    assert "nan" not in page.text.split()
+
+
+def test_unreadable_files_are_named_and_the_rest_is_shown(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run")
+    (run_dir / "search" / "ledger.json").write_text('{"patients": 6, ')
+    (run_dir / "evaluate" / "results.json").write_text('{"not": "a list"}')
+    (run_dir / "expert" / "salience.parquet").write_bytes(b"PAR1 cut off")
+    pd.DataFrame({"patient_id": ["a"]}).to_parquet(run_dir / "cohort" / "truth.parquet")
+    with (run_dir / "grpo" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 7, "reward/me')
+
+    page = read_page(run_dir)
+
+    assert "search/ledger.json cannot be read" in page.text
+    assert "evaluate/results.json holds a dict instead of a list" in page.text
+    assert "expert/salience.parquet cannot be read" in page.text
+    assert "cohort/truth.parquet lacks the columns true_risk" in page.text
+    assert "grpo/metrics.jsonl has 1 unreadable line" in page.text
+    assert "6 steps: one rollout batch" in page.text
+
+
+def test_a_step_that_a_resumed_run_repeats_counts_once(tmp_path):
+    (tmp_path / "grpo").mkdir()
+    lines = [{"step": 1, "reward/mean": 1.0}, {"step": 1, "reward/mean": 2.0}, {"step": 2}]
+    (tmp_path / "grpo" / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+
+    rows = read_run(tmp_path).grpo
+
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["reward/mean"] == 2.0
+
+
+def test_a_text_with_half_a_surrogate_pair_is_written(tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "half \\ud83d", "config": {"x": "\\ud83d"}}')
+
+    assert "half \ufffd" in read_page(tmp_path).text
+
+
+def prediction(method, patient, label, **more):
+    row = {"method": method, "patient_id": patient, "label": label, "probability": 0.4}
+    return row | {"parse_failed": False, "text": "t", "features": [], "salient": []} | more
+
+
+def test_the_case_is_the_first_readable_positive_patient():
+    methods = ("question_decomposition", "eag_rl")
+    rows = [
+        prediction(method, patient, label, parse_failed=patient == "b")
+        for method in methods
+        for patient, label in (("a", 0), ("b", 1), ("c", 1), ("d", 1))
+    ]
+
+    case = compare_case(rows)
+
+    assert case is not None
+    assert case.patient_id == "c"
+    assert case.label == 1
+
+
+def test_overlap_with_the_expert_is_told_as_in_the_papers_table():
+    salient = ["a", "b", "c", "d", "e"]
+    rows = [
+        prediction(
+            "question_decomposition", "p", 1, features=["a", "b", "x", "y", "z"], salient=salient
+        ),
+        prediction("stage1", "p", 1, features=["a", "b", "c", "c", "x"], salient=salient),
+    ]
+
+    case = compare_case(rows)
+
+    assert case is not None
+    assert [answer.overlap for answer in case.answers] == ["2 of 8", "3 of 6"]
+    assert math.isclose(jaccard(salient, ["a", "b", "x", "y", "z"]), 2 / 8)
+    assert [feature.is_salient for feature in case.answers[1].features] == [True, True, True, False]
+
+
+def test_an_unreadable_answer_shows_no_probability():
+    rows = [
+        prediction("question_decomposition", "p", 1, parse_failed=True),
+        prediction("eag_rl", "p", 1),
+    ]
+
+    case = compare_case(rows)
+
+    assert case is not None
+    assert case.answers[0].probability is None
+    assert case.answers[1].probability == 0.4
+
+
+def test_without_two_answers_there_is_no_case():
+    assert compare_case([prediction("eag_rl", "p", 1)]) is None
+    assert compare_case([prediction("question_decomposition", "p", 1)]) is None
+    assert (
+        compare_case([prediction("eag_rl", "p", 1), prediction("question_decomposition", "q", 1)])
+        is None
+    )
+
+
+def test_best_path_and_questions_of_the_largest_tree_are_listed(page, sample):
+    trees = read_run(sample).trees
+    largest = max(trees, key=lambda tree: sum(node["visit_count"] > 0 for node in tree["nodes"]))
+
+    assert f"Patient {largest['patient_id']} , of {len(trees)} searched" in page.text
+    assert "\u2605" in page.text
+    assert re.search(r"#1\s", page.text)

@@ -1,0 +1,170 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from ehr.errors import RunFolderError
+from training.config import RunConfig
+from training.progress import Reporter
+from training.run_folder import RunFolder, file_hash
+from training.stages import Pipeline, Stage
+
+
+class Work:
+    """Two stages that count their calls; `second` reads what `first` wrote."""
+
+    def __init__(self, path):
+        self.path = path
+        self.calls = []
+        self.fail = set()
+
+    def stages(self):
+        return [
+            Stage(
+                name="first",
+                title="",
+                sections=("sft",),
+                needs=(),
+                outputs=("out.txt",),
+                function=self._do("first"),
+            ),
+            Stage(
+                name="second",
+                title="",
+                sections=("search.num_rollouts",),
+                needs=("first",),
+                outputs=("out.txt",),
+                function=self._do("second"),
+            ),
+        ]
+
+    def _do(self, name):
+        def work(session, on_progress):
+            self.calls.append(name)
+            on_progress(1, 2, "half")
+            if name in self.fail:
+                raise RuntimeError("stopped")
+            folder = self.path / name
+            folder.mkdir(exist_ok=True)
+            (folder / "out.txt").write_text(name)
+
+        return work
+
+
+@pytest.fixture
+def work(tmp_path):
+    return Work(tmp_path)
+
+
+def pipeline(work, **sections):
+    console = Console(file=io.StringIO(), force_terminal=False)
+    config = RunConfig.model_validate(sections)
+    return Pipeline(work.stages(), RunFolder(work.path), config, Reporter(console))
+
+
+def run(pipe, target=None, redo=None):
+    pipe.run(pipe.check(target, redo), session=None)
+
+
+def test_a_second_run_with_the_same_inputs_does_nothing(work):
+    run(pipeline(work))
+    run(pipeline(work))
+
+    assert work.calls == ["first", "second"]
+
+
+def test_an_interrupted_stage_is_run_again_and_the_finished_one_is_not(work):
+    work.fail = {"second"}
+    with pytest.raises(RuntimeError):
+        run(pipeline(work))
+    work.fail = set()
+
+    run(pipeline(work))
+
+    assert work.calls == ["first", "second", "second"]
+    record = json.loads((work.path / "second" / "stage.json").read_text())
+    assert (record["state"], record["attempts"]) == ("done", 2)
+
+
+def test_another_configuration_is_refused_and_says_what_differs(work):
+    run(pipeline(work))
+
+    with pytest.raises(RunFolderError, match=r"sft\.epochs'?: 2 -> 3.*--redo first"):
+        run(pipeline(work, sft={"epochs": 3}))
+
+    assert work.calls == ["first", "second"]
+
+
+def test_a_setting_that_a_stage_does_not_read_changes_nothing(work):
+    run(pipeline(work))
+
+    run(pipeline(work, grpo={"steps": 7}, search={"num_actors": 2}))
+
+    assert work.calls == ["first", "second"]
+
+
+def test_redo_replaces_the_stage_and_all_after_it(work):
+    run(pipeline(work))
+
+    run(pipeline(work, sft={"epochs": 3}), redo="first")
+
+    assert work.calls == ["first", "second", "first", "second"]
+
+
+def test_a_stage_whose_deleted_input_comes_out_the_same_is_kept(work):
+    run(pipeline(work))
+    RunFolder(work.path).stage("first").remove()
+
+    run(pipeline(work))
+
+    assert work.calls == ["first", "second", "first"]
+
+
+def test_a_target_runs_what_it_needs_and_nothing_after(work):
+    run(pipeline(work), target="first")
+
+    assert work.calls == ["first"]
+
+
+def test_a_folder_in_use_says_by_which_process(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+
+    with folder.lock(), pytest.raises(RunFolderError, match="in use by process"):
+        with RunFolder(tmp_path / "run").lock():
+            pass
+
+
+def test_a_run_folder_is_readable_by_its_owner_only(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+
+    folder.create()
+
+    assert (folder.path.stat().st_mode & 0o777) == 0o700
+
+
+def test_a_folder_of_another_layout_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"schema_version": 99}')
+
+    with pytest.raises(RunFolderError, match="layout version 99"):
+        RunFolder(tmp_path).create()
+
+
+def test_a_torn_record_is_an_error_with_the_fix(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "stage.json").write_text('{"state": "do')
+
+    with pytest.raises(RunFolderError, match="restore it, or remove"):
+        RunFolder(tmp_path).stage("first").read()
+
+
+def test_file_hash_sees_contents_and_names_but_not_the_place(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("1")
+    same = file_hash(tmp_path / "a") == file_hash(tmp_path / "b")
+    (tmp_path / "b" / "x").rename(tmp_path / "b" / "y")
+
+    assert same
+    assert file_hash(tmp_path / "a") != file_hash(tmp_path / "b")

@@ -1,0 +1,1 @@
+"""Training on Ray Train, evaluation, the stages of a run and the command line."""

@@ -1,0 +1,159 @@
+"""The command line: `eag-rl STAGE CONFIG [CONFIG ...] [section.key=value ...]`.
+
+Heavy imports happen after the arguments are parsed, so that `--help` answers at once. Exit
+status: 0 done, 1 failed, 2 bad input or configuration, 130 interrupted. The last line of standard
+error is the error in one line, the last line of standard output the run folder.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+STAGES = {
+    "cohort": "build the cohort and its splits",
+    "expert": "train the ConCare ensembles and store their salience",
+    "search": "expert-guided Monte Carlo tree search for trajectories",
+    "sft": "Stage 1: fine-tune on the best trajectories",
+    "grpo": "Stage 2: attention-aligned policy optimization",
+    "evaluate": "score every method on the test split",
+    "report": "write report.html from what is there",
+}
+
+EPILOG = """\
+examples:
+  eag-rl run configs/demo.yaml
+  eag-rl run configs/tjh_cpu.yaml cohort.path=/data/tjh
+  eag-rl run configs/demo.yaml configs/presets/dapo.yaml --run-dir runs/demo-dapo
+  eag-rl search configs/demo.yaml search.num_rollouts=4
+  eag-rl doctor
+
+A stage runs whatever it needs and lacks. The same command resumes an interrupted run; a second
+run with the same inputs does nothing. Every setting is described in docs/configuration.md.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The argument parser; imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="eag-rl",
+        description="Teach a language model to reason over health records, guided by the attention "
+        "of an expert model. Research only, not for clinical use.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    everything = {"run": "all stages, cohort to report", **STAGES}
+    for name, text in everything.items():
+        command = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        _add_run_arguments(command)
+        command.add_argument(
+            "--redo", metavar="STAGE", help="replace this stage and all after it", choices=list(STAGES)
+        )
+    serve = commands.add_parser(
+        "serve",
+        help="keep the expert's HTTP endpoint up until Ctrl-C",
+        description="Serves POST /v1/expert/attention; trains the expert first if there is none.",
+    )
+    _add_run_arguments(serve)
+    doctor = commands.add_parser(
+        "doctor",
+        help="check versions, models, data, ports and resources, and say what to do",
+        description="Checks this machine (and, given a configuration, what that run needs).",
+    )
+    doctor.add_argument("arguments", nargs="*", metavar="CONFIG | section.key=value")
+    return parser
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "arguments",
+        nargs="+",
+        metavar="CONFIG | section.key=value",
+        help="YAML files, a later one winning over an earlier one, then single settings",
+    )
+    command.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="run folder (default: runs/NAME, NAME = the first configuration's file name)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line, runs the command, and returns the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    # A job's stop and a terminal's hang-up end like Ctrl-C: services are stopped, work is kept.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _interrupt)
+    try:
+        return _run(parsed)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; what is finished is kept, and the same command resumes", file=sys.stderr
+        )
+        return 130
+    except Exception as error:
+        from ehr.errors import EagRlError
+
+        if isinstance(error, EagRlError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return error.exit_status
+        logging.getLogger(__name__).exception("unexpected failure")
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:2000]}", file=sys.stderr)
+        return 1
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    # A second signal must not break off the clean-up of the first.
+    signal.signal(signum, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from ehr.errors import ConfigurationError
+    from training.config_loading import load_config
+
+    files = [Path(a) for a in parsed.arguments if "=" not in a]
+    overrides = [a for a in parsed.arguments if "=" in a]
+    if parsed.command == "doctor":
+        from training.doctor import examine
+
+        return examine(load_config(files, overrides), print)
+    if not files:
+        raise ConfigurationError("name at least one configuration file, for instance configs/demo.yaml")
+    config = load_config(files, overrides)
+    run_dir = Path(parsed.run_dir or Path("runs") / str(config.run.name))
+    _refuse_relative_paths_in_a_job(parsed.run_dir, config.cohort.path)
+
+    from training.main_job import run_stages, serve
+
+    if parsed.command == "serve":
+        serve(config, run_dir)
+    else:
+        target = None if parsed.command == "run" else parsed.command
+        run_stages(config, run_dir, target=target, redo=parsed.redo)
+    print(run_dir.absolute())
+    return 0
+
+
+def _refuse_relative_paths_in_a_job(run_dir: str | None, cohort_path: str | None) -> None:
+    from ehr.errors import ConfigurationError
+
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    reason = (
+        "a submitted job works in a copy of the checkout that is deleted later, so it must be absolute"
+    )
+    if run_dir is None or not Path(run_dir).is_absolute():
+        raise ConfigurationError(f"--run-dir is {run_dir!r}: {reason}")
+    if cohort_path is not None and not Path(cohort_path).is_absolute():
+        raise ConfigurationError(f"cohort.path is {cohort_path!r}: {reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

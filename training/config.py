@@ -1,0 +1,211 @@
+"""Configuration sections of the training stages, and the tree of all sections."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from actors.config import SearchSection
+from ehr.base import Section
+from ehr.config import CohortSection, ExpertSection, PromptSection, RewardSection
+from services.config import ClusterSection, GeneratorSection, ModelSection, ServeSection
+
+
+class LearnerSection(Section):
+    """What SFT and GRPO share: LoRA, DeepSpeed, placement."""
+
+    lora_rank: int = Field(default=64, ge=1)
+    """LoRA rank, on all linear layers."""
+    lora_alpha: float = Field(default=32, gt=0)
+    """LoRA scaling factor; the adapter is scaled by alpha / rank."""
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers (learner ranks)."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """Logical CPUs of a rank."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs of a rank."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of a rank; null = the machine's cores divided by the ranks."""
+    zero_stage: Literal[1, 2] = 2
+    """DeepSpeed ZeRO stage."""
+    max_row_tokens: int = Field(default=4096, ge=128)
+    """Token budget of one packed row (micro-batch): a group's prompt once and its responses."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Global gradient-norm clip."""
+    max_failures: int = Field(default=1, ge=0)
+    """Restarts of a failed worker group before the stage fails."""
+    start_timeout_s: float = Field(default=600, gt=0)
+    """How long a rank may wait for its next batch before it gives up."""
+
+
+class SftSection(Section):
+    """Trajectory-level supervised fine-tuning (Stage 1), Eq. 8."""
+
+    enabled: bool = True
+    """false = no Stage-1 (`without_stage1`)."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the kept trajectories."""
+    batch_size: int = Field(default=16, ge=1)
+    """Trajectories per optimizer step."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate (paper-sized models: 1e-4)."""
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    """Share of steps with linear warm-up, cosine afterwards."""
+    reduction: Literal["token_mean", "sum"] = "token_mean"
+    """Mean over trajectories of the token mean, or Eq. 8 literally."""
+    seed: int = 13
+    """Seeds the order of trajectories and LoRA's initial weights."""
+
+
+class GrpoSection(Section):
+    """Attention-aligned policy optimization (Stage 2), Eq. 9-18."""
+
+    enabled: bool = True
+    """false = no Stage-2."""
+    method: Literal[
+        "eag_rl",
+        "stage1_grpo",
+        "stage1_dapo",
+        "without_stage1",
+        "without_attention_reward",
+        "without_adaptive_clip",
+        "shuffled_salience",
+    ] = "eag_rl"
+    """Name of this row in the result tables."""
+    steps: int = Field(default=2, ge=1)
+    """Steps; a step is one rollout batch, its updates, one commit and one sync."""
+    patients_per_step: int = Field(default=2, ge=1)
+    """Groups in a rollout batch."""
+    group_size: int = Field(default=8, ge=2)
+    """G: rollouts per patient."""
+    updates_per_step: int = Field(default=2, ge=1)
+    """M: optimizer updates per rollout batch (mini-batches, shuffled by group)."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Adam learning rate (the paper: 3e-6)."""
+    accuracy_weight: float | None = Field(default=None, ge=0, le=1)
+    """Overrides reward.accuracy_weight in Stage-2 only; 1 = without the attention reward."""
+    shuffle_salience: bool = False
+    """Give each patient another patient's C_exp (a control)."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """epsilon of Eq. 16."""
+    clip_high_min: float = Field(default=0.2, gt=0)
+    """Smallest upper clip, epsilon_min of Eq. 10."""
+    clip_high_max: float = Field(default=0.4, gt=0)
+    """Largest upper clip; equal to the smallest = a fixed clip."""
+    aggregation: Literal["sequence_mean", "token_mean", "sum"] = "sequence_mean"
+    """Loss aggregation: Eq. 18 (mean of sequence means), DAPO's token mean, or Eq. 12's sum."""
+    salient_tokens: Literal["features_block", "feature_mentions"] = "features_block"
+    """Tokens whose entropy steers the clip: the last features block, or names anywhere."""
+    dynamic_sampling: bool = False
+    """DAPO: replace groups whose rewards are all equal, up to `max_refills` batches."""
+    max_refills: int = Field(default=2, ge=0)
+    """Extra rollout batches a step may draw to replace dead groups."""
+    max_depth: int = Field(default=3, ge=1)
+    """T of a rollout: depth at which the final is forced."""
+    max_new_tokens: int = Field(default=160, ge=32)
+    """Most model-written tokens of a rollout; a truncated rollout is a format failure."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of rollouts; other than 1 the ratios are off-policy, so 1 is enforced."""
+    balance: bool = True
+    """Half positives in each rollout batch (CPU presets); false = as they come (the paper)."""
+    seed: int = 17
+    """Seeds patients, sampling and mini-batches."""
+    canary_tolerance: float = Field(default=0.25, gt=0)
+    """Largest mean |log-probability difference| of the canary prompt, learner against generator."""
+
+    @model_validator(mode="after")
+    def _clip(self) -> "GrpoSection":
+        if self.clip_high_max < self.clip_high_min:
+            raise ValueError("grpo.clip_high_max must be at least grpo.clip_high_min")
+        if self.updates_per_step < 2 and self.clip_high_min < self.clip_high_max:
+            raise ValueError(
+                "grpo.updates_per_step must be at least 2 for an adaptive clip: with one update per "
+                "rollout batch every ratio is 1 and the clip is inert"
+            )
+        if self.updates_per_step > self.patients_per_step:
+            raise ValueError(
+                "grpo.updates_per_step must not exceed grpo.patients_per_step: each update takes "
+                "whole groups"
+            )
+        if self.temperature != 1.0:
+            raise ValueError(
+                "grpo.temperature must be 1: ratios use the policy's own distribution (SPEC 8)"
+            )
+        return self
+
+
+
+
+class EvaluateSection(Section):
+    """Which rows of the result table, on how many test patients."""
+
+    methods: tuple[
+        Literal[
+            "vanilla",
+            "think_then_answer",
+            "question_decomposition",
+            "stage1",
+            "stage2",
+            "concare",
+            "logistic_regression",
+            "gradient_boosting",
+        ],
+        ...,
+    ] = ("vanilla", "question_decomposition", "stage1", "stage2", "concare", "logistic_regression")
+    """Rows; `stage2` appears under `grpo.method`'s name."""
+    num_patients: int | None = Field(default=16, ge=4)
+    """Test patients for the language model rows (balanced if `balance`); null = all."""
+    balance: bool = False
+    """Half positives among those test patients; false = a seeded random sample."""
+    seed: int = 19
+    """Seeds the sample of test patients and the bootstrap."""
+    num_resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples of patients behind the intervals."""
+    max_depth: int = Field(default=3, ge=1)
+    """T: depth at which the final is forced."""
+    max_new_tokens: int = Field(default=256, ge=32)
+    """Most model-written tokens of an answer."""
+
+
+class RunSection(Section):
+    """The run as a whole."""
+
+    name: str | None = None
+    """Name of the run; null = the first configuration's file name."""
+    verbose: bool = False
+    """Show the logs of Ray, vLLM and DeepSpeed on the terminal."""
+
+
+class RunConfig(Section):
+    """Everything a run reads, resolved."""
+
+    run: RunSection = RunSection()
+    cluster: ClusterSection = ClusterSection()
+    cohort: CohortSection = CohortSection()
+    prompt: PromptSection = PromptSection()
+    reward: RewardSection = RewardSection()
+    model: ModelSection = ModelSection()
+    generator: GeneratorSection = GeneratorSection()
+    expert: ExpertSection = ExpertSection()
+    search: SearchSection = SearchSection()
+    learner: LearnerSection = LearnerSection()
+    sft: SftSection = SftSection()
+    grpo: GrpoSection = GrpoSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    serve: ServeSection = ServeSection()
+
+    @model_validator(mode="after")
+    def _context_length(self) -> "RunConfig":
+        # Caller-written tags and the chat frame come on top of what the model writes.
+        overhead = 128
+        longest = max(
+            self.grpo.max_new_tokens if self.grpo.enabled else 0, self.evaluate.max_new_tokens
+        )
+        needed = self.prompt.max_prompt_tokens + longest + overhead
+        if needed > self.model.max_model_len:
+            raise ValueError(
+                f"model.max_model_len is {self.model.max_model_len}, but prompt.max_prompt_tokens + the "
+                f"longest answer + {overhead} for tags is {needed}; raise the first or lower the others"
+            )
+        return self

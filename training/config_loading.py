@@ -1,0 +1,127 @@
+"""Reads a run's configuration: YAML files from left to right, then `section.key=value`."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ehr.errors import ConfigurationError
+from training.config import RunConfig
+
+
+def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved configuration, named after the first file unless `run.name` is set.
+
+    Args:
+        files: YAML files; a later file wins over an earlier one, key by key.
+        overrides: `section.key=value`, the value read as YAML; they win over all files.
+
+    Raises:
+        ConfigurationError: for a missing or unreadable file, an unknown key (with its path and
+            the nearest valid name) or a value that does not fit.
+    """
+    tree: dict[str, Any] = {}
+    for file in files:
+        _merge(tree, _read_yaml(file))
+    for override in overrides:
+        _merge(tree, _read_override(override))
+    if files:
+        tree.setdefault("run", {}).setdefault("name", files[0].stem)
+    _check_keys(tree, RunConfig, ())
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(
+            file.name, [p.name for p in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
+        )
+        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
+        raise ConfigurationError(f"configuration file {str(file)!r} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration file {str(file)!r} is unreadable: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"{file} must hold sections such as `cohort:`, got {type(tree).__name__}")
+    return tree
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    path, _, text = override.partition("=")
+    keys = path.split(".")
+    if len(keys) < 2 or not all(keys):
+        raise ConfigurationError(
+            f"an override is section.key=value, for instance search.num_patients=4; got {override!r}"
+        )
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merge(target: dict[str, Any], source: dict[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        elif isinstance(value, dict):
+            target[key] = {}
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def _check_keys(tree: dict[str, Any], model: type[BaseModel], path: tuple[str, ...]) -> None:
+    for key, value in tree.items():
+        where = ".".join((*path, str(key)))
+        if key not in model.model_fields:
+            valid = list(model.model_fields)
+            near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
+            nearest = ".".join((*path, near[0])) if near else None
+            elsewhere = [] if nearest else _sections_with(str(key))
+            hint = (
+                f"did you mean {nearest!r}?"
+                if nearest
+                else f"did you mean {elsewhere[0]!r}?"
+                if elsewhere
+                else f"valid names here: {', '.join(valid)}"
+            )
+            raise ConfigurationError(f"unknown configuration key {where!r}; {hint}")
+        section = model.model_fields[key].annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            if not isinstance(value, dict):
+                raise ConfigurationError(f"{where!r} is a section with keys of its own, got {value!r}")
+            _check_keys(value, section, (*path, str(key)))
+
+
+def _sections_with(key: str) -> list[str]:
+    found = []
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            near = difflib.get_close_matches(key, list(section.model_fields), n=1, cutoff=0.8)
+            found += [f"{name}.{match}" for match in near]
+    return found
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors()[:5]:
+        where = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
+        message = item["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
+        problems.append(f"{where}: {message}{got}")
+    return "configuration does not fit: " + "; ".join(problems)

@@ -1,0 +1,193 @@
+"""From answers to the result table: predictions, metrics with intervals, paired differences.
+
+A language model's unreadable answer is never silently 0.5: it is counted, and for ranking it
+stands at the training split's base rate.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ehr.cohort import Cohort
+from ehr.metrics import Metric, excess_jaccard, paired_difference, performance
+from ehr.names import FeatureMatcher
+from ehr.rewards import MAX_FEATURE_NAMES, attention_reward
+from ehr.trajectory import ParsedTrajectory, parse_think, parse_trajectory, parse_vanilla
+
+EXPERT_METHODS = ("concare", "logistic_regression", "gradient_boosting")
+"""Rows of models that read the record itself; they need no language model."""
+
+PREDICTION_COLUMNS = (
+    "method",
+    "patient_id",
+    "label",
+    "probability",
+    "parse_failed",
+    "text",
+    "features",
+    "salient",
+    "reward_att",
+)
+
+_PARSERS: dict[str, Callable[[str], ParsedTrajectory]] = {
+    "vanilla": parse_vanilla,
+    "think_then_answer": parse_think,
+    "question_decomposition": parse_trajectory,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerReader:
+    """Reads language model answers of one cohort into prediction rows."""
+
+    cohort: Cohort
+    matcher: FeatureMatcher
+    salient: Mapping[str, frozenset[str]]
+    """C_exp of each test patient."""
+
+    @property
+    def base_rate(self) -> float:
+        """Share of positives in the training split."""
+        train = self.cohort.splits["train"]
+        return sum(self.cohort.labels[patient] for patient in train) / len(train)
+
+    def rows(
+        self, method: str, kind: str, answers: Mapping[str, tuple[str, bool]]
+    ) -> pd.DataFrame:
+        """Prediction rows of one method.
+
+        Args:
+            method: name of the row in the result table.
+            kind: prompt kind that the answers reply to.
+            answers: text of each patient's answer, and whether it was cut off.
+        """
+        rows = []
+        for patient, (text, truncated) in answers.items():
+            parsed = _PARSERS[kind](text)
+            too_many = len(parsed.features) > MAX_FEATURE_NAMES
+            failed = truncated or parsed.probability is None or too_many
+            names = self.matcher.canonical_set(parsed.features) if not failed else frozenset()
+            salient = self.salient[patient]
+            decomposed = kind == "question_decomposition"
+            rows.append(
+                {
+                    "method": method,
+                    "patient_id": patient,
+                    "label": self.cohort.labels[patient],
+                    "probability": self.base_rate if failed else parsed.probability,
+                    "parse_failed": failed,
+                    "text": text,
+                    "features": sorted(names),
+                    "salient": sorted(salient),
+                    "reward_att": attention_reward(names, salient) if decomposed else None,
+                }
+            )
+        return pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
+
+
+def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Prediction rows of a model that reads the record, from the expert stage's test predictions."""
+    found = predictions[(predictions["method"] == method) & (predictions["split"] == "test")]
+    return pd.DataFrame(
+        {
+            "method": method,
+            "patient_id": found["patient_id"].astype(str),
+            "label": found["label"].astype(int),
+            "probability": found["probability"].astype(float),
+            "parse_failed": False,
+            "text": None,
+            "features": None,
+            "salient": None,
+            "reward_att": None,
+        },
+        columns=list(PREDICTION_COLUMNS),
+    )
+
+
+def result_rows(
+    predictions: pd.DataFrame, num_salient_features: int, num_resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """One row a method, in order of appearance: metrics, intervals, parse failures, R_att, excess."""
+    rows = []
+    asked = _asked_patients(predictions)
+    for method, table in predictions.groupby("method", sort=False):
+        labels = table["label"].to_numpy(int)
+        probabilities = table["probability"].to_numpy(float)
+        row: dict[str, Any] = {
+            "method": method,
+            **performance(labels, probabilities, num_resamples, seed),
+            "parse_failure_rate": float(table["parse_failed"].mean()),
+            "reward_att": None,
+            "reward_att_constant": None,
+            "reward_att_excess": None,
+        }
+        named = table[table["reward_att"].notna()]
+        if len(named):
+            excess = excess_jaccard(
+                [set(names) for names in named["features"]],
+                [set(names) for names in named["salient"]],
+                num_salient_features,
+            )
+            row |= {
+                "reward_att": excess.jaccard,
+                "reward_att_constant": excess.constant,
+                "reward_att_excess": excess.excess,
+            }
+        if method in EXPERT_METHODS and asked and len(asked) < len(table):
+            same = table[table["patient_id"].isin(asked)]
+            row["same_patients"] = performance(
+                same["label"].to_numpy(int), same["probability"].to_numpy(float), num_resamples, seed
+            )
+        rows.append(row)
+    return rows
+
+
+def difference_rows(
+    predictions: pd.DataFrame, reference: str, num_resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Paired differences `reference` minus each other method, on the patients both answered."""
+    tables = {method: table.set_index("patient_id") for method, table in predictions.groupby("method")}
+    if reference not in tables:
+        return []
+    rows = []
+    ours = tables[reference]
+    for method in predictions["method"].unique():
+        if method == reference:
+            continue
+        patients = [patient for patient in ours.index if patient in tables[method].index]
+        if not patients:
+            continue
+        labels = ours.loc[patients, "label"].to_numpy(int)
+        for metric in (Metric.AUROC, Metric.AUPRC):
+            found = paired_difference(
+                labels,
+                ours.loc[patients, "probability"].to_numpy(float),
+                tables[method].loc[patients, "probability"].to_numpy(float),
+                metric,
+                num_resamples,
+                seed,
+            )
+            rows.append(
+                {
+                    "method": reference,
+                    "minus": method,
+                    "metric": str(metric),
+                    "difference": found.difference,
+                    "low": found.low,
+                    "high": found.high,
+                    "n": len(patients),
+                }
+            )
+    return rows
+
+
+def _asked_patients(predictions: pd.DataFrame) -> set[str]:
+    language_model = predictions[~predictions["method"].isin(EXPERT_METHODS)]
+    return set(language_model["patient_id"])
+
+
+def concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All prediction rows, in the order given."""
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)

@@ -1,0 +1,369 @@
+"""The expert stage: Ray Train fits the ensemble's members, the driver reads salience from them.
+
+Members are dealt out among the workers of one `TorchTrainer`. Each is written as soon as it is
+finished, under a key of all it depends on, and a finished member is never trained again: that is
+what makes a killed worker or run resume.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+
+from ehr.agreement import agreement, best_constant_set, mean_jaccard
+from ehr.baselines import BASELINES
+from ehr.cohort import Cohort, cohort_hash
+from ehr.config import ExpertSection
+from ehr.errors import DataError, TrainingError
+from ehr.expert import ExpertEnsemble, save_ensembles
+from ehr.expert_member import (
+    Member,
+    MemberPlan,
+    fit_member,
+    halves,
+    member_file,
+    member_key,
+    read_member,
+    write_atomically,
+    write_member,
+)
+from ehr.imputation import ExpertInput, ExpertScaler
+from ehr.metrics import auroc, performance
+from ehr.salience import salience_table, salient_sets
+from ehr.schema import SALIENT_COLUMNS
+from training.progress import OnProgress
+from training.run_folder import write_json
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 2
+"""Restarts of the worker group; each loses at most the members in training at that moment."""
+
+_POLL_S = 0.5
+"""How often the driver looks at what the workers have written."""
+
+_JOIN_S = 10
+"""How long the driver waits for its own watching thread, which sleeps `_POLL_S` at most."""
+
+_AGREEMENT_KEYS = ("jaccard", "jaccard_permuted", "jaccard_constant", "kappa")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Work:
+    """What the workers need, put into the object store once."""
+
+    inputs: dict[str, ExpertInput]
+    labels: dict[str, int]
+    validation_ids: tuple[str, ...]
+    plans: tuple[MemberPlan, ...]
+    section: ExpertSection
+    data_sha256: str
+    folder: Path
+
+
+def train_expert(
+    cohort: Cohort, section: ExpertSection, out_dir: Path, storage: Path, on_progress: OnProgress
+) -> None:
+    """Trains what is missing of the ensembles, then writes salience, predictions and metrics.
+
+    Ray must be initialised. `out_dir` receives `checkpoint/`, `salience.parquet`,
+    `predictions.parquet` and, last, `metrics.json`; it must be visible to the workers.
+
+    Args:
+        cohort: patients, labels and splits.
+        section: the expert section of the configuration.
+        out_dir: the stage's folder, `RUN/expert`.
+        storage: folder for Ray Train's own records.
+        on_progress: called with members done (in part), members in total and a text.
+
+    Raises:
+        DataError: if the cohort cannot be cross-fitted.
+        TrainingError: if the worker group fails more than `MAX_FAILURES` times.
+    """
+    folder = out_dir / "checkpoint"
+    folder.mkdir(parents=True, exist_ok=True)
+    data_sha256 = cohort_hash(cohort)
+    scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
+    inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
+    plans = halves(cohort.splits["train"], cohort.labels, section)
+    missing = _remove_stale(folder, plans, section, data_sha256)
+    if missing:
+        seen = {*cohort.splits["train"], *cohort.splits["val"]}
+        work = _Work(
+            inputs={patient: inputs[patient] for patient in sorted(seen)},
+            labels={patient: cohort.labels[patient] for patient in sorted(seen)},
+            validation_ids=cohort.splits["val"],
+            plans=tuple(missing),
+            section=section,
+            data_sha256=data_sha256,
+            folder=folder.absolute(),
+        )
+        with _watching(folder, plans, section.epochs, on_progress):
+            _fit_on_workers(work, storage)
+    on_progress(len(plans), len(plans), "reading salience")
+    ensembles = _load_ensembles(folder, plans, scaler, section, data_sha256)
+    save_ensembles(ensembles, folder)
+    table = salience_table(cohort, ensembles)
+    predictions = _predict(cohort, inputs, ensembles[0])
+    _write_parquet(out_dir / "salience.parquet", table)
+    _write_parquet(out_dir / "predictions.parquet", predictions)
+    write_json(out_dir / "metrics.json", _metrics(cohort, section, ensembles, table, predictions))
+
+
+def _remove_stale(
+    folder: Path, plans: Sequence[MemberPlan], section: ExpertSection, data_sha256: str
+) -> list[MemberPlan]:
+    """Plans without a finished member on disk; files trained from anything else are removed."""
+    wanted = {member_file(plan): plan for plan in plans}
+    missing = dict(wanted)
+    for path in sorted(folder.glob("*.safetensors")):
+        plan = wanted.get(path.name)
+        try:
+            if plan and read_member(path).key == member_key(plan, section, data_sha256):
+                del missing[path.name]
+                continue
+        except DataError as error:
+            logger.warning("expert member will be trained again: %s", error)
+        path.unlink()
+    return list(missing.values())
+
+
+def _fit_on_workers(work: _Work, storage: Path) -> None:
+    section = work.section
+    use_gpu = section.gpus_per_worker > 0
+    resources = {"CPU": section.cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = section.gpus_per_worker
+    trainer = TorchTrainer(
+        _train_members,
+        train_loop_config={"work": ray.put(work)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=min(section.num_workers, len(work.plans)),
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name="expert",
+            storage_path=str(storage.absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(
+            f"The expert's workers must finish {len(work.plans)} members, but failed more than "
+            f"{MAX_FAILURES} times: {error}. Finished members are kept; run the same command again."
+        ) from error
+
+
+def _train_members(config: dict[str, Any]) -> None:
+    """Ray Train's function: trains this worker's share of the members that are not on disk."""
+    work: _Work = ray.get(config["work"])
+    section = work.section
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.set_num_threads(max(1, int(section.cpus_per_worker)))
+    device = get_device() if section.gpus_per_worker > 0 else torch.device("cpu")
+    assert isinstance(device, torch.device), "one device per worker is asked for"
+    ids = list(work.inputs)
+    position = {patient: index for index, patient in enumerate(ids)}
+    for plan in work.plans[rank :: context.get_world_size()]:
+        path = work.folder / member_file(plan)
+        if path.exists():  # a restarted worker group
+            continue
+        state = fit_member(
+            inputs=list(work.inputs.values()),
+            labels=[work.labels[patient] for patient in ids],
+            train_idx=[position[patient] for patient in plan.train_ids],
+            val_idx=[position[patient] for patient in work.validation_ids],
+            section=section,
+            seed=plan.seed,
+            on_epoch=lambda epoch, loss: _note_epoch(work.folder, rank, epoch, loss),
+            device=device,
+        )
+        key = member_key(plan, section, work.data_sha256)
+        write_member(path, Member(plan=plan, state=state, key=key))
+        _progress_file(work.folder, rank).unlink(missing_ok=True)
+
+
+def _progress_file(folder: Path, rank: int | str) -> Path:
+    return folder / f".epoch-{rank}.json"
+
+
+def _note_epoch(folder: Path, rank: int, epoch: int, loss: float) -> None:
+    note = json.dumps({"epoch": epoch, "loss": loss})
+    write_atomically(_progress_file(folder, rank), note.encode())
+
+
+@contextmanager
+def _watching(
+    folder: Path, plans: Sequence[MemberPlan], epochs: int, on_progress: OnProgress
+) -> Iterator[None]:
+    """Reports finished members, and epochs of those in training, while the body waits."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_POLL_S):
+            done = sum((folder / member_file(plan)).exists() for plan in plans)
+            notes = [_read_note(path) for path in folder.glob(_progress_file(folder, "*").name)]
+            running = [note for note in notes if note]
+            part = sum(min(note["epoch"] / epochs, 1.0) for note in running)
+            text = ", ".join(f"validation loss {note['loss']:.3f}" for note in running)
+            on_progress(min(done + part, len(plans)), len(plans), text)
+
+    thread = threading.Thread(target=watch, name="expert-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=_JOIN_S)
+        for path in folder.glob(_progress_file(folder, "*").name):
+            path.unlink(missing_ok=True)
+
+
+def _read_note(path: Path) -> dict[str, float] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:  # its member was finished in between
+        return None
+
+
+def _load_ensembles(
+    folder: Path,
+    plans: Sequence[MemberPlan],
+    scaler: ExpertScaler,
+    section: ExpertSection,
+    data_sha256: str,
+) -> list[ExpertEnsemble]:
+    members = [read_member(folder / member_file(plan)) for plan in plans]
+    return [
+        ExpertEnsemble(
+            [member for member in members if member.plan.ensemble == ensemble],
+            scaler,
+            section,
+            data_sha256,
+        )
+        for ensemble in range(section.num_ensembles)
+    ]
+
+
+def _predict(
+    cohort: Cohort, inputs: Mapping[str, ExpertInput], ensemble: ExpertEnsemble
+) -> pd.DataFrame:
+    """Probabilities of the expert and of every baseline for the test patients."""
+    train, test = cohort.splits["train"], cohort.splits["test"]
+    asked = [inputs[patient] for patient in test]
+    training = [inputs[patient] for patient in train]
+    labels = [cohort.labels[patient] for patient in train]
+    answers = {"concare": ensemble.predict(asked).mean_risk()}
+    for name, baseline in BASELINES.items():
+        answers[name] = baseline(training, labels, asked, ensemble.section.seed)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "method": method,
+                    "patient_id": test,
+                    "split": "test",
+                    "label": [cohort.labels[patient] for patient in test],
+                    "probability": probabilities,
+                }
+            )
+            for method, probabilities in answers.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def _metrics(
+    cohort: Cohort,
+    section: ExpertSection,
+    ensembles: Sequence[ExpertEnsemble],
+    table: pd.DataFrame,
+    predictions: pd.DataFrame,
+) -> dict[str, Any]:
+    rows = {
+        str(method): performance(
+            frame["label"].to_numpy(), frame["probability"].to_numpy(), seed=section.seed
+        )
+        for method, frame in predictions.groupby("method", sort=False)
+    }
+    sets = [
+        salient_sets(table, section.num_salient_features, section.candidates, ensemble)
+        for ensemble in range(len(ensembles))
+    ]
+    return {
+        "test": rows["concare"] | _agreement(sets, cohort.splits["test"], section),
+        **_agreement(sets, cohort.splits["train"], section),
+        "baselines": {name: rows[name] for name in BASELINES},
+        "out_of_fold": section.members > 1,
+        "selection": "each member keeps the epoch with its lowest validation loss",
+        "num_salient_features": section.num_salient_features,
+        "candidates": section.candidates,
+        "truth": _truth(cohort, section, sets[0]),
+        "data_sha256": ensembles[0].data_sha256,
+        "model_sha256": [ensemble.model_sha256 for ensemble in ensembles],
+        "members": [
+            {
+                "ensemble": member.plan.ensemble,
+                "member": member.plan.member,
+                "num_patients": len(member.plan.train_ids),
+                "best_epoch": member.state.best_epoch,
+                "num_epochs": member.state.num_epochs,
+                "validation_loss": member.state.validation_loss,
+            }
+            for ensemble in ensembles
+            for member in ensemble.members
+        ],
+    }
+
+
+def _agreement(
+    sets: Sequence[Mapping[str, tuple[str, ...]]], ids: Sequence[str], section: ExpertSection
+) -> dict[str, float | None]:
+    """Agreement of the two ensembles on these patients; null if there is one ensemble only."""
+    if len(sets) < 2:
+        return dict.fromkeys(_AGREEMENT_KEYS)
+    first, second = ([chosen[patient] for patient in ids] for chosen in sets)
+    measured = agreement(first, second, section.num_salient_features)
+    return {key: getattr(measured, key) for key in _AGREEMENT_KEYS}
+
+
+def _truth(
+    cohort: Cohort, section: ExpertSection, salient: Mapping[str, tuple[str, ...]]
+) -> dict[str, dict[str, float | None]] | None:
+    """How close salience comes to a generated cohort's truth, and the best AUROC there is."""
+    if cohort.truth is None:
+        return None
+    truth = cohort.truth.set_index("patient_id")
+    result: dict[str, dict[str, float | None]] = {}
+    for split, ids in cohort.splits.items():
+        true_sets = [
+            frozenset(name for name in truth.loc[patient, list(SALIENT_COLUMNS)] if name)
+            for patient in ids
+        ]
+        result[split] = {
+            "jaccard": mean_jaccard([salient[patient] for patient in ids], true_sets),
+            "jaccard_constant": best_constant_set(true_sets, section.num_salient_features)[1],
+            "auroc_of_true_risk": auroc(
+                [cohort.labels[patient] for patient in ids],
+                truth["true_risk"].loc[list(ids)].to_numpy(),
+            ),
+        }
+    return result
+
+
+def _write_parquet(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, table.to_parquet(index=False))

@@ -1,0 +1,272 @@
+"""The main job: cohort, expert, search, SFT, GRPO, evaluation and report, as stages of a run."""
+
+import asyncio
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+import ray
+
+from actors.case_prompts import PromptKind
+from actors.pool import SearchSetup, run_search
+from actors.rollout_actor import RolloutActor
+from actors.rollouts import RolloutBatch, RolloutPlan
+from ehr.cohort import choose_patients, save_cohort, summary
+from ehr.loaders import build_cohort
+from services.environment import prepare_process
+from services.types import BASE_POLICY, PolicyVersion
+from training.config import RunConfig
+from training.evaluation import (
+    EXPERT_METHODS,
+    AnswerReader,
+    concatenate,
+    difference_rows,
+    expert_rows,
+    result_rows,
+)
+from training.progress import OnProgress, Reporter
+from training.result_table import result_table
+from training.run_folder import RunFolder, write_json
+from training.session import Session
+from training.stages import Pipeline, Stage
+
+STAGE1 = PolicyVersion(lineage="stage1", version=0)
+"""The policy after SFT, as evaluation publishes it."""
+
+
+def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> None:
+    """Runs what is missing up to `target` (None = everything) and prints the result table."""
+    prepare_process(config.run.verbose)
+    reporter = Reporter()
+    folder = RunFolder(run_dir)
+    folder.create()
+    with folder.lock():
+        pipeline = Pipeline(STAGES, folder, config, reporter)
+        todo = pipeline.check(target, redo)
+        with Session(config, folder, reporter) as session:
+            if todo:
+                folder.write_config(config, _describe_model(session))
+                _start_early(session, [stage.name for stage in todo])
+                pipeline.run(todo, session)
+    _show_results(folder)
+
+
+def _describe_model(session: Session) -> dict[str, str]:
+    model = session.model
+    return {
+        "name": model.name,
+        "source": model.source,
+        "sha256": model.sha256,
+        "description": model.description,
+    }
+
+
+def _start_early(session: Session, todo: list[str]) -> None:
+    """Loads the engine while the first stages work: it takes as long as they do."""
+    if any(name in todo for name in ("search", "grpo", "evaluate")):
+        session.deploy_generator()
+
+
+def _show_results(folder: RunFolder) -> None:
+    results = folder.path / "evaluate" / "results.json"
+    report = folder.path / "report.html"
+    if folder.stage("evaluate").done:
+        print(result_table(json.loads(results.read_text())))
+    if folder.stage("report").done:
+        print(f"report: {report}")
+
+
+def build(session: Session, on_progress: OnProgress) -> None:
+    """Builds the cohort and its splits."""
+    cohort = build_cohort(session.config.cohort)
+    save_cohort(cohort, session.path("cohort"))
+    write_json(session.path("cohort") / "summary.json", summary(cohort))
+    counts = ", ".join(f"{split} {len(ids)}" for split, ids in cohort.splits.items())
+    session.reporter.say(f"cohort: {cohort.name}, {cohort.task}, patients: {counts}")
+
+
+def train_the_expert(session: Session, on_progress: OnProgress) -> None:
+    """Trains the ConCare ensembles and stores their salience."""
+    from training.expert import train_expert
+
+    session.connect()
+    train_expert(
+        session.cohort,
+        session.config.expert,
+        session.path("expert"),
+        session.train_storage,
+        on_progress,
+    )
+    metrics = json.loads((session.path("expert") / "metrics.json").read_text())
+    kappa = metrics.get("kappa")
+    agreement = "" if kappa is None else f", salience kappa {kappa:.2f}"
+    session.reporter.say(f"expert: test AUROC {metrics['test']['auroc']:.3f}{agreement}")
+
+
+def search(session: Session, on_progress: OnProgress) -> None:
+    """Searches trajectories of training patients with the untrained model."""
+    config = session.config
+    session.start_expert()
+    session.serve_base()
+    patients = choose_patients(
+        session.cohort,
+        "train",
+        config.search.num_patients,
+        config.search.balance,
+        config.search.seed,
+    )
+    setup = SearchSetup(
+        search=config.search,
+        prompt=config.prompt,
+        reward=config.reward,
+        max_model_len=config.model.max_model_len,
+        frame=session.model.chat,
+        least=BASE_POLICY,
+        make_generator=session.make_generator(),
+        make_tokenizer=session.make_tokenizer(),
+        make_opinion=session.make_opinion(),
+    )
+    run_search(session.cohort, patients, setup, session.path("search"), on_progress)
+
+
+def evaluate(session: Session, on_progress: OnProgress) -> None:
+    """Asks every method about the test patients, then computes metrics."""
+    config = session.config
+    section = config.evaluate
+    folder = session.path("evaluate")
+    patients = choose_patients(
+        session.cohort, "test", section.num_patients, section.balance, section.seed
+    )
+    reader = AnswerReader(
+        cohort=session.cohort, matcher=session.matcher, salient=session.salient(patients)
+    )
+    stored = pd.read_parquet(session.path("expert") / "predictions.parquet")
+    tables = []
+    asked = [method for method in section.methods if _is_available(method, config)]
+    for place, method in enumerate(asked):
+        name = config.grpo.method if method == "stage2" else method
+        on_progress(place, len(asked), name)
+        part = folder / "parts" / f"{name}.parquet"
+        if method in EXPERT_METHODS:
+            table = expert_rows(method, stored)
+        elif part.exists():
+            table = pd.read_parquet(part)
+        else:
+            table = reader.rows(name, *_answers(session, method, patients))
+            part.parent.mkdir(parents=True, exist_ok=True)
+            table.to_parquet(part.with_suffix(".partial"))
+            part.with_suffix(".partial").rename(part)
+        tables.append(table)
+    predictions = concatenate(tables)
+    size, resamples, seed = (
+        config.expert.num_salient_features,
+        section.num_resamples,
+        section.seed,
+    )
+    predictions.to_parquet(folder / "predictions.parquet")
+    write_json(
+        folder / "differences.json",
+        difference_rows(predictions, config.grpo.method, resamples, seed),
+    )
+    write_json(folder / "results.json", result_rows(predictions, size, resamples, seed))
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+
+
+def _is_available(method: str, config: RunConfig) -> bool:
+    return {"stage1": config.sft.enabled, "stage2": config.grpo.enabled}.get(method, True)
+
+
+def _answers(
+    session: Session, method: str, patients: list[str]
+) -> tuple[PromptKind, dict[str, tuple[str, bool]]]:
+    """A language model row: which prompt it uses, and its greedy answers."""
+    config = session.config
+    kind: PromptKind = "question_decomposition"
+    if method == "stage1":
+        least = session.serve_adapter(STAGE1, session.path("sft") / "adapter")
+    elif method == "stage2":
+        least = session.serve_adapter(
+            PolicyVersion(lineage="stage2", version=config.grpo.steps),
+            session.path("grpo") / "adapter",
+        )
+    else:
+        least = session.serve_base()
+        kind = "vanilla" if method == "vanilla" else kind
+        kind = "think_then_answer" if method == "think_then_answer" else kind
+    plan = RolloutPlan(
+        format=config.prompt.format,
+        kind=kind,
+        max_depth=config.evaluate.max_depth,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        temperature=0.0,
+        think_tokens=config.prompt.think_budget_tokens,
+    )
+    batch = RolloutBatch(
+        prompts=session.prompts(patients, kind),
+        group_size=1,
+        least=least,
+        seed=config.evaluate.seed,
+    )
+    actor = RolloutActor.options(num_cpus=config.search.cpus_per_actor).remote(
+        session.make_generator(), session.make_tokenizer()
+    )
+    try:
+        groups = ray.get(actor.sample_groups.remote(plan, batch))
+    finally:
+        ray.kill(actor)
+    return kind, {group[0].patient_id: (group[0].text, group[0].truncated) for group in groups}
+
+
+def report(session: Session, on_progress: OnProgress) -> None:
+    """Writes the report page."""
+    from training.report import write_report
+
+    write_report(session.folder.path)
+
+
+def serve(config: RunConfig, run_dir: Path) -> None:
+    """Keeps the expert's HTTP endpoint up until the process is interrupted."""
+    from services.http_app import start_http
+
+    run_stages(config, run_dir, target="expert", redo=None)
+    reporter = Reporter()
+    folder = RunFolder(run_dir)
+    with folder.lock(), Session(config, folder, reporter) as session:
+        session.start_expert()
+        start_http(session.run_id, config.serve, config.generator.request_timeout_s)
+        address = f"http://{config.serve.host}:{config.serve.port}"
+        reporter.say(f"serving POST {address}/v1/expert/attention, described at {address}/docs")
+        reporter.say("Ctrl-C stops it")
+        while True:
+            time.sleep(3600)
+
+
+STAGES = (
+    Stage(
+        name="cohort",
+        title="build the cohort and its splits",
+        sections=("cohort",),
+        needs=(),
+        outputs=("summary.json",),
+        function=build,
+    ),
+    Stage(
+        name="expert",
+        title="train the ConCare ensembles",
+        sections=("expert",),
+        needs=("cohort",),
+        outputs=("salience.parquet", "checkpoint"),
+        function=train_the_expert,
+    ),
+    Stage(
+        name="search",
+        title="expert-guided Monte Carlo tree search",
+        sections=("search", "prompt", "reward", "model"),
+        needs=("cohort", "expert"),
+        outputs=("trajectories.parquet",),
+        function=search,
+        when=lambda config: config.sft.enabled,
+    ),
+)

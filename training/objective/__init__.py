@@ -1,0 +1,1 @@
+"""The GRPO objective of the paper as pure functions: advantage, entropy, clip, loss."""

@@ -1,0 +1,111 @@
+"""The clipped policy loss, Eq. 12 and 15-18."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from training.objective.advantage import check_finite
+
+Aggregation = Literal["sequence_mean", "token_mean", "sum"]
+
+# exp(20) is far beyond every clip, and still finite in float32.
+_MAX_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossDenominators:
+    """Counts of a whole optimizer step, over all ranks and micro-batches."""
+
+    num_sequences: int
+    """All B x G sequences, dead groups too (they add 0)."""
+    num_tokens: int
+    """Their model-written tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossParts:
+    """The loss of a micro-batch and what the clip did; counts add up over micro-batches."""
+
+    loss: Float[Tensor, ""]
+    num_tokens: int
+    num_clipped_low: int
+    """Tokens without gradient because a falling ratio of a bad trajectory met the lower bound."""
+    num_clipped_high: int
+    """Tokens without gradient because a rising ratio of a good trajectory met the upper bound."""
+    num_adaptive: int
+    """Tokens whose surrogate would differ under the smallest upper clip: the entropy decided."""
+    sum_log_ratio: float
+    """Sum of log(pi_old / pi) over tokens: divided by them, an estimate of KL(pi_old, pi)."""
+
+
+def policy_loss(
+    logp: Float[Tensor, "sequences tokens"],
+    old_logp: Float[Tensor, "sequences tokens"],
+    advantage: Float[Tensor, " sequences"],
+    mask: Bool[Tensor, "sequences tokens"],
+    clip_low: float,
+    clip_high: Float[Tensor, " sequences"],
+    aggregation: Aggregation,
+    denominators: LossDenominators,
+    *,
+    clip_high_min: float | None = None,
+    sample_ids: Sequence[str] | None = None,
+) -> LossParts:
+    """Negative clipped surrogate of a micro-batch, Eq. 15-18.
+
+    Args:
+        logp: log-probability of each token under the policy that is trained.
+        old_logp: the same under pi_old, frozen.
+        advantage: A-hat of each trajectory.
+        mask: tokens that the model wrote; whatever stands elsewhere is ignored.
+        clip_low: epsilon of Eq. 16.
+        clip_high: epsilon(tau) of each trajectory.
+        aggregation: `sequence_mean` is Eq. 18, the mean over trajectories of their token means;
+            `token_mean` (DAPO) weighs all tokens alike; `sum` is the mean over trajectories of
+            Eq. 12's sum over tokens.
+        denominators: of the whole optimizer step, so that micro-batches add up to its loss.
+        clip_high_min: smallest upper clip, to count where the adaptive bound decided; by default
+            nothing is counted.
+        sample_ids: names of the trajectories for messages.
+
+    Raises:
+        TrainingError: if a trajectory's loss is NaN or infinite.
+
+    Paper gap: a trajectory without model-written tokens has no token mean; it adds 0.
+    """
+    zero = torch.zeros_like(logp)
+    log_ratio = torch.where(mask, logp - old_logp, zero)
+    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    a = advantage.to(logp.dtype)[:, None]
+    lower, upper = 1 - clip_low, (1 + clip_high.to(logp.dtype))[:, None]
+    clipped = torch.minimum(ratio, upper).clamp(min=lower)
+    surrogate = torch.where(mask, torch.minimum(ratio * a, clipped * a), zero)
+
+    per_sequence = surrogate.sum(1)
+    check_finite("loss", per_sequence.detach(), sample_ids)
+    match aggregation:
+        case "sequence_mean":
+            lengths = mask.sum(1).clamp(min=1)
+            mean = (per_sequence / lengths).sum() / denominators.num_sequences
+        case "token_mean":
+            mean = per_sequence.sum() / denominators.num_tokens
+        case "sum":
+            mean = per_sequence.sum() / denominators.num_sequences
+    loss = -mean
+    with torch.no_grad():
+        num_adaptive = 0
+        if clip_high_min is not None:
+            decided = mask & (a > 0) & (upper > 1 + clip_high_min) & (ratio > 1 + clip_high_min)
+            num_adaptive = int(decided.sum())
+        return LossParts(
+            loss=loss,
+            num_tokens=int(mask.sum()),
+            num_clipped_low=int((mask & (a < 0) & (ratio < lower)).sum()),
+            num_clipped_high=int((mask & (a > 0) & (ratio > upper)).sum()),
+            num_adaptive=num_adaptive,
+            sum_log_ratio=-float(log_ratio.sum()),
+        )

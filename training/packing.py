@@ -1,0 +1,267 @@
+"""Prompt-once packing: a group's prompt stands once in a row, its responses behind it.
+
+A row is `[prompt 1, response 1.1, ..., response 1.G, prompt 2, response 2.1, ...]`. Positions of a
+response continue its prompt's, and the attention of `attend_shared_prompt` lets each response see
+its own prompt and itself only, so log-probabilities and gradients are those of G separate
+sequences at P + sum(R) tokens in place of G (P + R).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ehr.errors import TrainingError
+
+ATTENTION_NAME = "eag_rl_shared_prompt"
+"""Name under which transformers knows `attend_shared_prompt`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenGroup:
+    """A prompt and the responses that share it."""
+
+    patient_id: str
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    trained: tuple[tuple[bool, ...], ...]
+    """Per response token: the model wrote it, so it is trained; the rest is context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A prompt and its responses as positions of a row, each `(start, stop)`."""
+
+    prompt: tuple[int, int]
+    responses: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedRow:
+    """One micro-batch: what the model reads, and which of its outputs are wanted."""
+
+    token_ids: Int[Tensor, " tokens"]
+    position_ids: Int[Tensor, " tokens"]
+    spans: tuple[Span, ...]
+    predictors: Int[Tensor, " targets"]
+    """Row position whose hidden state predicts each trained token."""
+    targets: Int[Tensor, " targets"]
+    """The trained tokens, sequence after sequence."""
+    sequences: tuple[int, ...]
+    """Number of each response in the batch, in row order; empty in a filler row."""
+    lengths: tuple[int, ...]
+    """Trained tokens of each of those responses."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model reads."""
+        return self.token_ids.numel()
+
+    @property
+    def mask(self) -> Bool[Tensor, "sequences length"]:
+        """Which entries of `padded` are trained tokens."""
+        steps = torch.arange(max(self.lengths, default=0), device=self.token_ids.device)
+        return steps < torch.tensor(self.lengths, device=steps.device)[:, None]
+
+    def padded(self, flat: Float[Tensor, " targets"]) -> Float[Tensor, "sequences length"]:
+        """Per-target values as one line per response, zero behind its end."""
+        return torch.nn.utils.rnn.pad_sequence(list(flat.split(self.lengths)), batch_first=True)
+
+    def to(self, device: torch.device) -> "PackedRow":
+        """The row with its tensors on `device`."""
+        return PackedRow(
+            token_ids=self.token_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            spans=self.spans,
+            predictors=self.predictors.to(device),
+            targets=self.targets.to(device),
+            sequences=self.sequences,
+            lengths=self.lengths,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    group: TokenGroup
+    members: tuple[int, ...]
+    first_sequence: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.group.prompt) + sum(len(self.group.responses[m]) for m in self.members)
+
+
+def pack(groups: Sequence[TokenGroup], max_row_tokens: int) -> list[PackedRow]:
+    """Rows that hold every response of `groups` once, none longer than `max_row_tokens`.
+
+    Responses are numbered through the groups in order. A group over the budget is split and its
+    prompt repeated; small pieces share a row (first fit, longest first).
+
+    Raises:
+        TrainingError: if one prompt with one of its responses exceeds the budget.
+    """
+    pieces: list[_Piece] = []
+    first = 0
+    for group in groups:
+        pieces += _split(group, first, max_row_tokens)
+        first += len(group.responses)
+    bins: list[list[_Piece]] = []
+    free: list[int] = []
+    for piece in sorted(pieces, key=lambda piece: -piece.num_tokens):
+        fitting = (i for i, room in enumerate(free) if room >= piece.num_tokens)
+        index = next(fitting, None)
+        if index is None:
+            bins.append([piece])
+            free.append(max_row_tokens - piece.num_tokens)
+        else:
+            bins[index].append(piece)
+            free[index] -= piece.num_tokens
+    return [_row(pieces_of_row) for pieces_of_row in bins]
+
+
+def deal(rows: Sequence[PackedRow], num_ranks: int) -> list[list[PackedRow]]:
+    """Rows of each rank: about equal token counts, and exactly equal row counts.
+
+    Ranks meet in a collective after every backward pass, so a rank that is short of rows gets
+    filler rows, which weigh nothing.
+    """
+    shares: list[list[PackedRow]] = [[] for _ in range(num_ranks)]
+    for row in sorted(rows, key=lambda row: -row.num_tokens):
+        min(shares, key=lambda share: sum(row.num_tokens for row in share)).append(row)
+    longest = max(len(share) for share in shares)
+    for share in shares:
+        share.extend(filler_row() for _ in range(longest - len(share)))
+    return shares
+
+
+def filler_row() -> PackedRow:
+    """The shortest row there is; it belongs to no sequence and must weigh nothing."""
+    return PackedRow(
+        token_ids=torch.zeros(2, dtype=torch.long),
+        position_ids=torch.arange(2),
+        spans=(Span((0, 1), ((1, 2),)),),
+        predictors=torch.zeros(1, dtype=torch.long),
+        targets=torch.zeros(1, dtype=torch.long),
+        sequences=(),
+        lengths=(),
+    )
+
+
+def attend_shared_prompt(
+    module: torch.nn.Module,
+    query: Float[Tensor, "1 heads tokens width"],
+    key: Float[Tensor, "1 kv_heads tokens width"],
+    value: Float[Tensor, "1 kv_heads tokens width"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    spans: tuple[Span, ...] | None = None,
+    **_: object,
+) -> tuple[Float[Tensor, "1 tokens heads width"], None]:
+    """Attention of a packed row, with the call shape of transformers' attention interface.
+
+    The prompt is causal over itself; a response sees all of its prompt and, causally, itself.
+    Dropout is not applied: neither stage uses it (SPEC 7 and 8).
+    """
+    if spans is None:
+        raise TrainingError(
+            f"the attention {ATTENTION_NAME!r} reads packed rows only, got a call without `spans`; "
+            "call `response_logprobs`"
+        )
+    parts = []
+    for span in spans:
+        start, stop = span.prompt
+        prompt_key, prompt_value = key[:, :, start:stop], value[:, :, start:stop]
+        parts.append(_attend(query[:, :, start:stop], prompt_key, prompt_value, scaling))
+        for first, last in span.responses:
+            parts.append(
+                _attend(
+                    query[:, :, first:last],
+                    torch.cat([prompt_key, key[:, :, first:last]], dim=2),
+                    torch.cat([prompt_value, value[:, :, first:last]], dim=2),
+                    scaling,
+                )
+            )
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: Float[Tensor, "1 heads queries width"],
+    key: Float[Tensor, "1 kv_heads keys width"],
+    value: Float[Tensor, "1 kv_heads keys width"],
+    scaling: float | None,
+) -> Float[Tensor, "1 heads queries width"]:
+    queries, keys = query.shape[2], key.shape[2]
+    mask = None
+    if keys > queries:  # sdpa's own causal mask is aligned to the top left, ours to the end
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _split(group: TokenGroup, first_sequence: int, max_row_tokens: int) -> list[_Piece]:
+    room = max_row_tokens - len(group.prompt)
+    pieces: list[list[int]] = [[]]
+    used = 0
+    for member, response in enumerate(group.responses):
+        if not group.prompt or not response or len(response) > room:
+            raise TrainingError(
+                f"a prompt and one of its responses must have tokens and fit a row of "
+                f"learner.max_row_tokens={max_row_tokens} tokens; patient "
+                f"{group.patient_id!r} has a prompt of {len(group.prompt)} and a response of "
+                f"{len(response)}; raise learner.max_row_tokens or shorten the prompt"
+            )
+        if pieces[-1] and used + len(response) > room:
+            pieces.append([])
+            used = 0
+        pieces[-1].append(member)
+        used += len(response)
+    return [_Piece(group, tuple(members), first_sequence) for members in pieces if members]
+
+
+def _row(pieces: Sequence[_Piece]) -> PackedRow:
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: list[Span] = []
+    predictors: list[int] = []
+    targets: list[int] = []
+    sequences: list[int] = []
+    lengths: list[int] = []
+    for piece in pieces:
+        prompt = piece.group.prompt
+        start = len(ids)
+        stop = start + len(prompt)
+        ids += prompt
+        positions += range(len(prompt))
+        responses = []
+        for member in piece.members:
+            response, trained = piece.group.responses[member], piece.group.trained[member]
+            first = len(ids)
+            ids += response
+            positions += range(len(prompt), len(prompt) + len(response))
+            responses.append((first, len(ids)))
+            wanted = [i for i, is_trained in enumerate(trained) if is_trained]
+            # The last prompt token predicts the first response token.
+            predictors += [first + i - 1 if i else stop - 1 for i in wanted]
+            targets += [response[i] for i in wanted]
+            sequences.append(piece.first_sequence + member)
+            lengths.append(len(wanted))
+        spans.append(Span((start, stop), tuple(responses)))
+    return PackedRow(
+        token_ids=torch.tensor(ids),
+        position_ids=torch.tensor(positions),
+        spans=tuple(spans),
+        predictors=torch.tensor(predictors, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        sequences=tuple(sequences),
+        lengths=tuple(lengths),
+    )

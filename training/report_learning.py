@@ -1,0 +1,167 @@
+"""Figures of SFT and GRPO: curves over steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.report_chart import (
+    ACCENT,
+    GREEN,
+    GREY,
+    PURPLE,
+    RED,
+    WARM,
+    Axis,
+    Chart,
+    Figure,
+    LegendEntry,
+    padded_range,
+    step_axis,
+)
+from training.result_table import finite_number, format_number
+
+CURVE_COLOURS = (ACCENT, WARM, GREEN, PURPLE, RED, GREY)
+
+Steps = Sequence[Mapping[str, Any]]
+"""Objects of a `metrics.jsonl`, one a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """Curves that share a picture."""
+
+    title: str
+    curves: tuple[tuple[str, str], ...]
+    """Key in `metrics.jsonl` and label of each curve; keys that a run lacks are left out."""
+    note: str = ""
+    is_share: bool = False
+    """The axis starts at 0 and ends at 1 or just above the data."""
+
+
+SFT_PANELS = (
+    Panel(title="Loss", curves=(("sft/loss", "token loss"), ("loss", "token loss"))),
+    Panel(title="Learning rate", curves=(("sft/learning_rate", "learning rate"),)),
+)
+
+GRPO_PANELS = (
+    Panel(
+        title="Reward",
+        curves=(
+            ("reward/mean", "R"),
+            ("reward/cls_mean", "R_cls"),
+            ("reward/att_mean", "R_att"),
+        ),
+        note="Means over a step's rollouts.",
+    ),
+    Panel(
+        title="Unreadable and dead",
+        curves=(
+            ("rollout/parse_failure_rate", "unreadable answers"),
+            ("rollout/truncated_rate", "cut off"),
+            ("group/dead_rate", "dead groups"),
+        ),
+        note="A dead group has equal rewards: it teaches nothing.",
+        is_share=True,
+    ),
+    Panel(
+        title="Entropy",
+        curves=(("entropy/salient_mean", "salient tokens"), ("entropy/all_mean", "all tokens")),
+        note="Nats per token under the policy that sampled.",
+    ),
+    Panel(
+        title="Tokens where the clip decided",
+        curves=(("clip/high_share", "upper bound"), ("clip/low_share", "lower bound")),
+        is_share=True,
+    ),
+    Panel(
+        title="Learner against generator",
+        curves=(
+            ("mismatch/logprob_abs_mean", "rollouts"),
+            ("canary/logprob_abs_mean", "canary prompt"),
+        ),
+        note="Mean |difference| of log-probabilities.",
+    ),
+    Panel(
+        title="Policy version",
+        curves=(("policy_version", "sampled by"), ("policy_version_out", "published")),
+    ),
+)
+
+TIME_PARTS = (
+    ("time/rollout_s", "rollouts"),
+    ("time/train_s", "updates"),
+    ("time/sync_s", "sync"),
+)
+"""Keys and labels of a step's phases."""
+
+
+def curves_figure(panel: Panel, steps: Steps) -> Figure | None:
+    """A panel's curves over the steps; None if the run has none of its keys."""
+    curves = [
+        (label, points) for key, label in panel.curves if (points := curve_points(key, steps))
+    ]
+    if not curves:
+        return None
+    values = [value for _, points in curves for _, value in points]
+    low, high = padded_range(values, include=[0.0] if panel.is_share else [])
+    chart = Chart(
+        label=f"{panel.title} over the steps",
+        x=step_axis([step for _, points in curves for step, _ in points]),
+        y=Axis(low=low, high=max(high, 0.1) if panel.is_share else high),
+        width=340,
+        height=220,
+        left=52,
+    )
+    legend: list[LegendEntry] = []
+    for (label, points), colour in zip(curves, CURVE_COLOURS, strict=False):
+        # dots hide each other on long runs
+        radius = 3.5 if len(points) <= 60 else 0.0
+        chart.line(points, colour)
+        for step, value in points if radius else []:
+            tip = f"step {step:g}: {label} {format_number(value, 4)}"
+            chart.dot(step, value, colour, radius=radius, tip=tip)
+        legend.append(LegendEntry(label=label, colour=colour))
+    return Figure(title=panel.title, svg=chart.render(), legend=tuple(legend), note=panel.note)
+
+
+def step_time_figure(steps: Steps) -> Figure | None:
+    """Seconds of each step's phases as stacked bars; None if the run does not say."""
+    parts = [
+        (label, dict(points)) for key, label in TIME_PARTS if (points := curve_points(key, steps))
+    ]
+    if not parts:
+        return None
+    numbers = sorted({step for _, seconds in parts for step in seconds})
+    totals = [sum(seconds.get(step, 0.0) for _, seconds in parts) for step in numbers]
+    _, high = padded_range(totals, include=[0.0])
+    axis = step_axis(numbers)
+    chart = Chart(
+        label="Seconds per step and phase",
+        x=Axis(low=min(numbers) - 0.6, high=max(numbers) + 0.6, label="step", ticks=axis.ticks),
+        y=Axis(low=0, high=high, label="s"),
+        width=340,
+        height=220,
+        left=52,
+    )
+    for step in numbers:
+        base = 0.0
+        for (label, seconds), colour in zip(parts, CURVE_COLOURS, strict=False):
+            top = base + seconds.get(step, 0.0)
+            tip = f"step {step:g}: {label} {format_number(seconds.get(step), 1)} s"
+            chart.bar((step - 0.35, step + 0.35), (base, top), colour, tip=tip)
+            base = top
+    legend = tuple(
+        LegendEntry(label=label, colour=colour)
+        for (label, _), colour in zip(parts, CURVE_COLOURS, strict=False)
+    )
+    return Figure(title="Seconds per step", svg=chart.render(), legend=legend)
+
+
+def curve_points(key: str, steps: Steps) -> list[tuple[float, float]]:
+    """Step and value wherever both are numbers; steps without a number count from 1."""
+    points: list[tuple[float, float]] = []
+    for index, row in enumerate(steps, start=1):
+        step, value = finite_number(row.get("step", index)), finite_number(row.get(key))
+        if step is not None and value is not None:
+            points.append((step, value))
+    return sorted(points)

@@ -1,0 +1,46 @@
+"""A trajectory's text for reading: tags become labels, whatever else the model wrote stays."""
+
+import re
+from dataclasses import dataclass
+
+_TAG = re.compile(
+    r"<\s*(/?)\s*(final\s+subquestion|subquestion|important\s+features|final\s+answer|answer|think)"
+    r"\s*(\d*)\s*>",
+    re.IGNORECASE,
+)
+# control characters have no picture, and some readers of HTML stop at them
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+MAX_CHARACTERS = 6_000
+"""A report shows this much of one text; the whole of it is in the run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextBlock:
+    """What stands between two tags."""
+
+    label: str
+    """The tag that opened it, such as "Subquestion 1"; empty outside of tags."""
+    text: str
+
+
+def printable(value: object) -> str:
+    """The value as text with a mark where a character has no picture."""
+    return _UNPRINTABLE.sub("\ufffd", str(value))
+
+
+def text_blocks(text: object) -> list[TextBlock]:
+    """The parts of a trajectory in the order in which the model wrote them, empty ones left out."""
+    whole = printable(text)
+    shown = whole[:MAX_CHARACTERS]
+    pieces: list[tuple[str, str]] = []
+    label, start = "", 0
+    for tag in _TAG.finditer(shown):
+        pieces.append((label, shown[start : tag.start()]))
+        name = " ".join(tag.group(2).split()).capitalize()
+        label = "" if tag.group(1) else f"{name} {tag.group(3)}".strip()
+        start = tag.end()
+    pieces.append((label, shown[start:]))
+    if len(whole) > MAX_CHARACTERS:
+        pieces.append(("", f"({len(whole) - MAX_CHARACTERS:,} more characters are not shown)"))
+    return [TextBlock(name, piece.strip()) for name, piece in pieces if piece.strip()]

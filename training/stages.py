@@ -1,0 +1,158 @@
+"""The stages of a run: what each reads, what keys it, and in which order they go.
+
+A stage is skipped when it finished under the same key, resumed when it was interrupted, and
+refused when it was begun under another key (unless it is to be redone).
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ehr.errors import RunFolderError
+from training.config import RunConfig
+from training.progress import OnProgress, Reporter
+from training.run_folder import RunFolder, file_hash
+
+OPERATIONAL = frozenset(
+    {
+        "cohort.path",  # its content counts, not its place
+        "model.cache_dir",
+        "expert.num_workers",
+        "expert.cpus_per_worker",
+        "expert.gpus_per_worker",
+        "search.num_actors",
+        "search.cpus_per_actor",
+        "search.trees_in_flight",
+        "learner.num_workers",
+        "learner.cpus_per_worker",
+        "learner.gpus_per_worker",
+        "learner.threads",
+        "learner.max_failures",
+        "learner.start_timeout_s",
+    }
+)
+"""Settings that say where and how fast work is done, never what comes out of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage of the main job."""
+
+    name: str
+    title: str
+    """What it does, in a few words."""
+    sections: tuple[str, ...]
+    """Configuration it reads: whole sections, or single `section.field`s."""
+    needs: tuple[str, ...]
+    """Stages whose output it reads."""
+    outputs: tuple[str, ...]
+    """Files or folders in RUN/NAME whose bytes are its output."""
+    function: "Callable[[Any, OnProgress], None]"
+    """Does the work, given the session and a progress callback; must be able to resume."""
+    when: "Callable[[RunConfig], bool]" = lambda config: True
+    """Whether the configuration wants it at all."""
+
+
+class Pipeline:
+    """Runs stages in order, each at most once per key."""
+
+    def __init__(
+        self, stages: Iterable[Stage], folder: RunFolder, config: RunConfig, reporter: Reporter
+    ) -> None:
+        self.stages = {stage.name: stage for stage in stages}
+        self.folder = folder
+        self.config = config
+        self.reporter = reporter
+
+    def wanted(self, target: str | None) -> list[Stage]:
+        """The stages that lead to `target` in order; all of them for None."""
+        enabled = [stage for stage in self.stages.values() if stage.when(self.config)]
+        if target is None:
+            return enabled
+        needed = {target}
+        for stage in reversed(list(self.stages.values())):
+            if stage.name in needed:
+                needed |= set(stage.needs)
+        return [stage for stage in enabled if stage.name in needed]
+
+    def key(self, stage: Stage) -> dict[str, Any]:
+        """What the stage's result depends on: settings read, and outputs of the stages before."""
+        tree = self.config.model_dump(mode="json")
+        settings: dict[str, Any] = {}
+        for name in stage.sections:
+            section, _, field = name.partition(".")
+            for key, value in tree[section].items():
+                full = f"{section}.{key}"
+                if full not in OPERATIONAL and field in ("", key):
+                    settings[full] = value
+        if "cohort" in stage.sections and self.config.cohort.path:
+            settings["cohort data"] = file_hash(Path(self.config.cohort.path))[:16]
+        inputs = {
+            name: (self.folder.stage(name).read() or {}).get("output")
+            for name in stage.needs
+            if self.stages[name].when(self.config)
+        }
+        return {"settings": settings, "inputs": inputs}
+
+    def check(self, target: str | None, redo: str | None = None) -> list[Stage]:
+        """The stages still to run, before any long work begins.
+
+        Raises:
+            RunFolderError: if a stage was begun under another key; lists what differs.
+        """
+        if redo is not None:
+            self._forget(redo)
+        todo: list[Stage] = []
+        for stage in self.wanted(target):
+            upstream_changes = any(before.name in stage.needs for before in todo)
+            if upstream_changes or not self._is_done(stage):
+                todo.append(stage)
+        return todo
+
+    def run(self, todo: list[Stage], session: Any) -> None:
+        """Runs the stages, marking each as running and then as done."""
+        for stage in todo:
+            if self._is_done(stage):  # its inputs came out as they were
+                continue
+            record = self.folder.stage(stage.name)
+            resumed = record.read() is not None
+            record.begin(self.key(stage))
+            started = time.monotonic()
+            try:
+                with self.reporter.stage(stage.name) as on_progress:
+                    if resumed:
+                        self.reporter.say(f"{stage.name}: resuming an interrupted attempt")
+                    stage.function(session, on_progress)
+            except BaseException:
+                record.add_seconds(time.monotonic() - started)
+                raise
+            outputs = [self.folder.path / stage.name / output for output in stage.outputs]
+            record.finish(
+                time.monotonic() - started, "+".join(file_hash(path)[:16] for path in outputs)
+            )
+
+    def _is_done(self, stage: Stage) -> bool:
+        record = self.folder.stage(stage.name)
+        differences = record.differences(self.key(stage))
+        if differences:
+            more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+            raise RunFolderError(
+                f"{stage.name} in {self.folder.path} was made under another configuration "
+                f"({'; '.join(differences[:5])}{more}); give --redo {stage.name} to replace it and "
+                "all after it, or another folder with --run-dir"
+            )
+        if record.done:
+            self.reporter.say(f"{stage.name}: already done, same inputs; skipped")
+        return record.done
+
+    def _forget(self, redo: str) -> None:
+        if redo not in self.stages:
+            raise RunFolderError(f"--redo takes one of {', '.join(self.stages)}, got {redo!r}")
+        stale = {redo}
+        for stage in self.stages.values():
+            if stale & set(stage.needs):
+                stale.add(stage.name)
+        for name in stale:
+            self.folder.stage(name).remove()
