@@ -42,8 +42,8 @@ from services.types import Generator, PolicyVersion
 
 logger = logging.getLogger(__name__)
 
-Opinion = Callable[[PatientCase], Awaitable[frozenset[str]]]
-"""Asks the expert for a patient's salient features, C_exp."""
+AskSalience = Callable[[PatientCase], Awaitable[frozenset[str]]]
+"""Asks for a patient's salient features, C_exp; `actors.salience.ServedSalience` is one."""
 
 OnProgress = Callable[[float, float, str], None]
 """Called with patients done, patients in total and a short text."""
@@ -75,8 +75,8 @@ class SearchSetup:
     make_generator: Callable[[], Generator]
     """Builds the generator client inside the actor."""
     make_tokenizer: Callable[[], TextTokenizer]
-    make_opinion: Callable[[], Opinion]
-    """Builds the expert client's call inside the actor."""
+    make_ask_salience: Callable[[], AskSalience]
+    """Builds what asks the expert, inside the actor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class SearchActor:
         self._out_dir = out_dir
         self._generator = setup.make_generator()
         self._tokenizer = setup.make_tokenizer()
-        self._opinion = setup.make_opinion()
+        self._ask_salience = setup.make_ask_salience()
         self._context = PromptContext.of(cohort, setup.prompt)
         self._matcher = FeatureMatcher(cohort.features)
         self._layout = search_format(setup.prompt.format, self._tokenizer, setup.search)
@@ -134,7 +134,7 @@ class SearchActor:
         reward_context = RewardContext(
             patient_id=patient_id,
             label=self._cohort.labels[patient_id],
-            salient_features=await self._opinion(case),
+            salient_features=await self._ask_salience(case),
         )
         with RequestLog(
             _file(self._out_dir, "requests", patient_id, "jsonl"), self._generator
@@ -293,7 +293,9 @@ def _run_pool(cohort: Cohort, setup: SearchSetup, out_dir: Path, board: _Board) 
                 else:
                     board.waiting.extendleft(worker.patients.values())
                     ray.kill(worker.actor)
-                    workers[workers.index(worker)] = _Worker(_start_actor(shared, out_dir, section))
+                    replacement = _Worker(_start_actor(shared, out_dir, section))
+                    workers[workers.index(worker)] = replacement
+                    _wait_started([replacement])
     finally:
         for worker in workers:
             ray.kill(worker.actor)

@@ -92,7 +92,7 @@ def read_score(sampled: str, finish_reason: str) -> int | None:
 
 
 def usefulness(score: int) -> float:
-    """r of Eq. 3: a score from 1 to 100 on [0, 1]."""
+    """R of Eq. 3: a score from 1 to 100 on [0, 1]."""
     return (score - 1) / 99
 
 

@@ -256,12 +256,12 @@ def _checked(
 
 
 def _has_both(y: Int[np.ndarray, " patients"]) -> bool:
-    return 0 < y.sum() < len(y)
+    return bool(0 < y.sum() < len(y))
 
 
 def _separates(y: Int[np.ndarray, " patients"], p: Float[np.ndarray, " patients"]) -> bool:
     positive, negative = p[y == 1], p[y == 0]
-    return positive.min() >= negative.max() or positive.max() <= negative.min()
+    return bool(positive.min() >= negative.max() or positive.max() <= negative.min())
 
 
 def _logit(p: Float[np.ndarray, " patients"]) -> Float[np.ndarray, " patients"]:

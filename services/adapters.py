@@ -4,13 +4,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
 
 from ehr.errors import ModelError
 from services.types import Policy
+
+if TYPE_CHECKING:
+    import torch
 
 _PREFIX = "base_model.model."
 """What peft puts before every module name."""
@@ -20,9 +22,9 @@ _PREFIX = "base_model.model."
 class LoraPair:
     """The two factors of one layer's update."""
 
-    a: torch.Tensor
+    a: "torch.Tensor"
     """[rank, inputs]"""
-    b: torch.Tensor
+    b: "torch.Tensor"
     """[outputs, rank]"""
 
 
@@ -37,6 +39,9 @@ def read_pairs(adapter: bytes) -> dict[str, LoraPair]:
     Raises:
         ModelError: if these are not the bytes of a peft LoRA adapter.
     """
+    # The policy store uses this module too, and has no use for torch.
+    from safetensors.torch import load
+
     try:
         tensors = load(adapter)
     except SafetensorError as error:

@@ -13,6 +13,21 @@ _POLL_S = 0.2
 _DELETE_TIMEOUT_S = 60.0
 
 
+def generator_application(run_id: str) -> str:
+    """Name of a run's generator application."""
+    return f"generator-{run_id}"
+
+
+def expert_application(run_id: str) -> str:
+    """Name of a run's expert application."""
+    return f"expert-{run_id}"
+
+
+def http_application(run_id: str) -> str:
+    """Name of a run's HTTP application."""
+    return f"http-{run_id}"
+
+
 def deploy_application(application: Application, name: str, route_prefix: str | None) -> None:
     """Hand an application to Serve without waiting until it runs."""
     serve.run_many(

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -12,11 +12,20 @@ from ray.serve.handle import DeploymentHandle
 
 from ehr.cohort import PatientCase
 from ehr.errors import EagRlError, ServiceError
-from services.expert import ExpertAnswer, expert_application
-from services.following import Acknowledgement, GeneratorStats, Scored
-from services.generator import generator_application
+from services.applications import expert_application, generator_application
 from services.policy_store import PolicyRecord, commit_to_store
-from services.types import Completion, GenerateRequest, PolicyVersion
+from services.types import (
+    Acknowledgement,
+    Completion,
+    GenerateRequest,
+    GeneratorStats,
+    PolicyVersion,
+    Scored,
+)
+
+if TYPE_CHECKING:
+    # Answers arrive with torch behind them; who asks for none does not load it.
+    from services.expert import ExpertAnswer
 
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
@@ -141,7 +150,7 @@ class ExpertClient:
         """A client of one run; `timeout_s` is the budget of one call, retries included."""
         self._application = _Application(expert_application(run_id), timeout_s)
 
-    async def opinion(self, case: PatientCase, data_sha256: str | None = None) -> ExpertAnswer:
+    async def opinion(self, case: PatientCase, data_sha256: str | None = None) -> "ExpertAnswer":
         """The expert's opinion of a case.
 
         Args:
@@ -154,7 +163,7 @@ class ExpertClient:
             ServiceError: if the expert does not answer in time.
         """
 
-        async def attempt() -> ExpertAnswer:
+        async def attempt() -> "ExpertAnswer":
             return await self._application.handle().opinion.remote(case, data_sha256)
 
         return await self._application.retried(attempt)

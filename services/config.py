@@ -40,13 +40,18 @@ class GeneratorSection(Section):
     enforce_eager: bool = True
     """No compilation: starts in half the time, about 10 % slower on CPU."""
     sync: Literal["auto", "adapter", "merged"] = "auto"
-    """How a policy is loaded: native LoRA (`auto` on GPU) or merged into the base (`auto` on CPU)."""
+    """How a policy is loaded: native LoRA (`auto`: on GPU) or merged (`auto`: on CPU)."""
     max_lora_rank: int = Field(default=64, ge=1)
     """Largest LoRA rank with `sync: adapter`."""
     startup_timeout_s: float = Field(default=600, gt=0)
     """How long a replica may take to load."""
     request_timeout_s: float = Field(default=600, gt=0)
     """How long one request may take, retries included."""
+
+    @property
+    def merges_policies(self) -> bool:
+        """Whether a policy is merged into the base model instead of being served as LoRA."""
+        return self.sync == "merged" or (self.sync == "auto" and self.gpus_per_replica == 0)
 
 
 class ServeSection(Section):

@@ -11,7 +11,12 @@ from ehr.cohort import PatientCase
 from ehr.errors import DataError
 from ehr.expert import ExpertEnsemble, Opinion, expert_opinion
 from ehr.salience import salient_features
-from services.applications import delete_application, deploy_application, wait_for_application
+from services.applications import (
+    delete_application,
+    deploy_application,
+    expert_application,
+    wait_for_application,
+)
 
 _SERVED_ENSEMBLE = 0
 """The other one only measures how far two ensembles agree."""
@@ -100,11 +105,6 @@ class ExpertReplica:
     async def feature_names(self) -> tuple[str, ...]:
         """Columns that a case must have, in order."""
         return self._opinions.feature_names
-
-
-def expert_application(run_id: str) -> str:
-    """Name of a run's expert application."""
-    return f"expert-{run_id}"
 
 
 def start_expert(run_id: str, run_dir: Path, timeout_s: float) -> None:

@@ -5,46 +5,21 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ehr.errors import ModelError, ServiceError, StalePolicyError
 from services.engine import Engine
-from services.types import Completion, GenerateRequest, Policy, PolicyVersion
+from services.types import (
+    Acknowledgement,
+    Completion,
+    GenerateRequest,
+    GeneratorStats,
+    Policy,
+    PolicyVersion,
+    Scored,
+)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Acknowledgement:
-    """What a replica serves after a sync."""
-
-    replica: str
-    version: PolicyVersion
-    checksum: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """Log-probabilities of a given response, as one replica sees them."""
-
-    replica: str
-    version: PolicyVersion
-    logprobs: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorStats:
-    """What a replica has done since it started."""
-
-    replica: str
-    requests: int = 0
-    prompt_tokens: int = 0
-    """Tokens of all prompts, counted once a request."""
-    cached_tokens: int = 0
-    """Of these, tokens that the prefix cache had."""
-    decode_tokens: int = 0
-    syncs: int = 0
-    sync_s: float = 0.0
 
 
 class PolicyGate:

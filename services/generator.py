@@ -7,13 +7,25 @@ from pathlib import Path
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from services.applications import delete_application, deploy_application, wait_for_application
+from services.applications import (
+    delete_application,
+    deploy_application,
+    generator_application,
+    wait_for_application,
+)
 from services.config import GeneratorSection, ModelSection
 from services.engine import Engine, load_vllm
-from services.following import Acknowledgement, GeneratorStats, PolicyFollower, Scored
+from services.following import PolicyFollower
 from services.models import LocalModel
 from services.policy_store import fetch_policy, start_policy_store, stop_policy_store
-from services.types import Completion, GenerateRequest, PolicyVersion
+from services.types import (
+    Acknowledgement,
+    Completion,
+    GenerateRequest,
+    GeneratorStats,
+    PolicyVersion,
+    Scored,
+)
 
 LoadEngine = Callable[[LocalModel, ModelSection, GeneratorSection], Awaitable[Engine]]
 """How a replica gets its engine; tests pass a fake."""
@@ -26,11 +38,6 @@ _GRACE_S = 20.0
 """How long a replica that is being ended may finish its requests."""
 _STORE_TIMEOUT_S = 120.0
 """How long one answer of the policy store may take, its restart included."""
-
-
-def generator_application(run_id: str) -> str:
-    """Name of a run's generator application."""
-    return f"generator-{run_id}"
 
 
 class GeneratorReplica:
@@ -126,6 +133,19 @@ def wait_for_generator(run_id: str, section: GeneratorSection) -> None:
         ServiceError: if they do not within `generator.startup_timeout_s`.
     """
     wait_for_application(generator_application(run_id), section.startup_timeout_s)
+
+
+def start_generator(
+    run_id: str,
+    run_dir: Path,
+    model: LocalModel,
+    model_section: ModelSection,
+    section: GeneratorSection,
+    load_engine: LoadEngine = load_vllm,
+) -> None:
+    """Start a run's policy store and generator; returns when every replica answers."""
+    deploy_generator(run_id, run_dir, model, model_section, section, load_engine)
+    wait_for_generator(run_id, section)
 
 
 def stop_generator(run_id: str) -> None:

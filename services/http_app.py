@@ -1,8 +1,10 @@
 """HTTP endpoint on Ray Serve: the expert's attention for one patient."""
 
+import datetime
 from collections.abc import Sequence
-from datetime import date
 from difflib import get_close_matches
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fastapi import FastAPI, HTTPException
@@ -12,9 +14,16 @@ from ray import serve
 from ehr.catalogue import AGE_AND_SEX, BENCHMARK_17, TJH_LABS, Feature
 from ehr.cohort import PatientCase, Sex
 from ehr.errors import DataError, ServiceError
-from services.applications import delete_application, deploy_application, wait_for_application
+from services.applications import (
+    delete_application,
+    deploy_application,
+    http_application,
+    wait_for_application,
+)
 from services.clients import ExpertClient
-from services.expert import ExpertAnswer
+
+if TYPE_CHECKING:
+    from services.expert import ExpertAnswer
 
 _HEALTH_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 120.0
@@ -40,7 +49,7 @@ class VisitBody(_Body):
 
     day: float | None = Field(default=None, ge=0)
     """Days since the first visit; or give `date`."""
-    date: date | None = None
+    date: datetime.date | None = None
     """Date of the visit; or give `day`."""
     values: dict[str, float | str | None]
     """Raw values by feature name; categories by code or word; leave out what was not measured."""
@@ -112,7 +121,7 @@ def case_from_body(body: PatientBody, features: Sequence[Feature]) -> PatientCas
     )
 
 
-def reply_from_answer(patient_id: str, answer: ExpertAnswer) -> AttentionReply:
+def reply_from_answer(patient_id: str, answer: "ExpertAnswer") -> AttentionReply:
     """What the endpoint sends back."""
     opinion = answer.opinion
     return AttentionReply(
@@ -156,7 +165,7 @@ def _days(visits: Sequence[VisitBody]) -> tuple[float, ...]:
         found = days
     else:
         raise DataError("every visit must have a `day`, or every visit a `date`; give one of them")
-    if any(later < earlier for earlier, later in zip(found, found[1:], strict=False)):
+    if any(later < earlier for earlier, later in pairwise(found)):
         raise DataError("visits must be in time order; sort them by day or date")
     return tuple(each - found[0] for each in found)
 
@@ -205,13 +214,8 @@ class HttpApp:
         return {"status": "ok", "run": self._run_id}
 
 
-def http_application(run_id: str) -> str:
-    """Name of a run's HTTP application."""
-    return f"http-{run_id}"
-
-
 def start_http_app(run_id: str, route_prefix: str, timeout_s: float) -> None:
-    """Put a run's expert behind HTTP; `cluster.start_http` has opened the port.
+    """Put a run's expert behind HTTP; `cluster.start_serve` has opened the port.
 
     Args:
         run_id: whose expert.

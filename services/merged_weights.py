@@ -75,7 +75,7 @@ class MergedWeightEngine(WeightTransferEngine[BaseInfo, AdapterInfo]):
     ) -> Iterator[tuple[str, torch.Tensor]]:
         for file in self._files:
             with safe_open(file, framework="pt") as base:
-                for name in base.keys():
+                for name in base.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                     weight = base.get_tensor(name)
                     if pair := pairs.get(name):
                         update = pair.b.float() @ pair.a.float()
@@ -85,8 +85,8 @@ class MergedWeightEngine(WeightTransferEngine[BaseInfo, AdapterInfo]):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Merging is hundreds of small products: on busy cores their thread barriers cost 10 times more
-    than the second thread saves."""
+    # Merging is hundreds of small products: on busy cores the barriers between threads cost ten
+    # times more than a second thread saves.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

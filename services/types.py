@@ -6,7 +6,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class PolicyVersion:
-    """Which policy: a lineage ("base", "stage1", "grpo") and a version that only grows inside it."""
+    """Which policy: a lineage ("base", "stage1", "grpo") and a version that grows inside it."""
 
     lineage: str
     version: int
@@ -44,7 +44,8 @@ class Sampling:
     include_stop: bool = False
     """Keep the stop string in the text and in the token ids."""
     regex: str | None = None
-    """Constrains the whole completion (structured output)."""
+    """Constrains the whole completion (structured output). The end token that closes a finished
+    pattern is left out of the completion."""
     allowed_token_ids: tuple[int, ...] | None = None
     seed: int | None = None
 
@@ -58,7 +59,7 @@ class GenerateRequest:
     least: PolicyVersion
     """The oldest policy that may answer."""
     session: str
-    """Routing hint, the same for all requests of a patient: warm prefix cache, never correctness."""
+    """Routing hint, the same for all requests of a patient: a warm prefix cache, nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +69,48 @@ class Completion:
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[float, ...]
-    """Log-probability of each token under the sampling distribution at temperature 1 (raw)."""
+    """Log-probability of each token at temperature 1, before any filter; with a `regex`, among the
+    tokens that the pattern allowed there."""
     finish_reason: str
     """"stop" or "length"."""
     policy_version: PolicyVersion
     policy_checksum: str
     num_prompt_tokens: int
     num_cached_tokens: int
-    """Prompt tokens found in the prefix cache; the request's own figure, repeated on its n samples."""
+    """Prompt tokens found in the prefix cache: the request's figure, repeated on its n samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """What a replica serves after a sync."""
+
+    replica: str
+    version: PolicyVersion
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Log-probabilities of a given response, as one replica sees them."""
+
+    replica: str
+    version: PolicyVersion
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorStats:
+    """What a replica has done since it started."""
+
+    replica: str
+    requests: int = 0
+    prompt_tokens: int = 0
+    """Tokens of all prompts, counted once a request."""
+    cached_tokens: int = 0
+    """Of these, tokens that the prefix cache had."""
+    decode_tokens: int = 0
+    syncs: int = 0
+    sync_s: float = 0.0
 
 
 class Generator(Protocol):

@@ -6,9 +6,10 @@ the sample's index, as with an engine that has batch invariance.
 
 import asyncio
 import hashlib
+import os
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ from ehr.catalogue import Feature
 from ehr.chat import ChatFrame
 from ehr.cohort import PatientCase, Sex
 from ehr.config import PromptSection, RewardSection, Task
+from ehr.errors import ServiceError
 from ehr.names import FeatureMatcher
 from ehr.prompts import PromptContext
 from ehr.rewards import RewardContext
@@ -279,14 +281,15 @@ class SearchRun:
     root: Node[Step]
 
 
+_SECTION = SearchSection(max_depth=4, question_tokens=120, answer_tokens=160, final_tokens=300)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
     """What a scripted search is run with; token limits count characters."""
 
     format: Literal["guided", "free"] = "guided"
-    section: SearchSection = SearchSection(
-        max_depth=4, question_tokens=120, answer_tokens=160, final_tokens=300
-    )
+    section: SearchSection = _SECTION
     label: int = 1
     salient: frozenset[str] = frozenset(FEATURES[:5])
     max_model_len: int = 100_000
@@ -328,3 +331,46 @@ async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Pat
         )
         result = await search.run()
     return SearchRun(result=result, generator=generator, calls=log.counts, root=search.root)
+
+
+@dataclass
+class DiesOnce(ScriptedGenerator):
+    """Ends its process at the given request: once if a marker file says so, else every time."""
+
+    marker: Path | None = None
+    die_at: int = 0
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        if len(self.requests) >= self.die_at and not (self.marker and self.marker.exists()):
+            if self.marker:
+                self.marker.touch()
+            os._exit(1)
+        return await super().generate(request)
+
+
+@dataclass
+class RefusesPatient(ScriptedGenerator):
+    """Answers nothing about one patient after some requests."""
+
+    patient_id: str = ""
+    refuse_at: int = 0
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        asked = sum(earlier.session == self.patient_id for earlier in self.requests)
+        if request.session == self.patient_id and asked >= self.refuse_at:
+            raise ServiceError("the generator does not answer")
+        return await super().generate(request)
+
+
+async def _first_features(case: PatientCase) -> frozenset[str]:
+    return frozenset(FEATURES[:5])
+
+
+def fixed_salience() -> Callable[[PatientCase], Awaitable[frozenset[str]]]:
+    """An expert that finds the same features salient for everybody."""
+    return _first_features
+
+
+def unreadable_scores(call: Call) -> str:
+    """Words instead of scores, and otherwise sensible."""
+    return "useful" if call.kind == "score" else sensible(call)

@@ -1,4 +1,4 @@
-"""What a learner leaves on disk: committed policies and checkpoints, each there whole or not at all.
+"""What a learner leaves on disk: policies and checkpoints, each there whole or not at all.
 
 Layout under a stage's folder:
 

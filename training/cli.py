@@ -53,7 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
         )
         _add_run_arguments(command)
         command.add_argument(
-            "--redo", metavar="STAGE", help="replace this stage and all after it", choices=list(STAGES)
+            "--redo",
+            metavar="STAGE",
+            choices=list(STAGES),
+            help="replace this stage and all after it",
         )
     serve = commands.add_parser(
         "serve",
@@ -86,7 +89,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, runs the command, and returns the exit status."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = _parse(arguments)
     # A job's stop and a terminal's hang-up end like Ctrl-C: services are stopped, work is kept.
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
@@ -106,6 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(__name__).exception("unexpected failure")
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:2000]}", file=sys.stderr)
         return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses options and positional arguments in any order."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if unknown := [argument for argument in rest if argument.startswith("-")]:
+        parser.error(f"unknown option {unknown[0]}")
+    parsed.arguments += rest
+    return parsed
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -149,7 +149,7 @@ class Learner:
 
     def _state(self) -> dict[str, Tensor]:
         zero = torch.zeros_like(self._masters)
-        fresh = {"step": torch.zeros(()), **{name: zero for name in _MOMENTS}}
+        fresh = {"step": torch.zeros(()), **dict.fromkeys(_MOMENTS, zero)}
         return self._adam.state[self._masters] or fresh
 
     def _gathered(self, name: str) -> Tensor:

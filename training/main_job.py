@@ -1,7 +1,7 @@
 """The main job: cohort, expert, search, SFT, GRPO, evaluation and report, as stages of a run."""
 
-import asyncio
 import json
+import random
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +14,9 @@ from actors.pool import SearchSetup, run_search
 from actors.rollout_actor import RolloutActor
 from actors.rollouts import RolloutBatch, RolloutPlan
 from ehr.cohort import choose_patients, save_cohort, summary
+from ehr.errors import TrainingError
 from ehr.loaders import build_cohort
+from ehr.rewards import RewardContext
 from services.environment import prepare_process
 from services.types import BASE_POLICY, PolicyVersion
 from training.config import RunConfig
@@ -31,6 +33,12 @@ from training.result_table import result_table
 from training.run_folder import RunFolder, write_json
 from training.session import Session
 from training.stages import Pipeline, Stage
+
+CANARY_TEXT = (
+    "<Final subquestion>\nNow the probability of the outcome can be estimated.\n"
+    "</Final subquestion>\n<Important Features>\n"
+)
+"""A fixed answer whose log-probabilities learner and generator must agree on after every sync."""
 
 STAGE1 = PolicyVersion(lineage="stage1", version=0)
 """The policy after SFT, as evaluation publishes it."""
@@ -126,9 +134,108 @@ def search(session: Session, on_progress: OnProgress) -> None:
         least=BASE_POLICY,
         make_generator=session.make_generator(),
         make_tokenizer=session.make_tokenizer(),
-        make_opinion=session.make_opinion(),
+        make_ask_salience=session.make_ask_salience(),
     )
     run_search(session.cohort, patients, setup, session.path("search"), on_progress)
+
+
+def fine_tune(session: Session, on_progress: OnProgress) -> None:
+    """Fine-tunes on the best trajectories of the search."""
+    from training.sft import SftExample, SftInputs, train_sft
+
+    table = pd.read_parquet(session.path("search") / "trajectories.parquet")
+    kept = table[table["kept"]]
+    if not len(kept):
+        raise TrainingError(
+            f"the search kept none of its {len(table)} trajectories, so there is nothing to fine-tune "
+            "on; search more patients (search.num_patients), or skip Stage 1 (sft.enabled=false)"
+        )
+    examples = tuple(
+        SftExample(
+            patient_id=str(patient),
+            prompt_token_ids=tuple(rows["prompt_token_ids"].iloc[0]),
+            responses=tuple(tuple(ids) for ids in rows["token_ids"]),
+            model_written=tuple(tuple(map(bool, mask)) for mask in rows["model_written"]),
+        )
+        for patient, rows in kept.groupby("patient_id", sort=True)
+    )
+    session.connect()
+    inputs = SftInputs(
+        run_id=session.run_id,
+        examples=examples,
+        model_path=session.model.path,
+        dtype=session.config.model.dtype,
+        learner=session.config.learner,
+        sft=session.config.sft,
+        out_dir=session.path("sft"),
+        storage=session.train_storage,
+    )
+    train_sft(inputs, on_progress)
+
+
+def optimize_policy(session: Session, on_progress: OnProgress) -> None:
+    """Trains the policy on its own rollouts, rewarded with the expert's attention."""
+    from training.grpo import train_grpo
+    from training.grpo_batch import GrpoPatient
+    from training.grpo_controller import Canary, GrpoInputs
+
+    config = session.config
+    session.start_generator()
+    train = session.cohort.splits["train"]
+    salient = session.salient(train)
+    if config.grpo.shuffle_salience:
+        salient = shuffled(salient, config.grpo.seed)
+    in_stage1: set[str] = set()
+    if config.sft.enabled:
+        table = pd.read_parquet(session.path("search") / "trajectories.parquet")
+        in_stage1 = set(table.loc[table["kept"], "patient_id"].astype(str))
+    patients = tuple(
+        GrpoPatient(
+            prompt_token_ids=prompt.token_ids,
+            context=RewardContext(
+                patient_id=prompt.patient_id,
+                label=session.cohort.labels[prompt.patient_id],
+                salient_features=salient[prompt.patient_id],
+            ),
+            in_stage1=prompt.patient_id in in_stage1,
+        )
+        for prompt in session.prompts(train, "question_decomposition")
+    )
+    inputs = GrpoInputs(
+        run_id=session.run_id,
+        model_path=session.model.path,
+        dtype=config.model.dtype,
+        patients=patients,
+        features=session.cohort.features,
+        num_salient_features=config.expert.num_salient_features,
+        format=config.prompt.format,
+        learner=config.learner,
+        grpo=config.grpo,
+        reward=config.reward,
+        stage1_adapter=session.path("sft") / "adapter" if config.sft.enabled else None,
+        canary=Canary(
+            prompt_token_ids=patients[0].prompt_token_ids,
+            response_token_ids=tuple(session.tokenizer.encode(CANARY_TEXT)),
+        ),
+        merged_sync=config.generator.merges_policies,
+        out_dir=session.path("grpo"),
+        storage=session.train_storage,
+        make_generator=session.make_generator(),
+        make_tokenizer=session.make_tokenizer(),
+    )
+    train_grpo(inputs, on_progress)
+
+
+def shuffled(salient: dict[str, frozenset[str]], seed: int) -> dict[str, frozenset[str]]:
+    """Every patient gets another patient's salient features: the marginals stay."""
+    patients = sorted(salient)
+    order = list(patients)
+    random.Random(seed).shuffle(order)
+    # One cycle through the shuffled order: nobody keeps their own.
+    return {
+        patient: salient[other]
+        for patient, other in zip(order, [*order[1:], order[0]], strict=True)
+    }
 
 
 def evaluate(session: Session, on_progress: OnProgress) -> None:
@@ -228,15 +335,11 @@ def report(session: Session, on_progress: OnProgress) -> None:
 
 def serve(config: RunConfig, run_dir: Path) -> None:
     """Keeps the expert's HTTP endpoint up until the process is interrupted."""
-    from services.http_app import start_http
-
     run_stages(config, run_dir, target="expert", redo=None)
     reporter = Reporter()
     folder = RunFolder(run_dir)
     with folder.lock(), Session(config, folder, reporter) as session:
-        session.start_expert()
-        start_http(session.run_id, config.serve, config.generator.request_timeout_s)
-        address = f"http://{config.serve.host}:{config.serve.port}"
+        address = session.start_http()
         reporter.say(f"serving POST {address}/v1/expert/attention, described at {address}/docs")
         reporter.say("Ctrl-C stops it")
         while True:
@@ -269,4 +372,39 @@ STAGES = (
         function=search,
         when=lambda config: config.sft.enabled,
     ),
+    Stage(
+        name="sft",
+        title="fine-tuning on the best trajectories",
+        sections=("sft", "learner", "model"),
+        needs=("search",),
+        outputs=("adapter",),
+        function=fine_tune,
+        when=lambda config: config.sft.enabled,
+    ),
+    Stage(
+        name="grpo",
+        title="attention-aligned policy optimization",
+        sections=("grpo", "learner", "prompt", "reward", "model", "generator.sync"),
+        needs=("cohort", "expert", "search", "sft"),
+        outputs=("adapter",),
+        function=optimize_policy,
+        when=lambda config: config.grpo.enabled,
+    ),
+    Stage(
+        name="evaluate",
+        title="every method on the test split",
+        sections=("evaluate", "prompt", "model", "grpo.method"),
+        needs=("cohort", "expert", "sft", "grpo"),
+        outputs=("results.json",),
+        function=evaluate,
+    ),
+    Stage(
+        name="report",
+        title="the report page",
+        sections=(),
+        needs=("cohort", "expert", "search", "sft", "grpo", "evaluate"),
+        outputs=(),
+        function=report,
+    ),
 )
+"""The main job in order."""

@@ -95,7 +95,7 @@ class _Piece:
 
 
 def pack(groups: Sequence[TokenGroup], max_row_tokens: int) -> list[PackedRow]:
-    """Rows that hold every response of `groups` once, none longer than `max_row_tokens`.
+    """Rows that hold every (non-empty) response of `groups` once, none over `max_row_tokens`.
 
     Responses are numbered through the groups in order. A group over the budget is split and its
     prompt repeated; small pieces share a row (first fit, longest first).
@@ -213,13 +213,15 @@ def _split(group: TokenGroup, first_sequence: int, max_row_tokens: int) -> list[
     pieces: list[list[int]] = [[]]
     used = 0
     for member, response in enumerate(group.responses):
-        if not group.prompt or not response or len(response) > room:
+        if not group.prompt or len(response) > room:
             raise TrainingError(
-                f"a prompt and one of its responses must have tokens and fit a row of "
+                f"expected a prompt and each of its responses to fit a row of "
                 f"learner.max_row_tokens={max_row_tokens} tokens; patient "
                 f"{group.patient_id!r} has a prompt of {len(group.prompt)} and a response of "
                 f"{len(response)}; raise learner.max_row_tokens or shorten the prompt"
             )
+        if not response:
+            continue  # nothing was written, so nothing is trained
         if pieces[-1] and used + len(response) > room:
             pieces.append([])
             used = 0

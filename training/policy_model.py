@@ -11,7 +11,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load, load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -81,7 +81,6 @@ class PolicyModel(nn.Module):
             return response_logprobs(
                 hidden[row.predictors], head.weight, row.targets, with_entropy=with_entropy
             )
-
 
 
 def load_policy_model(

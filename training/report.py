@@ -131,6 +131,7 @@ def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:
         "warning": _size_warning(records),
         "problems": records.problems,
         "make": lambda stage: f"eag-rl {stage} CONFIG --run-dir {run_dir.name}",
+        "switched_off": _switched_off(records),
         "tiles": _tiles(records),
         "results": _results(records),
         "cohort": _cohort(records),
@@ -180,6 +181,16 @@ def _size_warning(records: RunRecords) -> str:
     if fewest >= SMALL_TEST_PATIENTS:
         return ""
     return f"{statement} Such sizes show that it runs and nothing else."
+
+
+def _switched_off(records: RunRecords) -> dict[str, str]:
+    """Stages that the configuration leaves out, with the setting that does."""
+    setting_of = {"search": "sft", "sft": "sft", "grpo": "grpo"}
+    return {
+        stage: f"{section}.enabled: false"
+        for stage, section in setting_of.items()
+        if records.setting(section, "enabled") is False
+    }
 
 
 def _tiles(records: RunRecords) -> list[tuple[str, str, str]]:
@@ -386,13 +397,14 @@ def _times(records: RunRecords) -> dict[str, Any] | None:
         if (record := records.stages.get(stage)) is not None and stage != "report"
     ]
     phases = [
-        (label, sum(value for _, value in curve_points(key, records.grpo)))
+        (label, sum(value for _, value in points))
         for key, label in TIME_PARTS
+        if (points := curve_points(key, records.grpo))
     ]
     finished = {stage: record for stage, record in records.stages.items() if stage != "report"}
     figures = [
         stage_time_figure(finished),
-        bar_figure("Inside GRPO: seconds per phase", phases) if records.grpo else None,
+        bar_figure("Inside GRPO: seconds per phase", phases),
     ]
     return {"rows": rows, "figures": _present(figures)}
 

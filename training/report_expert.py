@@ -139,8 +139,9 @@ def heat_map_figure(salience: Salience, expert: Scores | None) -> Figure:
     rows = [salience.patients.index(patient) for patient in patients]
     columns = [salience.features.index(feature) for feature in features]
     shown = salience.scores[np.ix_(rows, columns)]
-    # the few largest would leave everything else pale
-    most = float(np.quantile(shown, 0.98)) or 1.0
+    # between quantiles: a few extreme cells would leave all others alike
+    least, most = np.quantile(shown, (0.02, 0.98))
+    span = float(most - least) or 1.0
     left = max(text_width(shortened(name, 36)) for name in features) + 12
     right = left + CELL_WIDTH * len(patients)
     parts: list[Markup] = [_text(right + 8, 12, "in the top", MUTED)]
@@ -153,7 +154,7 @@ def heat_map_figure(salience: Salience, expert: Scores | None) -> Figure:
                 _cell(
                     left + CELL_WIDTH * column,
                     y,
-                    mixed((238, 242, 246), (16, 84, 120), score / most),
+                    mixed((238, 242, 246), (16, 84, 120), (score - least) / span),
                     f"patient {patient}: {feature} {score:.3f}",
                     is_marked=feature in salience.top[patient],
                 )

@@ -131,7 +131,7 @@ def difference_figure(rows: Sequence[Row], metric: str) -> Figure | None:
     return Figure(
         title=f"{metric.upper()}: {reference} minus ...",
         svg=chart.render(),
-        note="Same patients on both sides. An interval that crosses 0 shows no difference.",
+        note="The same patients on both sides. An interval across 0 is no evidence.",
     )
 
 
@@ -245,8 +245,8 @@ def calibration_figure(method: str, scores: Scores) -> Figure | None:
         label=f"Calibration of {method_label(method)}",
         x=Axis(low=-0.02, high=1.02, label="predicted", ticks=(0, 0.5, 1)),
         y=Axis(low=-0.02, high=1.02, label="observed", ticks=(0, 0.5, 1)),
-        width=210,
-        height=196,
+        width=184,
+        height=176,
         left=44,
         bottom=36,
     )
@@ -299,9 +299,7 @@ def bar_figure(
         label=title,
         # a fifth more than the longest bar: room for its number
         x=Axis(low=0, high=1.2 * high, ticks=nice_ticks(0, high, 5)),
-        y=Axis(
-            low=len(values) - 0.5, high=-0.5, ticks=tuple(range(len(values))), tick_labels=labels
-        ),
+        y=_categories(labels),
         height=26.0 * len(values) + 40,
         left=max(text_width(label) for label in labels) + 14,
         bottom=26,

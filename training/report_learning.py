@@ -35,12 +35,13 @@ class Panel:
     """Key in `metrics.jsonl` and label of each curve; keys that a run lacks are left out."""
     note: str = ""
     is_share: bool = False
-    """The axis starts at 0 and ends at 1 or just above the data."""
+    """The axis starts at 0 and is at least a tenth long: a share, or a count."""
 
 
 SFT_PANELS = (
-    Panel(title="Loss", curves=(("sft/loss", "token loss"), ("loss", "token loss"))),
+    Panel(title="Loss", curves=(("sft/loss", "token loss"),)),
     Panel(title="Learning rate", curves=(("sft/learning_rate", "learning rate"),)),
+    Panel(title="Gradient norm", curves=(("grad/norm", "before clipping"),)),
 )
 
 GRPO_PANELS = (
@@ -54,12 +55,21 @@ GRPO_PANELS = (
         note="Means over a step's rollouts.",
     ),
     Panel(
-        title="Unreadable and dead",
+        title="R_att above the best constant set",
+        curves=(("reward/excess", "excess"),),
+        note="Above 0 the answers name features of the patient, not of everybody.",
+    ),
+    Panel(
+        title="Answers that count as failures",
         curves=(
-            ("rollout/parse_failure_rate", "unreadable answers"),
-            ("rollout/truncated_rate", "cut off"),
-            ("group/dead_rate", "dead groups"),
+            ("rollout/parse_failure_rate", "format failures"),
+            ("rollout/truncated_rate", "of which cut off"),
         ),
+        is_share=True,
+    ),
+    Panel(
+        title="Groups",
+        curves=(("rollout/groups", "all"), ("rollout/dead_groups", "dead")),
         note="A dead group has equal rewards: it teaches nothing.",
         is_share=True,
     ),
@@ -70,17 +80,23 @@ GRPO_PANELS = (
     ),
     Panel(
         title="Tokens where the clip decided",
-        curves=(("clip/high_share", "upper bound"), ("clip/low_share", "lower bound")),
+        curves=(
+            ("clip/high_share", "upper bound"),
+            ("clip/low_share", "lower bound"),
+            ("clip/adaptive_share", "entropy moved the bound"),
+        ),
         is_share=True,
     ),
     Panel(
         title="Learner against generator",
         curves=(
-            ("mismatch/logprob_abs_mean", "rollouts"),
-            ("canary/logprob_abs_mean", "canary prompt"),
+            ("mismatch/mean_abs", "rollouts"),
+            ("canary/mean_abs", "canary prompt"),
         ),
         note="Mean |difference| of log-probabilities.",
     ),
+    Panel(title="Loss", curves=(("loss", "loss"),)),
+    Panel(title="Gradient norm", curves=(("grad/norm", "before clipping"),)),
     Panel(
         title="Policy version",
         curves=(("policy_version", "sampled by"), ("policy_version_out", "published")),
@@ -89,8 +105,10 @@ GRPO_PANELS = (
 
 TIME_PARTS = (
     ("time/rollout_s", "rollouts"),
+    ("time/old_logprob_s", "old log-probabilities"),
     ("time/train_s", "updates"),
     ("time/sync_s", "sync"),
+    ("time/canary_s", "canary"),
 )
 """Keys and labels of a step's phases."""
 

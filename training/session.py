@@ -5,17 +5,17 @@ is closed in one place.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
 import pandas as pd
-import ray
 
 from actors.case_prompts import PromptKind, case_prompt
 from actors.rollouts import RolloutPrompt
-from ehr.cohort import Cohort, load_cohort
+from actors.salience import ServedSalience
+from ehr.cohort import Cohort, cohort_hash, load_cohort
 from ehr.errors import DataError
 from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
@@ -23,16 +23,17 @@ from ehr.prompts import PromptContext
 from ehr.salience import salient_sets
 from services.adapters import adapter_checksum
 from services.clients import ExpertClient, GeneratorClient
-from services.cluster import Cluster, Requirement, connect, preflight
-from services.expert import start_expert
-from services.generator import deploy_generator, publish_policy, wait_for_generator
+from services.cluster import Cluster, Requirement, connect, preflight, start_serve
+from services.config import ServeSection
+from services.expert import start_expert, stop_expert
+from services.generator import deploy_generator, stop_generator, wait_for_generator
+from services.http_app import start_http_app, stop_http_app
 from services.models import LocalModel, load_tokenizer, resolve_model
+from services.policy_store import PolicyRecord
 from services.types import BASE_POLICY, PolicyVersion
 from training.config import RunConfig
 from training.progress import Reporter
 from training.run_folder import RunFolder
-
-ResultT = TypeVar("ResultT")
 
 
 class Session:
@@ -51,9 +52,17 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._cluster is not None:
-            self._cluster.close(self.folder.run_id)
-            self._cluster = None
+        if self._cluster is None:
+            return
+        cluster, self._cluster = self._cluster, None
+        try:
+            if not cluster.started_here:
+                # What others run on a shared cluster stays; this run's own goes, by name.
+                stop_http_app(self.run_id)
+                stop_expert(self.run_id)
+                stop_generator(self.run_id)
+        finally:
+            cluster.close()
 
     @property
     def run_id(self) -> str:
@@ -97,19 +106,14 @@ class Session:
         """Builds the tokenizer inside a worker."""
         return partial(load_tokenizer, self.model.path)
 
-    def make_opinion(self) -> Callable[[], Callable[[str], Coroutine[Any, Any, frozenset[str]]]]:
-        """Builds, inside a worker, the call that asks the expert service for C_exp."""
+    def make_ask_salience(self) -> Callable[[], ServedSalience]:
+        """Builds, inside a worker, what asks the expert service for C_exp."""
         return partial(
-            _opinion_of_cases,
+            _ask_salience,
             self.run_id,
             self.config.generator.request_timeout_s,
-            self.cohort_reference,
+            cohort_hash(self.cohort),
         )
-
-    @cached_property
-    def cohort_reference(self) -> "ray.ObjectRef":
-        """The cohort in the object store, put once."""
-        return ray.put(self.cohort)
 
     def salient(self, patient_ids: Collection[str]) -> dict[str, frozenset[str]]:
         """C_exp of cohort patients, from the stored out-of-fold salience."""
@@ -131,13 +135,19 @@ class Session:
             for patient in patient_ids
         )
 
-    def connect(self) -> None:
-        """Starts Ray or joins a cluster, and checks that the configuration fits it."""
+    def connect(self, listen: ServeSection | None = None) -> Cluster:
+        """Starts Ray or joins a cluster, and checks that the configuration fits it.
+
+        Args:
+            listen: where Ray Serve answers HTTP; None = it does not.
+        """
         if self._cluster is None:
             self._cluster = connect(self.config.cluster, self.config.run.verbose)
             if self._cluster.dashboard_url:
                 self.reporter.say(f"Ray dashboard: {self._cluster.dashboard_url}")
             preflight(requirements(self.config))
+            start_serve(listen)
+        return self._cluster
 
     def deploy_generator(self) -> None:
         """Asks for the generator without waiting: the engine loads while other stages work."""
@@ -159,11 +169,22 @@ class Session:
             wait_for_generator(self.run_id, self.config.generator)
             self._generator_ready = True
 
+    def start_http(self) -> str:
+        """Returns the address of the HTTP endpoint, once it answers."""
+        cluster = self.connect(listen=self.config.serve)
+        self.start_expert()
+        # A shared cluster has one port for all runs: each answers below its own name.
+        prefix = "/" if cluster.started_here else f"/{self.run_id}"
+        start_http_app(self.run_id, prefix, self.config.generator.request_timeout_s)
+        return f"http://{self.config.serve.host}:{self.config.serve.port}{prefix.rstrip('/')}"
+
     def start_expert(self) -> None:
         """Returns when the expert service answers."""
         self.connect()
         if not self._expert_ready:
-            start_expert(self.run_id, self.folder.path, self.config.expert)
+            start_expert(
+                self.run_id, self.folder.path, self.config.generator.startup_timeout_s
+            )
             self._expert_ready = True
 
     def serve_base(self) -> PolicyVersion:
@@ -181,16 +202,13 @@ class Session:
         if file is not None and not file.exists():
             raise DataError(f"expected an adapter at {file}; redo the stage that writes it")
         checksum = "" if file is None else adapter_checksum(file.read_bytes())
-        asyncio.run(
-            publish_policy(
-                self.run_id,
-                version,
-                file,
-                checksum,
-                scaling,
-                timeout_s=self.config.generator.request_timeout_s,
-            )
+        record = PolicyRecord(
+            version=version,
+            adapter_path=None if file is None else str(file),
+            checksum=checksum,
+            scaling=scaling,
         )
+        asyncio.run(self.make_generator()().publish(record))
         return version
 
 
@@ -204,30 +222,32 @@ def requirements(config: RunConfig) -> list[Requirement]:
     )
     wanted = [
         Requirement(
-            "generator replica",
-            generator.num_replicas,
-            generator.cpus_per_replica,
-            generator.gpus_per_replica,
+            name="generator replica",
+            count=generator.num_replicas,
+            cpus=generator.cpus_per_replica,
+            gpus=generator.gpus_per_replica,
         ),
-        Requirement("expert training worker", expert.num_workers, expert.cpus_per_worker, expert.gpus_per_worker),
-        Requirement("search actor", search.num_actors, search.cpus_per_actor, 0),
+        Requirement(
+            name="expert training worker",
+            count=expert.num_workers,
+            cpus=expert.cpus_per_worker,
+            gpus=expert.gpus_per_worker,
+        ),
+        Requirement(
+            name="search actor", count=search.num_actors, cpus=search.cpus_per_actor, gpus=0
+        ),
     ]
     if config.sft.enabled or config.grpo.enabled:
         wanted.append(
             Requirement(
-                "learner rank", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker
+                name="learner rank",
+                count=learner.num_workers,
+                cpus=learner.cpus_per_worker,
+                gpus=learner.gpus_per_worker,
             )
         )
     return wanted
 
 
-def _opinion_of_cases(
-    run_id: str, timeout_s: float, cohort: "ray.ObjectRef"
-) -> Callable[[str], Coroutine[Any, Any, frozenset[str]]]:
-    client = ExpertClient(run_id, timeout_s)
-    cases = ray.get(cohort).cases
-
-    async def opinion(patient_id: str) -> frozenset[str]:
-        return frozenset((await client.opinion(cases[patient_id])).salient)
-
-    return opinion
+def _ask_salience(run_id: str, timeout_s: float, data_sha256: str) -> ServedSalience:
+    return ServedSalience(ExpertClient(run_id, timeout_s), data_sha256)

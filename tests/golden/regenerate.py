@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.golden.losses import tiny_learner_losses
 from tests.golden.prompts import rendered_prompts
+from tests.golden.search_tree import SETTINGS, scripted_search_trees
 
 FOLDER = Path(__file__).parent / "data"
 
@@ -34,6 +35,10 @@ GOLDEN = {
     "prompts": Golden(
         produce=rendered_prompts,
         settings={"case": "written by hand", "features": "BENCHMARK_17", "visits": 2},
+    ),
+    "search_tree": Golden(
+        produce=scripted_search_trees,
+        settings={**SETTINGS, "model": "tests.scripted.sensible", "formats": "guided, free"},
     ),
     "losses": Golden(
         produce=tiny_learner_losses,

@@ -69,8 +69,12 @@ def test_the_main_job_writes_the_whole_run_folder(finished):
     summary = json.loads((folder / "cohort" / "summary.json").read_text())
     expert = json.loads((folder / "expert" / "metrics.json").read_text())
     ledger = json.loads((folder / "search" / "ledger.json").read_text())
-    steps = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
-    results = {row["method"]: row for row in json.loads((folder / "evaluate" / "results.json").read_text())}
+    steps = [
+        json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()
+    ]
+    results = {
+        row["method"]: row for row in json.loads((folder / "evaluate" / "results.json").read_text())
+    }
 
     assert done.stdout.strip().splitlines()[-1] == str(folder)
     assert set(summary["splits"]) == {"train", "val", "test"}
@@ -79,9 +83,13 @@ def test_the_main_job_writes_the_whole_run_folder(finished):
     assert ledger["patients"] == 2
     assert ledger["prefill_computed_tokens"] <= ledger["prefill_tokens"]
     assert [(step["policy_version"], step["policy_version_out"]) for step in steps] == [(0, 1)]
-    assert {"reward/mean", "reward/cls_mean", "reward/att_mean", "time/rollout_s", "time/sync_s"} <= set(
-        steps[0]
-    )
+    assert {
+        "reward/mean",
+        "reward/cls_mean",
+        "reward/att_mean",
+        "time/rollout_s",
+        "time/sync_s",
+    } <= set(steps[0])
     assert {"vanilla", "question_decomposition", "stage1", "eag_rl", "concare"} <= set(results)
     assert all(0 <= row["parse_failure_rate"] <= 1 for row in results.values())
     assert (folder / "sft" / "adapter" / "adapter_model.safetensors").exists()

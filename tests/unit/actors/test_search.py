@@ -13,10 +13,10 @@ from ehr.trajectory import FINAL_SENTENCE, parse_trajectory
 from tests.scripted import (
     GARBAGE,
     Call,
+    Script,
     ScriptedGenerator,
     SearchPlan,
     SearchRun,
-    Script,
     empty,
     endless,
     repeating,
@@ -303,7 +303,7 @@ def test_the_context_guard_forces_the_final_instead_of_truncating(path: Path) ->
 def test_a_case_without_room_for_a_step_is_refused_before_any_call(path: Path) -> None:
     generator = ScriptedGenerator()
 
-    with pytest.raises(SearchError, match="lower prompt.max_prompt_tokens"):
+    with pytest.raises(SearchError, match=r"lower prompt\.max_prompt_tokens"):
         asyncio.run(run_scripted(replace(SearchPlan(), max_model_len=1500), generator, path))
 
     assert generator.requests == []

@@ -47,7 +47,9 @@ def test_permuted_jaccard_is_the_mean_over_pairs_of_different_patients() -> None
     result = agreement(first, second, size=3)
 
     assert result.jaccard_permuted == pytest.approx(np.mean(pairs))
-    assert result.jaccard == pytest.approx(np.mean([jaccard(a, b) for a, b in zip(first, second)]))
+    assert result.jaccard == pytest.approx(
+        np.mean([jaccard(a, b) for a, b in zip(first, second, strict=True)])
+    )
     assert result.kappa == pytest.approx((result.jaccard - np.mean(pairs)) / (1 - np.mean(pairs)))
 
 

@@ -200,5 +200,7 @@ def test_every_feature_and_both_demographics_reach_the_logit() -> None:
     output: ConCareOutput = model(values, days, lengths, demographics)
     output.logit.sum().backward()
 
-    assert values.grad is not None and (values.grad.abs().sum(dim=(0, 1)) > 0).all()
-    assert demographics.grad is not None and (demographics.grad.abs().sum(dim=0) > 0).all()
+    assert values.grad is not None
+    assert (values.grad.abs().sum(dim=(0, 1)) > 0).all()
+    assert demographics.grad is not None
+    assert (demographics.grad.abs().sum(dim=0) > 0).all()

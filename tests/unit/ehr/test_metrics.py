@@ -97,7 +97,9 @@ def test_the_interval_is_reproducible_and_holds_the_estimate() -> None:
 
     low, high = bootstrap_interval(labels, probabilities, "auroc", 500, seed=3)
 
-    assert low is not None and high is not None and point is not None
+    assert low is not None
+    assert high is not None
+    assert point is not None
     assert low < point < high
     assert (low, high) == bootstrap_interval(labels, probabilities, "auroc", 500, seed=3)
     assert (low, high) != bootstrap_interval(labels, probabilities, "auroc", 500, seed=4)
@@ -119,7 +121,8 @@ def test_the_width_of_the_interval_is_what_theory_says() -> None:
     low, high = bootstrap_interval(labels, probabilities, "brier", 1000, seed=0)
     sd = np.square(probabilities - labels).std() / math.sqrt(2000)
 
-    assert low is not None and high is not None
+    assert low is not None
+    assert high is not None
     assert high - low == pytest.approx(2 * 1.96 * sd, rel=0.1)
 
 
@@ -138,8 +141,11 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
 
     result = paired_difference(labels, better, probabilities, "auroc")
 
-    assert result.low is not None and result.high is not None and result.difference is not None
-    assert low is not None and high is not None
+    assert result.low is not None
+    assert result.high is not None
+    assert result.difference is not None
+    assert low is not None
+    assert high is not None
     assert 0 < result.low < result.difference < result.high
     assert result.high - result.low < (high - low) / 2
 

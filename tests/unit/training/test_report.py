@@ -162,6 +162,17 @@ def test_cohort_and_expert_alone_show_salience_and_truth(tmp_path):
     assert "The configuration tests the language model on 16 patients." in page.text
 
 
+def test_a_stage_that_is_switched_off_is_not_asked_for(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run", stages=("cohort",))
+    config = json.loads((run_dir / "config.json").read_text())["config"]
+    change_json(run_dir / "config.json", config=config | {"sft": {"enabled": False}})
+
+    page = read_page(run_dir)
+
+    assert page.text.count("Switched off by this run's configuration: sft.enabled: false") == 2
+    assert "eag-rl grpo CONFIG" in page.text
+
+
 def test_an_empty_folder_still_has_a_page(tmp_path):
     page = read_page(tmp_path)
 

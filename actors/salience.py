@@ -1,0 +1,34 @@
+"""C_exp of cohort patients, asked of the served expert."""
+
+from ehr.cohort import PatientCase
+from ehr.errors import ServiceError
+from services.clients import ExpertClient
+
+
+class ServedSalience:
+    """Salient features as the expert's service stores them: out of fold for training patients.
+
+    Args:
+        client: the run's expert.
+        data_sha256: hash of the cohort whose cases are asked about.
+    """
+
+    def __init__(self, client: ExpertClient, data_sha256: str) -> None:
+        self._client = client
+        self._data_sha256 = data_sha256
+
+    async def __call__(self, case: PatientCase) -> frozenset[str]:
+        """C_exp of a patient.
+
+        Raises:
+            ServiceError: if the service has no stored opinion: one that it computes now comes from
+                members that may have been trained on the patient.
+        """
+        answer = await self._client.opinion(case, self._data_sha256)
+        if answer.source != "stored":
+            raise ServiceError(
+                f"expected the stored opinion of patient {case.patient_id!r}, the expert computed "
+                f"one: it was trained on cohort {answer.data_sha256[:12]}, asked about "
+                f"{self._data_sha256[:12]}; train the expert again with --redo expert"
+            )
+        return frozenset(answer.opinion.salient)

@@ -1,0 +1,242 @@
+"""Ray itself: started here or joined, checked for resources, and left without a trace."""
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from ehr.errors import ResourceError
+from services.config import ClusterSection, ServeSection
+from services.environment import process_environment
+from services.policy_store import NAMESPACE
+
+logger = logging.getLogger(__name__)
+
+_LEAST_CPUS = 8
+"""Logical CPUs of a Ray started here: more than a small machine has, because most actors wait for
+each other, and Ray only counts what they book."""
+_PORTS_TRIED = 50
+_PACKAGES = ("ehr", "services", "actors", "training")
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray for the entry point of a submitted job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """Something a run places on the cluster."""
+
+    name: str
+    count: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The Ray that this process is connected to."""
+
+    dashboard_url: str | None
+    """Address of the dashboard, if there is one."""
+    started_here: bool
+    """Whether this process started Ray, and ends it."""
+
+    def close(self) -> None:
+        """Disconnect; a Ray that was started here ends, with every process of it.
+
+        Applications and stores on a shared cluster outlive this: stop a run's own by name first.
+        """
+        if self.started_here and ray.is_initialized():
+            serve.shutdown()
+        ray.shutdown()
+
+
+def is_submitted_job() -> bool:
+    """Whether this process is the entry point of `ray job submit`."""
+    return _JOB_VARIABLE in os.environ
+
+
+def connect(section: ClusterSection, verbose: bool = False) -> Cluster:
+    """Join the configured cluster, or start Ray on this machine.
+
+    Args:
+        section: where, and how large a Ray started here is.
+        verbose: show Ray's and the workers' logs.
+
+    Raises:
+        ResourceError: if the cluster cannot be reached, or Ray cannot start.
+    """
+    _quieten(verbose)
+    address = section.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address is None and not is_submitted_job():
+            return _start(section, verbose)
+        return _join(address or "auto", verbose)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = "start Ray on this machine" if address is None else f"join the cluster at {address}"
+        raise ResourceError(
+            f"could not {where}: {error}; check cluster.address and RAY_ADDRESS, free memory and "
+            "the space under /tmp and /dev/shm (cluster.temp_dir, cluster.object_store_gib)"
+        ) from error
+
+
+def start_serve(section: ServeSection | None) -> None:
+    """Start Serve, with an HTTP port or without; a Serve that runs already is kept.
+
+    Args:
+        section: where to listen; None opens no port.
+
+    Raises:
+        ResourceError: if the port is taken.
+    """
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    if section is None:
+        serve.start(proxy_location="Disabled", logging_config=quiet)
+        return
+    if not port_is_free(section.host, section.port):
+        raise ResourceError(
+            f"port {section.port} on {section.host} is in use; stop what listens there or choose "
+            "another with serve.port=PORT"
+        )
+    options = {"host": section.host, "port": section.port}
+    serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
+
+
+def preflight(requirements: Sequence[Requirement]) -> None:
+    """Compare what a run will ask for with what the cluster has.
+
+    Raises:
+        ResourceError: with a table, if anything is missing.
+    """
+    check_requirements(requirements, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def check_requirements(
+    requirements: Sequence[Requirement], nodes: Sequence[dict[str, float]]
+) -> None:
+    """Compare requirements with the resources of nodes; see `preflight`."""
+    available = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    asked = {
+        "CPU": sum(each.count * each.cpus for each in requirements),
+        "GPU": sum(each.count * each.gpus for each in requirements),
+    }
+    too_big = [
+        each.name
+        for each in requirements
+        if not any(
+            node.get("CPU", 0.0) >= each.cpus and node.get("GPU", 0.0) >= each.gpus
+            for node in nodes
+        )
+    ]
+    if not too_big and all(asked[kind] <= available[kind] + 1e-9 for kind in asked):
+        return
+    rows = [("", "count", "CPU each", "GPU each", "CPU", "GPU")]
+    for each in requirements:
+        rows.append(
+            (
+                each.name,
+                str(each.count),
+                f"{each.cpus:g}",
+                f"{each.gpus:g}",
+                f"{each.count * each.cpus:g}",
+                f"{each.count * each.gpus:g}",
+            )
+        )
+    rows.append(("asked", "", "", "", f"{asked['CPU']:g}", f"{asked['GPU']:g}"))
+    rows.append(("available", "", "", "", f"{available['CPU']:g}", f"{available['GPU']:g}"))
+    reason = f"; no single node is large enough for {', '.join(too_big)}" if too_big else ""
+    raise ResourceError(
+        f"the configuration asks for more than the cluster has{reason}:\n{_table(rows)}\n"
+        "Lower the counts or the share of each (generator.*, search.*, learner.*, expert.*), add "
+        "nodes, or, on one machine, raise cluster.num_cpus: logical CPUs may exceed real ones."
+    )
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _start(section: ClusterSection, verbose: bool) -> Cluster:
+    port = _next_free_port(section.dashboard_port) if section.dashboard else None
+    context = ray.init(
+        address="local",
+        num_cpus=section.num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1),
+        object_store_memory=int(section.object_store_gib * 2**30),
+        include_dashboard=section.dashboard,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        namespace=NAMESPACE,
+        runtime_env={"env_vars": _worker_environment(verbose)},
+        logging_level=logging.INFO if verbose else logging.ERROR,
+        log_to_driver=verbose,
+        _temp_dir=section.temp_dir,
+    )
+    return Cluster(dashboard_url=_dashboard_url(context), started_here=True)
+
+
+def _join(address: str, verbose: bool) -> Cluster:
+    environment: dict[str, object] = {"env_vars": process_environment(verbose)}
+    if not is_submitted_job():
+        # A submitted job brings its working directory; anybody else brings the packages.
+        root = _root()
+        environment["py_modules"] = [str(root / name) for name in _PACKAGES]
+    context = ray.init(
+        address=address,
+        namespace=NAMESPACE,
+        runtime_env=environment,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+        log_to_driver=verbose,
+    )
+    return Cluster(dashboard_url=_dashboard_url(context), started_here=False)
+
+
+def _worker_environment(verbose: bool) -> dict[str, str]:
+    """Workers of a Ray started here read the packages from where this process has them."""
+    search = [str(_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**process_environment(verbose), "PYTHONPATH": os.pathsep.join(search)}
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _quieten(verbose: bool) -> None:
+    if not verbose:
+        for name in ("ray", "ray.serve", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _next_free_port(first: int) -> int:
+    for port in range(first, min(first + _PORTS_TRIED, 65536)):
+        if port_is_free("127.0.0.1", port):
+            return port
+    raise ResourceError(
+        f"no port between {first} and {first + _PORTS_TRIED - 1} is free for the dashboard; choose "
+        "another start with cluster.dashboard_port, or cluster.dashboard=false"
+    )
+
+
+def _dashboard_url(context: object) -> str | None:
+    url = getattr(context, "dashboard_url", None)
+    return f"http://{url}" if url else None
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  "
+        + row[0].ljust(widths[0])
+        + "".join(cell.rjust(width + 2) for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )

@@ -1,0 +1,186 @@
+"""The expert stage on a real local Ray with real Ray Train."""
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import ray
+
+from ehr.config import ExpertSection
+from ehr.errors import DataError
+from ehr.expert import ExpertEnsemble, expert_opinion
+from ehr.salience import salient_features
+from tests.expert_cohort import tiny_case, tiny_cohort, tiny_section
+from training import expert
+from training.expert import train_expert
+
+COHORT = tiny_cohort()
+WORKER_TITLE = "RayTrainWorker"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A Ray of this module's own, with more logical CPUs than the machine may have."""
+    was_running = ray.is_initialized()
+    if not was_running:
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    if not was_running:
+        ray.shutdown()
+
+
+@dataclasses.dataclass
+class Trained:
+    out_dir: Path
+    storage: Path
+    section: ExpertSection
+    moves: list[tuple[float, float, str]]
+
+    def again(self, section: ExpertSection | None = None) -> None:
+        train_expert(COHORT, section or self.section, self.out_dir, self.storage, lambda *_: None)
+
+    def metrics(self) -> dict:
+        return json.loads((self.out_dir / "metrics.json").read_text())
+
+    def members(self) -> dict[str, tuple[int, bytes]]:
+        files = (self.out_dir / "checkpoint").glob("*.safetensors")
+        return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def train(folder: Path, section: ExpertSection) -> Trained:
+    moves: list[tuple[float, float, str]] = []
+    train_expert(
+        COHORT, section, folder / "expert", folder / "ray", lambda *move: moves.append(move)
+    )
+    return Trained(folder / "expert", folder / "ray", section, moves)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    section = tiny_section(members=4, num_workers=2, cpus_per_worker=0.5)
+    return train(tmp_path_factory.mktemp("expert"), section)
+
+
+def test_two_workers_write_everything_the_stage_promises(trained: Trained) -> None:
+    metrics = trained.metrics()
+
+    assert {"auroc", "auprc", "auroc_low", "auroc_high", "kappa", "jaccard"} <= set(metrics["test"])
+    assert {"kappa", "jaccard", "jaccard_permuted", "jaccard_constant"} <= set(metrics)
+    assert set(metrics["baselines"]) == {"logistic_regression", "gradient_boosting"}
+    assert metrics["out_of_fold"] is True
+    assert len(metrics["members"]) == 8
+    assert metrics["truth"]["test"]["auroc_of_true_risk"] == 1
+    files = sorted(path.name for path in (trained.out_dir / "checkpoint").iterdir())
+    assert files == [
+        "expert.json",
+        *(f"member-{e}-{m}.safetensors" for e in (0, 1) for m in range(4)),
+    ]
+
+
+def test_predictions_hold_every_method_for_every_test_patient(trained: Trained) -> None:
+    table = pd.read_parquet(trained.out_dir / "predictions.parquet")
+
+    assert list(table.columns) == ["method", "patient_id", "split", "label", "probability"]
+    for _, rows in table.groupby("method"):
+        assert tuple(rows["patient_id"]) == COHORT.splits["test"]
+        assert [COHORT.labels[patient] for patient in rows["patient_id"]] == list(rows["label"])
+    assert set(table["method"]) == {"concare", "logistic_regression", "gradient_boosting"}
+
+
+def test_progress_ends_with_every_member(trained: Trained) -> None:
+    assert trained.moves[-1][:2] == (8, 8)
+    assert all(0 <= done <= total == 8 for done, total, _ in trained.moves)
+
+
+def test_the_folder_answers_without_the_cohort(trained: Trained) -> None:
+    ensemble = ExpertEnsemble.load(trained.out_dir / "checkpoint")
+    table = pd.read_parquet(trained.out_dir / "salience.parquet")
+    patient = COHORT.splits["test"][0]
+
+    opinion = expert_opinion(ensemble, COHORT.cases[patient])
+
+    assert opinion.salient == salient_features(table, patient, 2, "observed")
+    assert 0 < expert_opinion(ensemble, tiny_case("new", seed=9)).risk < 1
+
+
+def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> None:
+    before = trained.members()
+    files = ("metrics.json", "salience.parquet", "predictions.parquet")
+    results = [(trained.out_dir / name).read_bytes() for name in files]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.expert._fit_on_workers", None)  # a call would fail
+        trained.again()
+
+    assert {name: data for name, (_, data) in trained.members().items()} == {
+        name: data for name, (_, data) in before.items()
+    }
+    assert [(trained.out_dir / name).read_bytes() for name in files] == results
+
+
+def test_a_missing_member_alone_is_trained_again_to_the_same_bytes(trained: Trained) -> None:
+    before = trained.members()
+    trained_plans: list[str] = []
+    (trained.out_dir / "checkpoint" / "member-1-2.safetensors").unlink()
+
+    with pytest.MonkeyPatch.context() as patch:
+        fit = expert._fit_on_workers
+
+        def watched(work, storage) -> None:
+            trained_plans.extend(f"{plan.ensemble}-{plan.member}" for plan in work.plans)
+            fit(work, storage)
+
+        patch.setattr(expert, "_fit_on_workers", watched)
+        trained.again()
+
+    assert trained_plans == ["1-2"]
+    assert {name: data for name, (_, data) in trained.members().items()} == {
+        name: data for name, (_, data) in before.items()
+    }
+
+
+def test_a_killed_worker_costs_time_and_changes_no_result(tmp_path: Path) -> None:
+    section = tiny_section(num_ensembles=1, members=4, epochs=400, patience=400)
+    killed: list[int] = []
+
+    def kill_once(done: float, total: float, text: str) -> None:
+        if killed or not 0 < done < total:
+            return
+        for process in psutil.Process().children(recursive=True):
+            if WORKER_TITLE in " ".join(process.cmdline()):
+                killed.append(process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+
+    train_expert(COHORT, section, tmp_path / "a" / "expert", tmp_path / "a" / "ray", kill_once)
+    calm = train(tmp_path / "b", section)
+
+    assert killed
+    metrics = json.loads((tmp_path / "a" / "expert" / "metrics.json").read_text())
+    assert metrics == calm.metrics()
+
+
+def test_a_single_member_has_no_agreement_and_nothing_out_of_fold(tmp_path: Path) -> None:
+    trained = train(tmp_path, tiny_section(members=1, num_ensembles=1, epochs=1))
+    metrics = trained.metrics()
+
+    assert metrics["out_of_fold"] is False
+    assert metrics["kappa"] is None
+    assert metrics["jaccard"] is None
+    assert metrics["test"]["jaccard_constant"] is None
+    table = pd.read_parquet(trained.out_dir / "salience.parquet")
+    assert not table[table["split"] == "train"]["out_of_fold"].any()
+
+
+def test_a_cohort_that_cannot_be_halved_fails_before_any_worker_starts(tmp_path: Path) -> None:
+    train_ids = COHORT.splits["train"]
+    labels = COHORT.labels | {patient: int(patient == train_ids[0]) for patient in train_ids}
+    cohort = dataclasses.replace(COHORT, labels=labels)
+
+    with pytest.raises(DataError, match=r"at least 2 training patients of each class"):
+        train_expert(cohort, tiny_section(), tmp_path / "expert", tmp_path / "ray", lambda *_: None)

@@ -1,0 +1,199 @@
+"""The generator on a real Ray Serve, with a fake engine in its replicas."""
+
+import asyncio
+import hashlib
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from ehr.errors import ModelError, ServiceError, StalePolicyError
+from services.clients import GeneratorClient
+from services.config import GeneratorSection, ModelSection
+from services.generator import (
+    deploy_generator,
+    start_generator,
+    stop_generator,
+    wait_for_generator,
+)
+from services.policy_store import PolicyRecord
+from services.types import BASE_POLICY, GenerateRequest, PolicyVersion, Sampling
+from tests.fakes import REFUSED_ADAPTER, fake_model, load_fake, load_never
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+TIMEOUT_S = 60.0
+
+
+def grpo(version: int) -> PolicyVersion:
+    return PolicyVersion(lineage="grpo", version=version)
+
+
+def request(least: PolicyVersion, session: str = "p1", prompt: str = "hello") -> GenerateRequest:
+    return GenerateRequest(
+        prompt_token_ids=tuple(map(ord, prompt)),
+        sampling=Sampling(max_tokens=16, temperature=1.0, seed=1),
+        least=least,
+        session=session,
+    )
+
+
+def record(folder: Path, version: PolicyVersion, content: bytes = b"") -> PolicyRecord:
+    content = content or f"adapter of {version}".encode()
+    path = folder / f"adapter-{version.lineage}-{version.version}"
+    path.write_bytes(content)
+    return PolicyRecord(
+        version=version,
+        adapter_path=str(path),
+        checksum=hashlib.sha256(content).hexdigest(),
+        scaling=0.5,
+    )
+
+
+def replica_actors(run_id: str) -> list[str]:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [each["name"] for each in named if f"generator-{run_id}#" in each["name"]]
+
+
+def kill_a_replica(run_id: str) -> None:
+    ray.kill(ray.get_actor(replica_actors(run_id)[0], namespace="serve"))
+
+
+@pytest.fixture
+def generator(request: pytest.FixtureRequest, tmp_path: Path):
+    """A run with two replicas; the run id is the test's name."""
+    run_id = f"t{abs(hash(request.node.name)) % 10**8}"
+    section = GeneratorSection(num_replicas=2, cpus_per_replica=0.1, startup_timeout_s=TIMEOUT_S)
+    start_generator(run_id, tmp_path, fake_model(tmp_path), ModelSection(), section, load_fake)
+    yield run_id, GeneratorClient(run_id, TIMEOUT_S)
+    stop_generator(run_id)
+
+
+async def test_a_sync_is_seen_by_both_replicas(generator, tmp_path: Path):
+    _, client = generator
+    policy = record(tmp_path, grpo(1))
+
+    acknowledged = await client.publish(policy)
+    scores = await client.score((1, 2), (3, 4), grpo(1))
+
+    assert len({each.replica for each in acknowledged}) == 2
+    assert {(each.version, each.checksum) for each in acknowledged} == {(grpo(1), policy.checksum)}
+    assert [each.logprobs for each in scores] == [(-1.5, -1.5)] * 2
+
+
+async def test_every_completion_carries_the_policy_that_made_it(generator, tmp_path: Path):
+    _, client = generator
+    before = await client.generate(request(BASE_POLICY))
+    policy = record(tmp_path, grpo(1))
+    await client.publish(policy)
+
+    after = await client.generate(request(grpo(1)))
+
+    assert (before[0].policy_version, before[0].policy_checksum) == (BASE_POLICY, "")
+    assert (after[0].policy_version, after[0].policy_checksum) == (grpo(1), policy.checksum)
+
+
+async def test_a_replica_that_starts_late_serves_the_current_policy(generator, tmp_path: Path):
+    run_id, client = generator
+    await client.publish(record(tmp_path, grpo(3)))
+    killed = replica_actors(run_id)[0]
+
+    kill_a_replica(run_id)
+    answers = await asyncio.gather(
+        *[client.generate(request(grpo(3), session=f"p{i}")) for i in range(40)]
+    )
+    while killed in (now := replica_actors(run_id)) or len(now) < 2:
+        await asyncio.sleep(0.1)
+    wait_for_generator(run_id, GeneratorSection(startup_timeout_s=TIMEOUT_S))
+    replies = await client.score((1,), (2,), grpo(3))
+
+    assert {answer[0].policy_version for answer in answers} == {grpo(3)}
+    assert [reply.version for reply in replies] == [grpo(3)] * 2
+
+
+async def test_a_request_for_another_lineage_or_a_newer_version_is_refused(
+    generator, tmp_path: Path
+):
+    _, client = generator
+    await client.publish(record(tmp_path, grpo(2)))
+
+    with pytest.raises(StalePolicyError, match="base policies from version 0"):
+        await client.generate(request(BASE_POLICY))
+    with pytest.raises(StalePolicyError, match="grpo policies from version 3"):
+        await client.generate(request(grpo(3)))
+
+
+async def test_two_runs_on_one_cluster_do_not_touch_each_other(generator, tmp_path: Path):
+    _, client = generator
+    other_dir = tmp_path / "other"
+    other_dir.mkdir()
+    section = GeneratorSection(cpus_per_replica=0.1)
+    await client.publish(record(tmp_path, grpo(1)))
+
+    start_generator("other", other_dir, fake_model(tmp_path), ModelSection(), section, load_fake)
+    other = GeneratorClient("other", TIMEOUT_S)
+    theirs = await other.generate(request(BASE_POLICY))
+    stop_generator("other")
+    ours = await client.generate(request(grpo(1)))
+
+    assert theirs[0].policy_version == BASE_POLICY
+    assert ours[0].policy_version == grpo(1)
+
+
+async def test_a_patient_stays_on_one_replica(generator):
+    _, client = generator
+
+    for _ in range(6):
+        await client.generate(request(BASE_POLICY, session="p7"))
+    stats = await client.stats()
+
+    assert sorted(each.requests for each in stats) == [0, 6]
+    assert max(each.cached_tokens for each in stats) == 5 * len("hello")
+
+
+async def test_an_adapter_that_is_refused_leaves_the_old_policy_in_service(
+    generator, tmp_path: Path
+):
+    _, client = generator
+    await client.publish(record(tmp_path, grpo(1)))
+
+    with pytest.raises(ModelError, match="LoRA adapter"):
+        await client.publish(record(tmp_path, grpo(2), REFUSED_ADAPTER))
+    still = await client.generate(request(grpo(1)))
+
+    assert still[0].policy_version == grpo(1)
+
+
+async def test_an_adapter_file_that_changed_after_its_commit_is_not_served(
+    generator, tmp_path: Path
+):
+    _, client = generator
+    policy = record(tmp_path, grpo(1))
+    Path(str(policy.adapter_path)).write_bytes(b"something else")
+
+    with pytest.raises(ModelError, match="changed after it was committed"):
+        await client.publish(policy)
+    still = await client.generate(request(BASE_POLICY))
+
+    assert still[0].policy_version == BASE_POLICY
+
+
+def test_an_engine_that_cannot_start_is_an_error_with_its_reason(tmp_path: Path):
+    section = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=TIMEOUT_S)
+    deploy_generator("broken", tmp_path, fake_model(tmp_path), ModelSection(), section, load_never)
+
+    with pytest.raises(ServiceError, match="no memory for the engine"):
+        wait_for_generator("broken", section)
+
+    stop_generator("broken")
+
+
+async def test_a_generator_that_is_not_there_is_an_error_within_its_time():
+    client = GeneratorClient("nobody", 1.0)
+    start = time.monotonic()
+
+    with pytest.raises(ServiceError, match="generator-nobody"):
+        await client.generate(request(BASE_POLICY))
+
+    assert time.monotonic() - start < 10

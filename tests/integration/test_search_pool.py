@@ -1,0 +1,229 @@
+"""The search pool on a real local Ray, with scripted models."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+
+from actors import pool
+from actors.config import SearchSection
+from actors.pool import SearchSetup, run_search
+from actors.rollout_actor import RolloutActor
+from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
+from ehr.cohort import Cohort
+from ehr.config import RewardSection, Task
+from ehr.errors import ResourceError, SearchError, ServiceError
+from services.types import BASE_POLICY
+from tests.scripted import (
+    CONTEXT,
+    FRAME,
+    CharTokenizer,
+    DiesOnce,
+    RefusesPatient,
+    ScriptedGenerator,
+    case_of,
+    fixed_salience,
+    unreadable_scores,
+)
+
+PATIENTS = tuple(f"p/{i}" for i in range(6))  # a slash must not make a folder
+
+SECTION = SearchSection(
+    num_rollouts=4,
+    max_depth=3,
+    question_tokens=120,
+    final_tokens=300,
+    num_actors=2,
+    cpus_per_actor=0.1,
+    trees_in_flight=2,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        _temp_dir=f"/tmp/eag-rl-search-{os.getpid()}",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cohort() -> Cohort:
+    return Cohort(
+        name="hand-made",
+        task=Task.MORTALITY,
+        horizon_days=30,
+        features=CONTEXT.features,
+        cases={patient: case_of(patient) for patient in PATIENTS},
+        labels={patient: i % 2 for i, patient in enumerate(PATIENTS)},
+        splits={"train": PATIENTS, "val": (), "test": ()},
+        has_dates=True,
+    )
+
+
+def _setup(
+    make_generator: Callable[[], ScriptedGenerator] = ScriptedGenerator, **section: object
+) -> SearchSetup:
+    return SearchSetup(
+        search=SECTION.model_copy(update=section),
+        prompt=CONTEXT.section,
+        reward=RewardSection(),
+        max_model_len=100_000,
+        frame=FRAME,
+        least=BASE_POLICY,
+        make_generator=make_generator,
+        make_tokenizer=CharTokenizer,
+        make_ask_salience=fixed_salience,
+    )
+
+
+def _search(cohort: Cohort, setup: SearchSetup, out_dir: Path) -> pd.DataFrame:
+    run_search(cohort, PATIENTS, setup, out_dir, lambda done, total, text: None)
+    return pd.read_parquet(out_dir / "trajectories.parquet")
+
+
+def _ledger(out_dir: Path) -> dict[str, object]:
+    return json.loads((out_dir / "ledger.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of all patients without any fault."""
+    out_dir = tmp_path_factory.mktemp("undisturbed")
+    _search(cohort, _setup(), out_dir)
+    return out_dir
+
+
+def test_the_search_folder_has_what_the_contract_says(undisturbed: Path) -> None:
+    table = pd.read_parquet(undisturbed / "trajectories.parquet")
+    ledger = _ledger(undisturbed)
+
+    columns = {"patient_id", "rank", "text", "token_ids", "reward", "reward_cls", "reward_att"}
+    assert columns | {"kept", "prompt_token_ids", "model_written"} <= set(table.columns)
+    assert table["patient_id"].unique().tolist() == list(PATIENTS)
+    assert table.groupby("patient_id")["kept"].sum().tolist() == [2] * 6
+    assert {
+        "patients", "requests", "prefill_tokens", "prefill_computed_tokens", "decode_tokens",
+        "seconds", "invalid_scores",
+    } <= set(ledger)  # fmt: skip
+    assert (ledger["patients"], ledger["replayed_requests"]) == (6, 0)
+    trees = sorted((undisturbed / "trees").glob("*.json"))
+    assert [json.loads(path.read_text())["patient_id"] for path in trees] == list(PATIENTS)
+
+
+def test_one_actor_and_any_latency_find_the_same(
+    cohort: Cohort, undisturbed: Path, tmp_path: Path
+) -> None:
+    slow = partial(ScriptedGenerator, latency_s=0.01)
+
+    table = _search(cohort, _setup(slow, num_actors=1, trees_in_flight=6), tmp_path)
+
+    pd.testing.assert_frame_equal(table, pd.read_parquet(undisturbed / "trajectories.parquet"))
+    same = {k: v for k, v in _ledger(undisturbed).items() if k != "seconds"}
+    assert {k: v for k, v in _ledger(tmp_path).items() if k != "seconds"} == same
+
+
+def test_a_killed_actors_patients_are_searched_again_from_their_logs(
+    cohort: Cohort, undisturbed: Path, tmp_path: Path
+) -> None:
+    dies = partial(DiesOnce, marker=tmp_path / "died", die_at=20)
+
+    table = _search(cohort, _setup(dies), tmp_path / "search")
+
+    assert (tmp_path / "died").exists()
+    pd.testing.assert_frame_equal(table, pd.read_parquet(undisturbed / "trajectories.parquet"))
+    ledger, whole = _ledger(tmp_path / "search"), _ledger(undisturbed)
+    assert ledger["replayed_requests"] > 0
+    for counted in ("requests", "prefill_tokens", "decode_tokens", "patients"):
+        assert ledger[counted] == whole[counted]
+
+
+def test_a_resumed_search_skips_the_finished_and_continues_the_interrupted(
+    cohort: Cohort, undisturbed: Path, tmp_path: Path
+) -> None:
+    refuses = partial(RefusesPatient, patient_id=PATIENTS[-1], refuse_at=5)
+    with pytest.raises(ServiceError, match="does not answer"):
+        _search(cohort, _setup(refuses), tmp_path)
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "patients").glob("*.json")}
+
+    table = _search(cohort, _setup(), tmp_path)
+
+    assert len(finished) >= 3
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert _ledger(tmp_path)["replayed_requests"] >= 5
+    pd.testing.assert_frame_equal(table, pd.read_parquet(undisturbed / "trajectories.parquet"))
+
+
+def test_a_finished_search_starts_no_actor(cohort: Cohort, undisturbed: Path) -> None:
+    before = (undisturbed / "trajectories.parquet").read_bytes()
+
+    _search(cohort, _setup(partial(ScriptedGenerator, fail_at=0)), undisturbed)
+
+    assert (undisturbed / "trajectories.parquet").read_bytes() == before
+
+
+def test_too_manyunreadable_scores_fail_the_search(cohort: Cohort, tmp_path: Path) -> None:
+    unreadable = partial(ScriptedGenerator, script=unreadable_scores)
+
+    with pytest.raises(SearchError, match="unreadable usefulness scores"):
+        _search(cohort, _setup(unreadable), tmp_path)
+
+
+def test_a_few_scores_cannot_fail_the_search(cohort: Cohort, tmp_path: Path) -> None:
+    unreadable = partial(ScriptedGenerator, script=unreadable_scores)
+
+    _search(cohort, _setup(unreadable, num_rollouts=1, max_depth=2), tmp_path)
+
+    assert (_ledger(tmp_path)["scores"], _ledger(tmp_path)["invalid_scores"]) == (18, 18)
+
+
+def test_a_patient_that_kills_every_actor_is_named(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MAX_ATTEMPTS", 2)
+
+    with pytest.raises(SearchError, match="died while they searched patient"):
+        _search(
+            cohort, _setup(partial(DiesOnce, die_at=3), num_actors=1, trees_in_flight=1), tmp_path
+        )
+
+
+def test_actors_that_cannot_be_placed_are_an_error_with_the_fix(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "START_TIMEOUT_S", 2.0)
+
+    with pytest.raises(ResourceError, match=r"lower search\.num_actors"):
+        _search(cohort, _setup(cpus_per_actor=99.0), tmp_path)
+
+
+def test_the_rollout_actor_samples_what_the_sampler_does() -> None:
+    import asyncio
+
+    plan = RolloutPlan(
+        format="guided",
+        kind="question_decomposition",
+        max_depth=3,
+        max_new_tokens=500,
+        temperature=1.0,
+    )
+    prompts = (RolloutPrompt(patient_id="p", token_ids=(65, 66)),)
+    batch = RolloutBatch(prompts=prompts, group_size=3, least=BASE_POLICY, seed=5)
+    actor = RolloutActor.options(num_cpus=0.1).remote(ScriptedGenerator, CharTokenizer)
+
+    groups = ray.get(actor.sample_groups.remote(plan, batch), timeout=60)
+
+    here = RolloutSampler(ScriptedGenerator(), CharTokenizer(), plan)
+    assert groups == asyncio.run(here.sample_groups(batch))
+    ray.kill(actor)

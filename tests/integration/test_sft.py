@@ -1,0 +1,141 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ehr.errors import TrainingError
+from tests.learner_fakes import LEARNER, tiny_model, token_groups
+from training.config import SftSection
+from training.sft import SftExample, SftInputs, train_sft
+from training.worker_group import WorkerGroup
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("m"))
+
+
+def examples():
+    return tuple(
+        SftExample(
+            patient_id=group.patient_id,
+            prompt_token_ids=group.prompt,
+            responses=group.responses,
+            model_written=group.trained,
+        )
+        for group in token_groups(4, 2)
+    )
+
+
+def inputs(model_path, folder, **changes):
+    fields = {
+        "run_id": folder.name,
+        "examples": examples(),
+        "model_path": model_path,
+        "dtype": "float32",
+        "learner": LEARNER,
+        "sft": SftSection(epochs=2, batch_size=4, learning_rate=1e-2),
+        "out_dir": folder / "sft",
+        "storage": folder / "ray_train",
+    }
+    return SftInputs(**{**fields, **changes})
+
+
+def lines(folder):
+    text = (folder / "sft" / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def adapter(folder):
+    return load_file(folder / "sft" / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(local_ray, model_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    seen = []
+    train_sft(inputs(model_path, folder), lambda done, total, text: seen.append((done, total)))
+    return folder, seen
+
+
+def test_sft_lowers_the_loss_and_writes_an_adapter_and_a_line_a_step(finished):
+    folder, _ = finished
+
+    written = lines(folder)
+
+    assert [line["step"] for line in written] == [1, 2, 3, 4]
+    assert [line["epoch"] for line in written] == [1, 1, 2, 2]
+    assert written[-1]["sft/loss"] < written[0]["sft/loss"]
+    assert any(weight.any() for name, weight in adapter(folder).items() if "lora_B" in name)
+
+
+def test_sft_tells_its_progress(finished):
+    assert all(total == 4 for _, total in finished[1])
+
+
+def test_an_sft_that_was_stopped_after_an_epoch_goes_on_to_the_same_adapter(
+    finished, local_ray, model_path, tmp_path
+):
+    reference, _ = finished
+    train_sft(inputs(model_path, tmp_path), lambda *_: None)
+    # As if it had been stopped during the second epoch.
+    for path in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+        (tmp_path / "sft" / path).unlink()
+    newest = tmp_path / "sft" / "checkpoint" / "step_4"
+    newest.rename(tmp_path / "gone")
+    (tmp_path / "sft" / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines(tmp_path)[:3])
+    )
+
+    train_sft(inputs(model_path, tmp_path), lambda *_: None)
+
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    for name, weight in adapter(reference).items():
+        assert torch.equal(weight, adapter(tmp_path)[name])
+
+
+def test_two_ranks_learn_what_one_learns(finished, local_ray, model_path, tmp_path):
+    reference, _ = finished
+    learner = LEARNER.model_copy(update={"num_workers": 2, "max_row_tokens": 128})
+
+    train_sft(inputs(model_path, tmp_path, learner=learner), lambda *_: None)
+
+    for ours, theirs in zip(lines(tmp_path), lines(reference), strict=True):
+        assert ours["sft/loss"] == pytest.approx(theirs["sft/loss"], abs=1e-4)
+    for name, weight in adapter(reference).items():
+        torch.testing.assert_close(weight, adapter(tmp_path)[name], atol=1e-4, rtol=1e-3)
+
+
+def test_nothing_to_train_on_is_said_before_ray_train_starts(model_path, tmp_path):
+    with pytest.raises(TrainingError, match="keeps no trajectory"):
+        train_sft(inputs(model_path, tmp_path, examples=()), lambda *_: None)
+
+
+def die_once(config):
+    marker = config["marker"]
+    if not marker.exists():
+        marker.write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_rank_is_started_again(local_ray, tmp_path):
+    group = WorkerGroup(name="killed", section=LEARNER, storage=tmp_path / "ray_train")
+
+    group.run(die_once, {"marker": tmp_path / "died"}, lambda: None)
+
+    assert (tmp_path / "died").exists()
+
+
+def refuse(config):
+    raise TrainingError("expected something else")
+
+
+def test_the_error_of_a_rank_arrives_as_it_was_raised(local_ray, tmp_path):
+    section = LEARNER.model_copy(update={"max_failures": 0})
+    group = WorkerGroup(name="refused", section=section, storage=tmp_path / "ray_train")
+
+    with pytest.raises(TrainingError, match="^expected something else$"):
+        group.run(refuse, {}, lambda: None)

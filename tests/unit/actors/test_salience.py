@@ -1,0 +1,39 @@
+"""C_exp as it is asked of the served expert."""
+
+import asyncio
+from typing import Literal
+
+import pytest
+
+from actors.salience import ServedSalience
+from ehr.cohort import PatientCase
+from ehr.errors import ServiceError
+from ehr.expert import Opinion
+from services.expert import ExpertAnswer
+from tests.scripted import case_of
+
+
+class _Expert:
+    def __init__(self, source: Literal["stored", "computed"]) -> None:
+        self._source = source
+
+    async def opinion(self, case: PatientCase, data_sha256: str) -> ExpertAnswer:
+        return ExpertAnswer(
+            opinion=Opinion(risk=0.2, attention={"pH": 1.0}, salient=("pH",)),
+            source=self._source,
+            model_sha256="m",
+            data_sha256=data_sha256,
+        )
+
+
+def test_a_stored_opinion_is_taken() -> None:
+    ask = ServedSalience(_Expert("stored"), "abc")
+
+    assert asyncio.run(ask(case_of())) == {"pH"}
+
+
+def test_an_opinion_that_members_which_saw_the_patient_may_have_computed_is_refused() -> None:
+    ask = ServedSalience(_Expert("computed"), "abc")
+
+    with pytest.raises(ServiceError, match="computed"):
+        asyncio.run(ask(case_of()))

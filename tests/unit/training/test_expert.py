@@ -1,0 +1,76 @@
+import dataclasses
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from ehr.config import ExpertSection
+from ehr.expert_member import Member, MemberState, halves, member_file, member_key, write_member
+from tests.expert_cohort import tiny_cohort, tiny_section
+from training.expert import _note_epoch, _remove_stale, _truth, _watching
+
+COHORT = tiny_cohort()
+SECTION = tiny_section()
+PLANS = halves(COHORT.splits["train"], COHORT.labels, SECTION)
+
+
+def write(folder: Path, section: ExpertSection, data_sha256: str) -> None:
+    state = MemberState(
+        parameters={"weight": torch.ones(1)}, best_epoch=1, num_epochs=1, validation_loss=0.5
+    )
+    for plan in PLANS:
+        key = member_key(plan, section, data_sha256)
+        write_member(folder / member_file(plan), Member(plan=plan, state=state, key=key))
+
+
+def test_finished_members_are_not_trained_again(tmp_path: Path) -> None:
+    write(tmp_path, SECTION, "data")
+
+    assert _remove_stale(tmp_path, PLANS, SECTION, "data") == []
+
+
+@pytest.mark.parametrize(
+    ("section", "data_sha256"), [(tiny_section(epochs=9), "data"), (SECTION, "other data")]
+)
+def test_members_trained_from_something_else_are_removed(
+    tmp_path: Path, section: ExpertSection, data_sha256: str
+) -> None:
+    write(tmp_path, SECTION, "data")
+
+    assert _remove_stale(tmp_path, PLANS, section, data_sha256) == PLANS
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_member_and_one_too_many_are_removed(tmp_path: Path) -> None:
+    write(tmp_path, SECTION, "data")
+    (tmp_path / member_file(PLANS[1])).write_bytes(b"cut off")
+    (tmp_path / "member-7-0.safetensors").write_bytes(b"of a larger ensemble")
+
+    assert _remove_stale(tmp_path, PLANS, SECTION, "data") == [PLANS[1]]
+    assert len(list(tmp_path.iterdir())) == len(PLANS) - 1
+
+
+def test_progress_counts_finished_members_and_epochs_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.expert._POLL_S", 0.01)
+    write(tmp_path, SECTION, "data")
+    (tmp_path / member_file(PLANS[0])).unlink()
+    _note_epoch(tmp_path, 0, 5, 0.25)
+    seen = threading.Event()
+    moves: list[tuple[float, float, str]] = []
+
+    def on_progress(done: float, total: float, text: str) -> None:
+        moves.append((done, total, text))
+        seen.set()
+
+    with _watching(tmp_path, PLANS, 10, on_progress):
+        assert seen.wait(timeout=10)
+
+    assert moves[0] == (3.5, 4, "validation loss 0.250")
+    assert not list(tmp_path.glob(".epoch-*"))
+
+
+def test_a_cohort_without_truth_has_no_comparison_with_it() -> None:
+    assert _truth(dataclasses.replace(COHORT, truth=None), SECTION, {}) is None

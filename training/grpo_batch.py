@@ -1,0 +1,284 @@
+"""A rollout batch of Stage-2 as data: which patients, what their rollouts earn, what is trained."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+
+from actors.rollouts import Rollout
+from ehr.config import RewardSection
+from ehr.errors import DataError
+from ehr.metrics import excess_jaccard
+from ehr.names import FeatureMatcher
+from ehr.pieces import TextTokenizer
+from ehr.rewards import Reward, RewardContext, reward
+from ehr.trajectory import ParsedTrajectory, parse_trajectory
+from training.config import GrpoSection
+from training.objective.advantage import group_advantages, is_dead
+from training.objective.entropy import salient_token_mask
+from training.packing import TokenGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoPatient:
+    """A training patient of Stage-2."""
+
+    prompt_token_ids: tuple[int, ...]
+    context: RewardContext
+    """Label and C_exp; they reach the reward and nothing else."""
+    in_stage1: bool
+    """Stage-1 trained on this patient: others come first."""
+
+    @property
+    def patient_id(self) -> str:
+        """The patient."""
+        return self.context.patient_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRollout:
+    """A rollout with its reward."""
+
+    rollout: Rollout
+    parsed: ParsedTrajectory
+    reward: Reward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """The rollouts of one patient."""
+
+    patient: GrpoPatient
+    rollouts: tuple[ScoredRollout, ...]
+
+    @property
+    def rewards(self) -> torch.Tensor:
+        """Total reward of each rollout, float64."""
+        return torch.tensor([each.reward.total for each in self.rollouts], dtype=torch.float64)
+
+    @property
+    def is_dead(self) -> bool:
+        """All rewards are equal: there is nothing to learn from it."""
+        return is_dead(self.rewards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedSequence:
+    """What the loss needs to know of one response, per trained (model-written) token."""
+
+    patient_id: str
+    advantage: float
+    salient: tuple[bool, ...]
+    generator_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingBatch:
+    """What the learner receives for one step."""
+
+    step: int
+    groups: tuple[TokenGroup, ...]
+    sequences: tuple[tuple[TrainedSequence, ...], ...]
+    """Per group, the same order as its responses."""
+    updates: tuple[tuple[int, ...], ...]
+    """Groups of each optimizer update."""
+
+
+class PatientStream:
+    """The patients of every step, a function of the seed and the step alone."""
+
+    def __init__(self, patients: Sequence[GrpoPatient], section: GrpoSection) -> None:
+        """A stream over `patients`.
+
+        Raises:
+            DataError: if there are too few for one batch, or of one class with `grpo.balance`.
+        """
+        self._section = section
+        num = section.patients_per_step
+        if section.balance:
+            kinds = [[p for p in patients if p.context.label == label] for label in (1, 0)]
+            needed = [(num + 1) // 2, (num + 1) // 2]
+        else:
+            kinds, needed = [list(patients)], [num]
+        found = [len(kind) for kind in kinds]
+        if any(have < want for have, want in zip(found, needed, strict=True)):
+            raise DataError(
+                f"Stage-2 draws {num} patients a step ({needed} "
+                f"{'positives and negatives' if section.balance else 'of any class'}), the "
+                f"training patients give {found}; lower grpo.patients_per_step, or set "
+                "grpo.balance=false"
+            )
+        self._kinds = kinds
+
+    def draw(self, step: int, refill: int = 0) -> list[GrpoPatient]:
+        """The patients of a step (from 1), or of its n-th refill."""
+        section = self._section
+        batches = 1 + (section.max_refills if section.dynamic_sampling else 0)
+        number = (step - 1) * batches + refill
+        shares = self._shares(number)
+        chosen: list[GrpoPatient] = []
+        for index, kind in enumerate(self._kinds):
+            start = sum(self._shares(earlier)[index] for earlier in range(number))
+            stream = itertools.islice(self._endless(kind), start, None)
+            drawn: dict[str, GrpoPatient] = {}
+            while len(drawn) < shares[index]:  # a pass may end inside a batch: no one twice in it
+                patient = next(stream)
+                drawn.setdefault(patient.patient_id, patient)
+            chosen += drawn.values()
+        return chosen
+
+    def _shares(self, number: int) -> list[int]:
+        num = self._section.patients_per_step
+        if len(self._kinds) == 1:
+            return [num]
+        positives = (num + number % 2) // 2  # an odd one out is positive every other time
+        return [positives, num - positives]
+
+    def _endless(self, patients: list[GrpoPatient]) -> Iterator[GrpoPatient]:
+        for lap in itertools.count():
+            shuffled = sorted(patients, key=lambda patient: patient.patient_id)
+            random.Random(f"{self._section.seed} patients {lap}").shuffle(shuffled)
+            yield from sorted(shuffled, key=lambda patient: patient.in_stage1)
+
+
+def with_shuffled_salience(patients: Sequence[GrpoPatient], seed: int) -> list[GrpoPatient]:
+    """The same patients, each with the C_exp of another: the marginals stay, the meaning goes."""
+    order = list(range(len(patients)))
+    random.Random(f"{seed} salience").shuffle(order)
+    shuffled = list(patients)
+    for giver, taker in zip(order, order[1:] + order[:1], strict=True):
+        salient = patients[giver].context.salient_features
+        context = replace(patients[taker].context, salient_features=salient)
+        shuffled[taker] = replace(patients[taker], context=context)
+    return shuffled
+
+
+def score_group(
+    patient: GrpoPatient,
+    rollouts: Sequence[Rollout],
+    section: RewardSection,
+    matcher: FeatureMatcher,
+    accuracy_weight: float | None,
+) -> ScoredGroup:
+    """Reward every rollout of a patient; a truncated one is a format failure."""
+    scored = []
+    for rollout in rollouts:
+        parsed = parse_trajectory(rollout.text)
+        if rollout.truncated and parsed.failure is None:
+            parsed = replace(parsed, failure="truncated")
+        scored.append(
+            ScoredRollout(
+                rollout=rollout,
+                parsed=parsed,
+                reward=reward(parsed, patient.context, section, matcher, accuracy_weight),
+            )
+        )
+    return ScoredGroup(patient=patient, rollouts=tuple(scored))
+
+
+def training_batch(
+    step: int,
+    groups: Sequence[ScoredGroup],
+    section: GrpoSection,
+    tokenizer: TextTokenizer,
+    matcher: FeatureMatcher,
+) -> TrainingBatch:
+    """Advantages, salient tokens and mini-batches of a step.
+
+    Raises:
+        TrainingError: if a reward is not finite; names the patient.
+    """
+    order = list(range(len(groups)))
+    random.Random(f"{section.seed} updates {step}").shuffle(order)
+    num = section.updates_per_step
+    return TrainingBatch(
+        step=step,
+        groups=tuple(
+            TokenGroup(
+                patient_id=group.patient.patient_id,
+                prompt=group.patient.prompt_token_ids,
+                responses=tuple(each.rollout.token_ids for each in group.rollouts),
+                trained=tuple(each.rollout.model_written for each in group.rollouts),
+            )
+            for group in groups
+        ),
+        sequences=tuple(_sequences(group, section, tokenizer, matcher) for group in groups),
+        updates=tuple(tuple(order[i::num]) for i in range(num)),
+    )
+
+
+def _sequences(
+    group: ScoredGroup, section: GrpoSection, tokenizer: TextTokenizer, matcher: FeatureMatcher
+) -> tuple[TrainedSequence, ...]:
+    patient_id = group.patient.patient_id
+    names = [f"patient {patient_id} rollout {i}" for i in range(len(group.rollouts))]
+    advantages = group_advantages(group.rewards, names).tolist()
+    sequences = []
+    for each, advantage in zip(group.rollouts, advantages, strict=True):
+        rollout = each.rollout
+        salient = salient_token_mask(rollout.token_ids, tokenizer, section.salient_tokens, matcher)
+        written = rollout.model_written
+        sequences.append(
+            TrainedSequence(
+                patient_id=patient_id,
+                advantage=advantage,
+                salient=tuple(itertools.compress(salient, written)),
+                generator_logprobs=tuple(itertools.compress(rollout.generator_logprobs, written)),
+            )
+        )
+    return tuple(sequences)
+
+
+def rollout_metrics(
+    groups: Sequence[ScoredGroup], matcher: FeatureMatcher, num_salient_features: int
+) -> dict[str, Any]:
+    """What a batch's rollouts say about the policy that wrote them."""
+    scored = [each for group in groups for each in group.rollouts]
+    totals = [each.reward.total for each in scored]
+    failures = [each.reward.format_failure is not None for each in scored]
+    jaccard = excess_jaccard(
+        [matcher.canonical_set(each.parsed.features) for each in scored],
+        [group.patient.context.salient_features for group in groups for _ in group.rollouts],
+        num_salient_features,
+    )
+    written = [sum(each.rollout.model_written) for each in scored]
+    return {
+        "reward/mean": fmean(totals),
+        "reward/std": pstdev(totals),
+        "reward/cls_mean": fmean(each.reward.cls for each in scored),
+        "reward/att_mean": fmean(each.reward.att for each in scored),
+        "reward/excess": jaccard.excess,
+        "rollout/dead_groups": sum(group.is_dead for group in groups),
+        "rollout/groups": len(groups),
+        "rollout/parse_failure_rate": fmean(failures),
+        "rollout/truncated_rate": fmean(each.rollout.truncated for each in scored),
+        "rollout/response_tokens": fmean(written),
+        "tokens/prompt": sum(len(group.patient.prompt_token_ids) for group in groups),
+        "tokens/response": sum(len(each.rollout.token_ids) for each in scored),
+        "tokens/trained": sum(written),
+    }
+
+
+def rollout_samples(step: int, groups: Sequence[ScoredGroup]) -> list[dict[str, Any]]:
+    """Best and worst rollout of the first two groups, for a person to read."""
+    samples = []
+    for group in groups[:2]:
+        ranked = sorted(group.rollouts, key=lambda each: each.reward.total)
+        for each in (ranked[-1], ranked[0]):
+            samples.append(
+                {
+                    "step": step,
+                    "patient_id": group.patient.patient_id,
+                    "policy_version": each.rollout.newest_policy.version,
+                    "reward": each.reward.total,
+                    "reward_cls": each.reward.cls,
+                    "reward_att": each.reward.att,
+                    "format_failure": each.reward.format_failure,
+                    "text": each.rollout.text,
+                }
+            )
+    return samples

@@ -1,0 +1,505 @@
+"""Who does what next in Stage-2, as a plain object that is stepped: no Ray, no DeepSpeed.
+
+The controller collects rollouts, hands batches to learner ranks that ask for them, commits what
+they report, publishes it and compares learner and generator on a canary. Its memory is the run
+folder: a policy exists when `policies/v{n}` does, and a controller that starts on a folder goes on
+behind the newest one.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+from actors.rollouts import Rollout, RolloutBatch, RolloutPlan, RolloutPrompt
+from ehr.catalogue import Feature
+from ehr.config import RewardSection
+from ehr.errors import EagRlError, TrainingError
+from ehr.names import FeatureMatcher
+from ehr.pieces import TextTokenizer
+from services.adapters import adapter_checksum
+from services.policy_store import PolicyRecord
+from services.types import Acknowledgement, Generator, PolicyVersion, Scored
+from training.checkpoints import PolicyFolder, VersionRecord, write_file
+from training.config import GrpoSection, LearnerSection
+from training.grpo_batch import (
+    GrpoPatient,
+    PatientStream,
+    ScoredGroup,
+    TrainingBatch,
+    rollout_metrics,
+    rollout_samples,
+    score_group,
+    training_batch,
+    with_shuffled_salience,
+)
+from training.metrics_file import MetricsFile
+from training.policy_model import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+
+logger = logging.getLogger(__name__)
+
+LINEAGE = "grpo"
+"""Lineage of the policies of Stage-2; its version 0 is Stage-1's policy."""
+
+_CANARY_GROWTH = 3.0
+"""Times the mean difference measured at version 0 (SPEC 8)."""
+
+_MERGED_MIN_LEARNING_RATE = 3e-5
+"""Below it a merged sync rounds most of each update away (SPEC 8)."""
+
+
+class ServedPolicy(Generator, Protocol):
+    """The generator as Stage-2 uses it; `services.clients.GeneratorClient` is one."""
+
+    async def publish(self, record: PolicyRecord) -> list[Acknowledgement]:
+        """Make a committed policy current on every replica."""
+        ...
+
+    async def score(
+        self,
+        prompt_token_ids: tuple[int, ...],
+        response_token_ids: tuple[int, ...],
+        least: PolicyVersion,
+    ) -> list[Scored]:
+        """Log-probabilities of a response by every replica."""
+        ...
+
+
+class GroupSampler(Protocol):
+    """Samples groups of rollouts: a Ray actor, or a sampler in this process."""
+
+    async def sample_groups(self, batch: RolloutBatch) -> list[list[Rollout]]:
+        """A group of rollouts for every prompt of the batch, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """A fixed text whose log-probabilities learner and generator must agree on."""
+
+    prompt_token_ids: tuple[int, ...]
+    response_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoInputs:
+    """Everything Stage-2 reads."""
+
+    run_id: str
+    model_path: Path
+    dtype: str
+    """Of the frozen base: `model.dtype`."""
+    patients: tuple[GrpoPatient, ...]
+    """Training patients that Stage-2 may draw."""
+    features: tuple[Feature, ...]
+    """Of the cohort, for matching names."""
+    num_salient_features: int
+    format: str
+    """`prompt.format`."""
+    learner: LearnerSection
+    grpo: GrpoSection
+    reward: RewardSection
+    stage1_adapter: Path | None
+    """Stage-1's adapter in peft's format; None starts at a fresh one (`without_stage1`)."""
+    canary: Canary
+    merged_sync: bool
+    """The generator merges adapters into the base (`services.engine`)."""
+    out_dir: Path
+    """RUN/grpo."""
+    storage: Path
+    """Where Ray Train keeps its own records."""
+    make_generator: Callable[[], ServedPolicy]
+    """Builds the client; called in the processes that use it."""
+    make_tokenizer: Callable[[], TextTokenizer]
+
+    @property
+    def rollout_plan(self) -> RolloutPlan:
+        """How rollouts are sampled."""
+        return RolloutPlan(
+            format="guided" if self.format == "guided" else "free",
+            kind="question_decomposition",
+            max_depth=self.grpo.max_depth,
+            max_new_tokens=self.grpo.max_new_tokens,
+            temperature=self.grpo.temperature,
+        )
+
+
+class GrpoState(StrEnum):
+    """Whose turn it is, and for what."""
+
+    STARTING = "starting"
+    """The learner's: there is no policy yet, its fresh adapter becomes version 0."""
+    PUBLISHING = "publishing"
+    """The controller's: the newest policy goes to the generators."""
+    PROBING = "probing"
+    """The learner's: the canary's log-probabilities. The controller samples ahead meanwhile."""
+    COLLECTING = "collecting"
+    """The controller's: rollouts of the next step."""
+    TRAINING = "training"
+    """The learner's: the updates of a batch."""
+    FINISHED = "finished"
+    """All steps are committed, published and checked."""
+    FAILED = "failed"
+    """An error stopped the stage; `failure` has it."""
+
+
+class OrderKind(StrEnum):
+    """What a learner rank is asked to do."""
+
+    PROBE = "probe"
+    """Score the canary (the first rank reports)."""
+    TRAIN = "train"
+    """Train a batch, save a checkpoint (the first rank reports)."""
+    STOP = "stop"
+    """Return."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One thing to do, the same for every rank."""
+
+    number: int
+    kind: OrderKind
+    canary: Canary | None = None
+    batch: TrainingBatch | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a learner group that (re)starts goes on."""
+
+    attempt: int
+    step: int
+    """Load the checkpoint of this step; 0 = Stage-1's adapter, or a fresh one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPolicy:
+    """An adapter from the learner."""
+
+    adapter: bytes
+    adapter_config: str
+    scaling: float
+
+
+@dataclass(slots=True)
+class _Sync:
+    """What is known about the policy that was published last."""
+
+    metrics: dict[str, Any]
+    generator_logprobs: list[tuple[float, ...]] = field(default_factory=list)
+
+
+class GrpoController:
+    """Steps through Stage-2; `advance` does what is the controller's, reports do the rest.
+
+    Args:
+        inputs: everything the stage reads.
+        policy: publishes policies and scores the canary.
+        sampler: samples rollouts.
+        clock: seconds, for the metrics.
+    """
+
+    def __init__(
+        self,
+        inputs: GrpoInputs,
+        policy: ServedPolicy,
+        sampler: GroupSampler,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inputs = inputs
+        self._policy = policy
+        self._sampler = sampler
+        self._clock = clock
+        self._tokenizer = inputs.make_tokenizer()
+        self._matcher = FeatureMatcher(inputs.features)
+        self._policies = PolicyFolder(inputs.out_dir / "policies")
+        self._lines = MetricsFile(inputs.out_dir / "metrics.jsonl")
+        self._canary_file = inputs.out_dir / "canary.json"
+        patients = list(inputs.patients)
+        if inputs.grpo.shuffle_salience:
+            patients = with_shuffled_salience(patients, inputs.grpo.seed)
+        self._stream = PatientStream(patients, inputs.grpo)
+        self._attempt = 0
+        self._order_number = 0
+        self._batch: TrainingBatch | None = None
+        self._groups: list[ScoredGroup] = []
+        self._collected: dict[str, Any] = {}
+        self._sync = _Sync(metrics={})
+        self.failure: EagRlError | None = None
+        self.state = GrpoState.STARTING
+        _warn_about_settings(inputs)
+        self._record = self._policies.latest()
+        if self._record is None and inputs.stage1_adapter is not None:
+            folder = inputs.stage1_adapter
+            self._commit_first(
+                NewPolicy(
+                    adapter=(folder / ADAPTER_FILE).read_bytes(),
+                    adapter_config=(folder / ADAPTER_CONFIG_FILE).read_text(),
+                    scaling=inputs.learner.lora_alpha / inputs.learner.lora_rank,
+                )
+            )
+        if self._record is not None:
+            self.state = GrpoState.PUBLISHING
+
+    @property
+    def steps_done(self) -> int:
+        """Committed steps."""
+        return self._record.step if self._record else 0
+
+    @property
+    def may_advance(self) -> bool:
+        """Whether `advance` has something to do."""
+        ahead = self.state is GrpoState.PROBING and self._batch is None and not self._is_last
+        return ahead or self.state in (GrpoState.PUBLISHING, GrpoState.COLLECTING)
+
+    async def advance(self) -> None:
+        """Do the one thing that is the controller's turn, if any; a failure becomes a state."""
+        try:
+            if self.state is GrpoState.PUBLISHING:
+                await self._publish()
+            elif self.may_advance:
+                await self._collect()
+        except EagRlError as error:
+            self.fail(error)
+
+    def fail(self, error: EagRlError) -> None:
+        """Stop the stage; ranks are told to return."""
+        logger.error("grpo failed step=%d state=%s error=%s", self.steps_done, self.state, error)
+        self.failure = error
+        self._move(GrpoState.FAILED)
+
+    def join(self, fresh: NewPolicy | None = None) -> Start:
+        """A learner group (re)starts; what it was working on will be handed out again.
+
+        Args:
+            fresh: its untrained adapter, which becomes version 0 where Stage-1 left none.
+        """
+        self._attempt += 1
+        if self.state is GrpoState.STARTING:
+            assert fresh is not None, "without Stage-1 the learner brings the first adapter"
+            self._commit_first(fresh)
+            self._move(GrpoState.PUBLISHING)
+        return Start(attempt=self._attempt, step=self.steps_done)
+
+    def order(self, after: int) -> Order | None:
+        """What a rank does after order number `after`; None while that is not known."""
+        kind = {
+            GrpoState.PROBING: OrderKind.PROBE,
+            GrpoState.TRAINING: OrderKind.TRAIN,
+            GrpoState.FINISHED: OrderKind.STOP,
+            GrpoState.FAILED: OrderKind.STOP,
+        }.get(self.state)
+        if kind is None or self._order_number <= after:
+            return None
+        return Order(
+            number=self._order_number,
+            kind=kind,
+            canary=self._inputs.canary if kind is OrderKind.PROBE else None,
+            batch=self._batch if kind is OrderKind.TRAIN else None,
+        )
+
+    def report_canary(self, attempt: int, logprobs: tuple[float, ...]) -> None:
+        """The learner's log-probabilities of the canary; may stop the stage."""
+        if attempt != self._attempt or self.state is not GrpoState.PROBING:
+            return  # a group that has been replaced since
+        try:
+            self._check_canary(logprobs)
+        except EagRlError as error:
+            self.fail(error)
+            return
+        self._write_line()
+        if self._is_last:
+            self._move(GrpoState.FINISHED)
+        else:
+            self._move(GrpoState.COLLECTING if self._batch is None else GrpoState.TRAINING)
+
+    def report_step(self, attempt: int, new: NewPolicy, metrics: dict[str, Any]) -> None:
+        """The learner has trained the batch and saved its checkpoint: commit."""
+        if attempt != self._attempt or self.state is not GrpoState.TRAINING:
+            return  # a group that has been replaced since
+        step = self.steps_done + 1
+        self._append_samples(step)
+        record = self._version_record(step, new, {**self._collected, **metrics})
+        self._record = self._policies.commit(record, new.adapter, new.adapter_config)
+        self._batch = None
+        logger.info("committed policy_version=%d attempt=%d", step, attempt)
+        self._move(GrpoState.PUBLISHING)
+
+    @property
+    def _is_last(self) -> bool:
+        return self.steps_done >= self._inputs.grpo.steps
+
+    def _move(self, state: GrpoState) -> None:
+        self.state = state
+        self._order_number += 1
+
+    def _commit_first(self, policy: NewPolicy) -> None:
+        record = self._version_record(0, policy, {})
+        self._record = self._policies.commit(record, policy.adapter, policy.adapter_config)
+
+    def _version_record(
+        self, step: int, policy: NewPolicy, metrics: dict[str, Any]
+    ) -> VersionRecord:
+        return VersionRecord(
+            run_id=self._inputs.run_id,
+            version=step,
+            step=step,
+            attempt=self._attempt,
+            sha256=adapter_checksum(policy.adapter),
+            scaling=policy.scaling,
+            metrics=metrics,
+        )
+
+    async def _publish(self) -> None:
+        record = self._record
+        assert record is not None, "publishing follows a commit"
+        version = PolicyVersion(lineage=LINEAGE, version=record.version)
+        path = self._policies.adapter_folder(record.version) / ADAPTER_FILE
+        started = self._clock()
+        replies = await self._policy.publish(
+            PolicyRecord(
+                version=version,
+                adapter_path=str(path.absolute()),
+                checksum=record.sha256,
+                scaling=record.scaling,
+            )
+        )
+        published = self._clock()
+        canary = self._inputs.canary
+        scored = await self._policy.score(
+            canary.prompt_token_ids, canary.response_token_ids, version
+        )
+        self._sync = _Sync(
+            metrics={
+                "time/sync_s": published - started,
+                "time/canary_s": self._clock() - published,
+                "sync/replicas": len(replies),
+                "sync/adapter_bytes": path.stat().st_size,
+            },
+            generator_logprobs=[each.logprobs for each in scored],
+        )
+        logger.info(
+            "synced policy_version=%d replicas=%d seconds=%.2f",
+            record.version,
+            len(replies),
+            published - started,
+        )
+        self._move(GrpoState.PROBING)
+
+    async def _collect(self) -> None:
+        section = self._inputs.grpo
+        step = self.steps_done + 1
+        started = self._clock()
+        groups = await self._sample(step, 0)
+        num_dead = sum(group.is_dead for group in groups)
+        num_refills = 0
+        while section.dynamic_sampling and num_refills < section.max_refills:
+            dead = [i for i, group in enumerate(groups) if group.is_dead]
+            if not dead:
+                break
+            num_refills += 1
+            taken = {group.patient.patient_id for group in groups}
+            fresh = [
+                group
+                for group in await self._sample(step, num_refills)
+                if not group.is_dead and group.patient.patient_id not in taken
+            ]
+            for i, group in zip(dead, fresh, strict=False):
+                groups[i] = group
+        self._collected = {
+            **rollout_metrics(groups, self._matcher, self._inputs.num_salient_features),
+            "rollout/dead_groups_drawn": num_dead,
+            "rollout/refills": num_refills,
+            "time/rollout_s": self._clock() - started,
+        }
+        self._batch = training_batch(step, groups, section, self._tokenizer, self._matcher)
+        self._groups = groups
+        if self.state is GrpoState.COLLECTING:
+            self._move(GrpoState.TRAINING)
+
+    async def _sample(self, step: int, refill: int) -> list[ScoredGroup]:
+        section = self._inputs.grpo
+        patients = self._stream.draw(step, refill)
+        batch = RolloutBatch(
+            prompts=tuple(
+                RolloutPrompt(patient_id=p.patient_id, token_ids=p.prompt_token_ids)
+                for p in patients
+            ),
+            group_size=section.group_size,
+            least=PolicyVersion(lineage=LINEAGE, version=self.steps_done),
+            # Patients differ between refills; the step alone makes every request's seed new.
+            seed=section.seed * 1_000_003 + step,
+        )
+        rollouts = await self._sampler.sample_groups(batch)
+        return [
+            score_group(patient, group, self._inputs.reward, self._matcher, section.accuracy_weight)
+            for patient, group in zip(patients, rollouts, strict=True)
+        ]
+
+    def _check_canary(self, learner: tuple[float, ...]) -> None:
+        assert self._record is not None, "a canary follows a sync"
+        pairs = [
+            abs(ours - theirs)
+            for theirs_all in self._sync.generator_logprobs
+            for ours, theirs in zip(learner, theirs_all, strict=True)
+        ]
+        found = fmean(pairs)
+        self._sync.metrics["canary/mean_abs"] = found
+        if self._record.version == 0:
+            write_file(self._canary_file, json.dumps({"mean_abs": found}) + "\n")
+        baseline = 0.0
+        if self._canary_file.exists():
+            baseline = json.loads(self._canary_file.read_text())["mean_abs"]
+        limit = max(self._inputs.grpo.canary_tolerance, _CANARY_GROWTH * baseline)
+        self._sync.metrics["canary/limit"] = limit
+        if not found <= limit:
+            raise TrainingError(
+                f"expected learner and generator to agree on the canary prompt after the sync of "
+                f"version {self._record.version}: mean |difference| at most {limit:.3f}, got "
+                f"{found:.3f} ({baseline:.3f} at version 0); the generators do not serve what was "
+                "trained; look at their logs, or raise grpo.canary_tolerance"
+            )
+
+    def _write_line(self) -> None:
+        record = self._record
+        assert record is not None, "a line follows a sync"
+        if record.step == 0:
+            return
+        self._lines.append(
+            {
+                "step": record.step,
+                "policy_version": record.step - 1,
+                "policy_version_out": record.version,
+                "attempt": record.attempt,
+                **record.metrics,
+                **self._sync.metrics,
+            }
+        )
+
+    def _append_samples(self, step: int) -> None:
+        path = self._inputs.out_dir / "rollouts.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] < step]
+        kept += [json.dumps(sample) for sample in rollout_samples(step, self._groups)]
+        write_file(path, "\n".join(kept) + "\n")
+
+
+def _warn_about_settings(inputs: GrpoInputs) -> None:
+    section = inputs.grpo
+    if inputs.merged_sync and section.learning_rate < _MERGED_MIN_LEARNING_RATE:
+        logger.warning(
+            "merged sync rounds most of an update away at learning_rate=%g; use at least %g, or "
+            "generator.sync=adapter",
+            section.learning_rate,
+            _MERGED_MIN_LEARNING_RATE,
+        )
+    if section.updates_per_step < 2:
+        logger.warning(
+            "the clip is inert with updates_per_step=%d: every ratio is 1", section.updates_per_step
+        )

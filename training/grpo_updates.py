@@ -1,0 +1,290 @@
+"""The learner's share of a step: old log-probabilities once, then M clipped updates (Eq. 9-18)."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ehr.errors import TrainingError
+from training.config import GrpoSection
+from training.grpo_batch import TrainedSequence, TrainingBatch
+from training.learner import Learner
+from training.objective.advantage import check_finite
+from training.objective.clip import min_max_clip_high
+from training.objective.entropy import mean_salient_entropy
+from training.objective.loss import LossDenominators, policy_loss
+from training.packing import PackedRow, deal, pack
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Work:
+    """A row of this rank, and what is known of its sequences."""
+
+    row: PackedRow
+    numbers: list[int]
+    """Of its sequences in the whole batch."""
+    sequences: list[TrainedSequence]
+    old_logprobs: Tensor
+    """[sequences, tokens]"""
+
+    @property
+    def names(self) -> list[str]:
+        return [f"patient {sequence.patient_id}" for sequence in self.sequences]
+
+
+class BatchTrainer:
+    """Trains one batch on this rank; every rank holds one and calls the same methods.
+
+    Args:
+        learner: the rank's learner.
+        section: objective and learning rate.
+        max_row_tokens: token budget of a packed row.
+    """
+
+    def __init__(self, learner: Learner, section: GrpoSection, max_row_tokens: int) -> None:
+        self._learner = learner
+        self._section = section
+        self._max_row_tokens = max_row_tokens
+
+    def train(self, batch: TrainingBatch) -> dict[str, Any]:
+        """Take the batch's updates; metrics over all ranks come back.
+
+        Raises:
+            TrainingError: if a log-probability, loss or gradient is not finite.
+        """
+        started = time.monotonic()
+        totals = _Totals(self._learner.model.device)
+        entropy = _SequenceEntropy(batch, self._learner.model.device)
+        updates = [
+            [self._frozen(batch, update, row, entropy, totals) for row in rows]
+            for update, rows in self._rows(batch)
+        ]
+        clip_high = self._clip_high(batch, entropy)
+        old_done = time.monotonic()
+        norms = []
+        for update, works in zip(batch.updates, updates, strict=True):
+            norms.append(self._update(batch, update, works, clip_high, totals))
+        metrics = totals.metrics()
+        return {
+            "loss": metrics.pop("loss") / len(norms),
+            "grad/norm": sum(norms) / len(norms),
+            "clip/high_mean": float(clip_high.mean()),
+            "entropy/salient_mean": entropy.mean(),
+            **metrics,
+            "time/old_logprob_s": old_done - started,
+            "time/train_s": time.monotonic() - old_done,
+        }
+
+    def _rows(self, batch: TrainingBatch) -> Iterator[tuple[tuple[int, ...], list[PackedRow]]]:
+        for update in batch.updates:
+            rows = pack([batch.groups[i] for i in update], self._max_row_tokens)
+            yield update, deal(rows, self._learner.num_ranks)[self._learner.rank]
+
+    def _frozen(
+        self,
+        batch: TrainingBatch,
+        update: tuple[int, ...],
+        row: PackedRow,
+        entropy: "_SequenceEntropy",
+        totals: "_Totals",
+    ) -> _Work:
+        members = [(i, j) for i in update for j in range(len(batch.sequences[i]))]
+        places = [members[sequence] for sequence in row.sequences]
+        sequences = [batch.sequences[i][j] for i, j in places]
+        flat_logprobs, flat_entropy = self._learner.frozen_logprobs(row)
+        if not places:
+            empty = torch.zeros(0, 0, device=flat_logprobs.device)
+            return _Work(row=row, numbers=[], sequences=[], old_logprobs=empty)
+        logprobs, entropies = row.padded(flat_logprobs), row.padded(flat_entropy)
+        mask = row.mask.to(logprobs.device)
+        work = _Work(
+            row=row,
+            numbers=[entropy.number(i, j) for i, j in places],
+            sequences=sequences,
+            old_logprobs=logprobs,
+        )
+        check_finite("log-probability", logprobs.sum(1), work.names)
+        salient = _padded([s.salient for s in sequences], torch.bool, logprobs.device) & mask
+        entropy.put(work.numbers, *mean_salient_entropy(entropies, salient))
+        generated = _padded([s.generator_logprobs for s in sequences], torch.float32, mask.device)
+        totals.add_mismatch(logprobs[mask], generated[mask], flat_entropy, row.num_tokens)
+        return work
+
+    def _clip_high(self, batch: TrainingBatch, entropy: "_SequenceEntropy") -> Tensor:
+        values, valid = entropy.gathered()
+        section = self._section
+        bounds = []
+        start = 0
+        for sequences in batch.sequences:
+            group = slice(start, start + len(sequences))
+            bounds.append(
+                min_max_clip_high(
+                    values[group], valid[group], section.clip_high_min, section.clip_high_max
+                )
+            )
+            start += len(sequences)
+        return torch.cat(bounds)
+
+    def _update(
+        self,
+        batch: TrainingBatch,
+        update: tuple[int, ...],
+        works: list[_Work],
+        clip_high: Tensor,
+        totals: "_Totals",
+    ) -> float:
+        section = self._section
+        denominators = LossDenominators(
+            num_sequences=sum(len(batch.sequences[i]) for i in update),
+            num_tokens=max(1, sum(sum(map(sum, batch.groups[i].trained)) for i in update)),
+        )
+        for work in works:
+            logprobs = self._learner.logprobs(work.row)
+            if not work.sequences:
+                self._learner.backward(logprobs.sum() * 0)
+                continue
+            advantage = torch.tensor([s.advantage for s in work.sequences], device=logprobs.device)
+            parts = policy_loss(
+                work.row.padded(logprobs),
+                work.old_logprobs,
+                advantage,
+                work.row.mask.to(logprobs.device),
+                section.clip_low,
+                clip_high[work.numbers],
+                section.aggregation,
+                denominators,
+                clip_high_min=section.clip_high_min,
+                sample_ids=work.names,
+            )
+            self._learner.backward(parts.loss)
+            totals.add_loss(
+                float(parts.loss.detach()),
+                parts.num_tokens,
+                parts.num_clipped_low,
+                parts.num_clipped_high,
+                parts.num_adaptive,
+            )
+        try:
+            return self._learner.step(section.learning_rate)
+        except TrainingError as error:
+            patients = [batch.groups[i].patient_id for i in update]
+            raise TrainingError(f"{error}; patients of this update: {patients[:5]!r}") from error
+
+
+class _SequenceEntropy:
+    """H(tau) of every sequence of a batch, filled in by whichever rank has it."""
+
+    def __init__(self, batch: TrainingBatch, device: torch.device) -> None:
+        self._starts = [0]
+        for sequences in batch.sequences:
+            self._starts.append(self._starts[-1] + len(sequences))
+        # Mean, and whether there were salient tokens at all.
+        self._table = torch.zeros(2, self._starts[-1], device=device)
+        self._is_gathered = False
+
+    def number(self, group: int, member: int) -> int:
+        """A sequence's number in the batch."""
+        return self._starts[group] + member
+
+    def put(self, numbers: list[int], mean: Tensor, valid: Tensor) -> None:
+        """Values of some sequences."""
+        self._table[0, numbers] = mean
+        self._table[1, numbers] = valid.float()
+
+    def gathered(self) -> tuple[Tensor, Tensor]:
+        """Values of all sequences and which are valid, the same on every rank."""
+        if not self._is_gathered:
+            dist.all_reduce(self._table)
+            self._is_gathered = True
+        return self._table[0], self._table[1] > 0
+
+    def mean(self) -> float | None:
+        """Mean over the sequences with salient tokens."""
+        values, valid = self.gathered()
+        return float(values[valid].mean()) if valid.any() else None
+
+
+class _Totals:
+    """Sums over a step's rows, added up over ranks at the end."""
+
+    _SUMS = (
+        "loss",
+        "tokens",
+        "clipped_low",
+        "clipped_high",
+        "adaptive",
+        "old_tokens",
+        "entropy",
+        "k3",
+        "abs",
+        "row_tokens",
+    )
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = dict.fromkeys(self._SUMS, 0.0)
+        self._max_abs = 0.0
+        self._device = device
+
+    def add_mismatch(
+        self, learner: Tensor, generator: Tensor, entropy: Tensor, row_tokens: int
+    ) -> None:
+        """Old log-probabilities against the generator's, of model-written tokens."""
+        difference = learner - generator
+        # k3 of http://joschu.net/blog/kl-approx.html: unbiased for KL(generator, learner), >= 0.
+        k3 = difference.exp() - 1 - difference
+        for name, value in (
+            ("old_tokens", difference.numel()),
+            ("entropy", float(entropy.sum())),
+            ("k3", float(k3.sum())),
+            ("abs", float(difference.abs().sum())),
+            ("row_tokens", row_tokens),
+        ):
+            self._sums[name] += value
+        if difference.numel():
+            self._max_abs = max(self._max_abs, float(difference.abs().max()))
+
+    def add_loss(
+        self, loss: float, tokens: int, clipped_low: int, clipped_high: int, adaptive: int
+    ) -> None:
+        """What one micro-batch's loss did."""
+        for name, value in (
+            ("loss", loss),
+            ("tokens", tokens),
+            ("clipped_low", clipped_low),
+            ("clipped_high", clipped_high),
+            ("adaptive", adaptive),
+        ):
+            self._sums[name] += value
+
+    def metrics(self) -> dict[str, float]:
+        """Means and shares over all ranks."""
+        # float32: not every accelerator has float64, and the counts are far below its 2^24.
+        sums = torch.tensor([self._sums[name] for name in self._SUMS], device=self._device)
+        largest = torch.tensor(self._max_abs, device=self._device)
+        dist.all_reduce(sums)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        total = dict(zip(self._SUMS, sums.tolist(), strict=True))
+        tokens, old_tokens = max(total["tokens"], 1.0), max(total["old_tokens"], 1.0)
+        return {
+            "loss": total["loss"],
+            "clip/low_share": total["clipped_low"] / tokens,
+            "clip/high_share": total["clipped_high"] / tokens,
+            "clip/adaptive_share": total["adaptive"] / tokens,
+            "entropy/all_mean": total["entropy"] / old_tokens,
+            "mismatch/k3": total["k3"] / old_tokens,
+            "mismatch/mean_abs": total["abs"] / old_tokens,
+            "mismatch/max_abs": float(largest),
+            "tokens/learner": total["row_tokens"],
+        }
+
+
+def _padded(values: list[tuple], dtype: torch.dtype, device: torch.device) -> Tensor:
+    lines = [torch.tensor(line, dtype=dtype, device=device) for line in values]
+    return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True)

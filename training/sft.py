@@ -1,0 +1,236 @@
+"""Stage 1's training: token likelihood of the kept trajectories, Eq. 8, on Ray Train."""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ehr.errors import TrainingError
+from training.checkpoints import CheckpointFolder, write_folder
+from training.config import LearnerSection, SftSection
+from training.learner import Learner
+from training.metrics_file import MetricsFile
+from training.packing import PackedRow, TokenGroup, deal, pack
+from training.policy_model import load_policy_model, save_adapter
+from training.progress import OnProgress
+from training.worker_group import WorkerGroup, prepare_rank
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftExample:
+    """One patient's prompt and the trajectories that were kept."""
+
+    patient_id: str
+    prompt_token_ids: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    model_written: tuple[tuple[bool, ...], ...]
+    """Per response token: the model wrote it, so it is in the loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftInputs:
+    """Everything the stage reads."""
+
+    run_id: str
+    examples: tuple[SftExample, ...]
+    model_path: Path
+    dtype: str
+    """Of the frozen base: `model.dtype`."""
+    learner: LearnerSection
+    sft: SftSection
+    out_dir: Path
+    """RUN/sft."""
+    storage: Path
+    """Where Ray Train keeps its own records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftStep:
+    """One optimizer step: whose trajectories, and how far it moves."""
+
+    step: int
+    """From 1."""
+    epoch: int
+    """From 1."""
+    groups: tuple[TokenGroup, ...]
+    num_trajectories: int
+    learning_rate: float
+    ends_epoch: bool
+
+
+def train_sft(inputs: SftInputs, on_progress: OnProgress) -> None:
+    """Fine-tune a fresh adapter on the examples; resumes behind the last checkpoint.
+
+    Writes `metrics.jsonl`, `checkpoint/` and, at the end, `adapter/` in `inputs.out_dir`.
+
+    Args:
+        inputs: everything it reads.
+        on_progress: called with steps done, all steps and a text.
+
+    Raises:
+        TrainingError: if there is nothing to train on, a loss or gradient is not finite, or the
+            learner fails more often than `learner.max_failures`.
+    """
+    steps = plan_steps(inputs.examples, inputs.sft)
+    inputs.out_dir.mkdir(parents=True, exist_ok=True)
+    metrics = MetricsFile(inputs.out_dir / "metrics.jsonl")
+
+    def watch() -> None:
+        lines = metrics.lines()
+        text = f"loss {lines[-1]['sft/loss']:.3f}" if lines else "learner starts"
+        on_progress(len(lines), len(steps), text)
+
+    group = WorkerGroup(name=f"sft-{inputs.run_id}", section=inputs.learner, storage=inputs.storage)
+    group.run(_train_rank, {"inputs": inputs}, watch)
+
+
+def plan_steps(examples: Sequence[SftExample], section: SftSection) -> list[SftStep]:
+    """The steps of all epochs, a function of examples and section alone.
+
+    Patients are shuffled in each epoch, a patient's trajectories stay together: they share a
+    prompt, and only where a step is full does the next one repeat it.
+
+    Raises:
+        TrainingError: if no example has a trajectory.
+    """
+    trajectories = [
+        (number, member)
+        for number, example in enumerate(examples)
+        for member in range(len(example.responses))
+    ]
+    if not trajectories:
+        raise TrainingError(
+            "Stage-1 keeps no trajectory to train on; search more patients or rollouts, or set "
+            "search.only_correct=false"
+        )
+    size = section.batch_size
+    num_steps = section.epochs * math.ceil(len(trajectories) / size)
+    steps: list[SftStep] = []
+    for epoch in range(1, section.epochs + 1):
+        order = list(range(len(examples)))
+        random.Random(f"{section.seed} epoch {epoch}").shuffle(order)
+        ranked = sorted(trajectories, key=lambda each: order.index(each[0]))
+        for start in range(0, len(ranked), size):
+            chosen = ranked[start : start + size]
+            number = len(steps) + 1
+            steps.append(
+                SftStep(
+                    step=number,
+                    epoch=epoch,
+                    groups=_groups(examples, chosen),
+                    num_trajectories=len(chosen),
+                    learning_rate=learning_rate(number, num_steps, section),
+                    ends_epoch=start + size >= len(ranked),
+                )
+            )
+    return steps
+
+
+def learning_rate(step: int, num_steps: int, section: SftSection) -> float:
+    """Learning rate of a step (from 1): linear warm-up to the peak, then a cosine towards 0."""
+    warmup = max(1, round(section.warmup_fraction * num_steps))
+    if step <= warmup:
+        return section.learning_rate * step / warmup
+    share = (step - warmup) / max(1, num_steps - warmup + 1)
+    return section.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def sft_loss(
+    logprobs: torch.Tensor, row: PackedRow, section: SftSection, num_trajectories: int
+) -> torch.Tensor:
+    """A row's share of a step's loss, Eq. 8.
+
+    Args:
+        logprobs: of the row's trained tokens.
+        row: which trajectories they belong to.
+        section: `token_mean` is the mean over the step's trajectories of their token means; `sum`
+            is Eq. 8 as it stands, the sum over trajectories and tokens.
+        num_trajectories: of the whole step.
+    """
+    if not row.sequences:
+        return logprobs.sum() * 0
+    if section.reduction == "sum":
+        return -logprobs.sum()
+    lengths = torch.tensor(row.lengths, device=logprobs.device).clamp(min=1)
+    return -(row.padded(logprobs).sum(1) / lengths).sum() / num_trajectories
+
+
+def _groups(
+    examples: Sequence[SftExample], chosen: Sequence[tuple[int, int]]
+) -> tuple[TokenGroup, ...]:
+    members: dict[int, list[int]] = {}
+    for number, member in chosen:
+        members.setdefault(number, []).append(member)
+    return tuple(
+        TokenGroup(
+            patient_id=examples[number].patient_id,
+            prompt=examples[number].prompt_token_ids,
+            responses=tuple(examples[number].responses[i] for i in wanted),
+            trained=tuple(examples[number].model_written[i] for i in wanted),
+        )
+        for number, wanted in members.items()
+    )
+
+
+def _train_rank(config: dict[str, Any]) -> None:
+    """What every rank runs: the steps that no checkpoint has yet."""
+    inputs: SftInputs = config["inputs"]
+    device = prepare_rank(inputs.learner)
+    model = load_policy_model(
+        inputs.model_path, inputs.learner, dtype=inputs.dtype, seed=inputs.sft.seed, device=device
+    )
+    learner = Learner(model, inputs.learner)
+    checkpoints = CheckpointFolder(inputs.out_dir / "checkpoint")
+    metrics = MetricsFile(inputs.out_dir / "metrics.jsonl")
+    done = max(checkpoints.steps(), default=0)
+    if done:
+        learner.load(checkpoints.path(done))
+    for step in plan_steps(inputs.examples, inputs.sft)[done:]:
+        line = _train_step(learner, step, inputs)
+        if learner.rank == 0:
+            metrics.append(line)
+        if step.ends_epoch:
+            if learner.rank == 0:
+                checkpoints.begin(step.step)
+            learner.save(checkpoints.partial(step.step))
+            if learner.rank == 0:
+                checkpoints.finish(step.step)
+    if learner.rank == 0:
+        write_folder(inputs.out_dir / "adapter", lambda folder: save_adapter(model, folder))
+
+
+def _train_step(learner: Learner, step: SftStep, inputs: SftInputs) -> dict[str, Any]:
+    started = time.monotonic()
+    rows = deal(pack(step.groups, inputs.learner.max_row_tokens), learner.num_ranks)[learner.rank]
+    total = torch.zeros((), device=learner.model.device)
+    for row in rows:
+        loss = sft_loss(learner.logprobs(row), row, inputs.sft, step.num_trajectories)
+        if not loss.isfinite():
+            patients = [group.patient_id for group in step.groups]
+            raise TrainingError(
+                f"expected a finite loss in step {step.step}, got {float(loss)!r}; its patients "
+                f"are {patients[:5]!r}; lower sft.learning_rate"
+            )
+        learner.backward(loss)
+        total += loss.detach()
+    norm = learner.step(step.learning_rate)
+    dist.all_reduce(total)
+    return {
+        "step": step.step,
+        "epoch": step.epoch,
+        "sft/loss": float(total),
+        "sft/learning_rate": step.learning_rate,
+        "sft/trajectories": step.num_trajectories,
+        "sft/tokens": sum(sum(map(sum, group.trained)) for group in step.groups),
+        "grad/norm": norm,
+        "time/step_s": time.monotonic() - started,
+    }

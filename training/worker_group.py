@@ -1,0 +1,118 @@
+"""Learner ranks on Ray Train: one way to start them, watch them and read their errors."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from ehr.errors import EagRlError, TrainingError
+from training.config import LearnerSection
+
+logger = logging.getLogger(__name__)
+
+_WATCH_INTERVAL_S = 1.0
+"""How often the driver looks at the stage's progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerGroup:
+    """A stage's ranks."""
+
+    name: str
+    """Of the stage, in Ray's records."""
+    section: LearnerSection
+    storage: Path
+    """Where Ray Train keeps its own records."""
+
+    def run(
+        self,
+        train: Callable[[dict[str, Any]], None],
+        config: dict[str, Any],
+        watch: Callable[[], None],
+    ) -> None:
+        """Run `train(config)` on every rank; a group that loses one is restarted.
+
+        Args:
+            train: the same function for all ranks.
+            config: its argument.
+            watch: called on this thread about every second until the ranks have returned.
+
+        Raises:
+            TrainingError: if the ranks failed once more than `learner.max_failures` allows.
+        """
+        trainer = self._trainer(train, config)
+        failures: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:  # handed to the calling thread
+                failures.append(error)
+
+        # Off the main thread Ray Train installs no interrupt handler of its own: Ctrl-C stays ours.
+        thread = threading.Thread(target=fit, name=f"fit-{self.name}", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_WATCH_INTERVAL_S)
+            watch()
+        if failures:
+            raise _as_own_error(self.name, failures[0]) from failures[0]
+
+    def _trainer(
+        self, train: Callable[[dict[str, Any]], None], config: dict[str, Any]
+    ) -> TorchTrainer:
+        section = self.section
+        use_gpu = section.gpus_per_worker > 0
+        return TorchTrainer(
+            train,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=section.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={
+                    "CPU": section.cpus_per_worker,
+                    **({"GPU": section.gpus_per_worker} if use_gpu else {}),
+                },
+            ),
+            run_config=RunConfig(
+                name=self.name,
+                storage_path=str(self.storage.absolute()),
+                failure_config=FailureConfig(max_failures=section.max_failures),
+                # DeepSpeed reads its accelerator from nowhere else.
+                worker_runtime_env={} if use_gpu else {"env_vars": {"DS_ACCELERATOR": "cpu"}},
+            ),
+        )
+
+
+def prepare_rank(section: LearnerSection) -> torch.device:
+    """Set a rank's CPU threads; its device comes back."""
+    threads = section.threads or max(1, (os.cpu_count() or 1) // section.num_workers)
+    torch.set_num_threads(threads)
+    return get_device()
+
+
+def _as_own_error(name: str, error: BaseException) -> BaseException:
+    if not isinstance(error, WorkerGroupError):
+        return error
+    causes = list(error.worker_failures.values())
+    for cause in causes:
+        inner = cause.cause if isinstance(cause, ray.exceptions.RayTaskError) else cause
+        while inner is not None:
+            if isinstance(inner, EagRlError):
+                return inner
+            inner = inner.__cause__
+    return TrainingError(
+        f"the learner ranks of {name!r} failed more often than learner.max_failures allows; the "
+        f"last failure: {str(causes[0]).strip().splitlines()[-1] if causes else error}; see their "
+        "logs in Ray's session folder, and run the same command again to go on from the last "
+        "checkpoint"
+    )
