@@ -4,18 +4,17 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
-import ray
 
 from ehr.config import ExpertSection
 from ehr.errors import DataError
 from ehr.expert import ExpertEnsemble, expert_opinion
 from ehr.salience import salient_features
+from services.cluster import Cluster
 from tests.expert_cohort import tiny_case, tiny_cohort, tiny_section
 from training import expert
 from training.expert import train_expert
@@ -23,16 +22,7 @@ from training.expert import train_expert
 COHORT = tiny_cohort()
 WORKER_TITLE = "RayTrainWorker"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """A Ray of this module's own, with more logical CPUs than the machine may have."""
-    was_running = ray.is_initialized()
-    if not was_running:
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    if not was_running:
-        ray.shutdown()
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @dataclasses.dataclass
@@ -62,7 +52,7 @@ def train(folder: Path, section: ExpertSection) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory, local_ray: Cluster) -> Trained:
     section = tiny_section(members=4, num_workers=2, cpus_per_worker=0.5)
     return train(tmp_path_factory.mktemp("expert"), section)
 
@@ -146,7 +136,7 @@ def test_a_missing_member_alone_is_trained_again_to_the_same_bytes(trained: Trai
 
 
 def test_a_killed_worker_costs_time_and_changes_no_result(tmp_path: Path) -> None:
-    section = tiny_section(num_ensembles=1, members=4, epochs=400, patience=400)
+    section = tiny_section(num_ensembles=1, members=4, epochs=60, patience=60)
     killed: list[int] = []
 
     def kill_once(done: float, total: float, text: str) -> None:

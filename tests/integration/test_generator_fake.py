@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from ehr.errors import ModelError, ServiceError, StalePolicyError
+from services.cluster import Cluster
 from services.clients import GeneratorClient
 from services.config import GeneratorSection, ModelSection
 from services.generator import (
@@ -17,13 +18,13 @@ from services.generator import (
     stop_generator,
     wait_for_generator,
 )
-from services.policy_store import PolicyRecord
-from services.types import BASE_POLICY, GenerateRequest, PolicyVersion, Sampling
+from services.policy_store import BASE_RECORD, PolicyRecord
+from services.types import BASE_POLICY, GenerateRequest, PolicyVersion, Sampling, Scored
 from tests.fakes import REFUSED_ADAPTER, fake_model, load_fake, load_never
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 def grpo(version: int) -> PolicyVersion:
@@ -56,22 +57,37 @@ def replica_actors(run_id: str) -> list[str]:
     return [each["name"] for each in named if f"generator-{run_id}#" in each["name"]]
 
 
+async def two_replies(client: GeneratorClient, least: PolicyVersion) -> list[Scored]:
+    """Scores of both replicas, once the killed one is replaced."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while len(replies := await client.score((1,), (2,), least)) < 2:
+            await asyncio.sleep(0.2)
+    return replies
+
+
 def kill_a_replica(run_id: str) -> None:
     ray.kill(ray.get_actor(replica_actors(run_id)[0], namespace="serve"))
 
 
-@pytest.fixture
-def generator(request: pytest.FixtureRequest, tmp_path: Path):
-    """A run with two replicas; the run id is the test's name."""
-    run_id = f"t{abs(hash(request.node.name)) % 10**8}"
+@pytest.fixture(scope="module")
+def run_id(local_ray: Cluster, tmp_path_factory: pytest.TempPathFactory):
+    """A run with two replicas, shared by the tests of this file."""
+    folder = tmp_path_factory.mktemp("pair")
     section = GeneratorSection(num_replicas=2, cpus_per_replica=0.1, startup_timeout_s=TIMEOUT_S)
-    start_generator(run_id, tmp_path, fake_model(tmp_path), ModelSection(), section, load_fake)
-    yield run_id, GeneratorClient(run_id, TIMEOUT_S)
-    stop_generator(run_id)
+    start_generator("pair", folder, fake_model(folder), ModelSection(), section, load_fake)
+    yield "pair"
+    stop_generator("pair")
 
 
-async def test_a_sync_is_seen_by_both_replicas(generator, tmp_path: Path):
-    _, client = generator
+@pytest.fixture
+async def client(run_id: str) -> GeneratorClient:
+    """A client of that run, which is back at the base policy."""
+    client = GeneratorClient(run_id, TIMEOUT_S)
+    await client.publish(BASE_RECORD)
+    return client
+
+
+async def test_a_sync_is_seen_by_both_replicas(client: GeneratorClient, tmp_path: Path):
     policy = record(tmp_path, grpo(1))
 
     acknowledged = await client.publish(policy)
@@ -82,8 +98,7 @@ async def test_a_sync_is_seen_by_both_replicas(generator, tmp_path: Path):
     assert [each.logprobs for each in scores] == [(-1.5, -1.5)] * 2
 
 
-async def test_every_completion_carries_the_policy_that_made_it(generator, tmp_path: Path):
-    _, client = generator
+async def test_every_completion_carries_the_policy_that_made_it(client: GeneratorClient, tmp_path: Path):
     before = await client.generate(request(BASE_POLICY))
     policy = record(tmp_path, grpo(1))
     await client.publish(policy)
@@ -94,8 +109,9 @@ async def test_every_completion_carries_the_policy_that_made_it(generator, tmp_p
     assert (after[0].policy_version, after[0].policy_checksum) == (grpo(1), policy.checksum)
 
 
-async def test_a_replica_that_starts_late_serves_the_current_policy(generator, tmp_path: Path):
-    run_id, client = generator
+async def test_a_replica_that_starts_late_serves_the_current_policy(
+    run_id: str, client: GeneratorClient, tmp_path: Path
+):
     await client.publish(record(tmp_path, grpo(3)))
     killed = replica_actors(run_id)[0]
 
@@ -103,19 +119,16 @@ async def test_a_replica_that_starts_late_serves_the_current_policy(generator, t
     answers = await asyncio.gather(
         *[client.generate(request(grpo(3), session=f"p{i}")) for i in range(40)]
     )
-    while killed in (now := replica_actors(run_id)) or len(now) < 2:
-        await asyncio.sleep(0.1)
-    wait_for_generator(run_id, GeneratorSection(startup_timeout_s=TIMEOUT_S))
-    replies = await client.score((1,), (2,), grpo(3))
+    replies = await two_replies(client, grpo(3))
 
+    assert killed not in replica_actors(run_id)
     assert {answer[0].policy_version for answer in answers} == {grpo(3)}
     assert [reply.version for reply in replies] == [grpo(3)] * 2
 
 
 async def test_a_request_for_another_lineage_or_a_newer_version_is_refused(
-    generator, tmp_path: Path
+    client: GeneratorClient, tmp_path: Path
 ):
-    _, client = generator
     await client.publish(record(tmp_path, grpo(2)))
 
     with pytest.raises(StalePolicyError, match="base policies from version 0"):
@@ -124,11 +137,10 @@ async def test_a_request_for_another_lineage_or_a_newer_version_is_refused(
         await client.generate(request(grpo(3)))
 
 
-async def test_two_runs_on_one_cluster_do_not_touch_each_other(generator, tmp_path: Path):
-    _, client = generator
+async def test_two_runs_on_one_cluster_do_not_touch_each_other(client: GeneratorClient, tmp_path: Path):
     other_dir = tmp_path / "other"
     other_dir.mkdir()
-    section = GeneratorSection(cpus_per_replica=0.1)
+    section = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=TIMEOUT_S)
     await client.publish(record(tmp_path, grpo(1)))
 
     start_generator("other", other_dir, fake_model(tmp_path), ModelSection(), section, load_fake)
@@ -141,21 +153,23 @@ async def test_two_runs_on_one_cluster_do_not_touch_each_other(generator, tmp_pa
     assert ours[0].policy_version == grpo(1)
 
 
-async def test_a_patient_stays_on_one_replica(generator):
-    _, client = generator
+async def test_a_patient_stays_on_one_replica(client: GeneratorClient):
+
+    before = {each.replica: each for each in await client.stats()}
 
     for _ in range(6):
-        await client.generate(request(BASE_POLICY, session="p7"))
-    stats = await client.stats()
+        await client.generate(request(BASE_POLICY, session="p7", prompt="seven"))
+    after = {each.replica: each for each in await client.stats()}
 
-    assert sorted(each.requests for each in stats) == [0, 6]
-    assert max(each.cached_tokens for each in stats) == 5 * len("hello")
+    used = {name: after[name].requests - before[name].requests for name in after}
+    hits = {name: after[name].cached_tokens - before[name].cached_tokens for name in after}
+    assert sorted(used.values()) == [0, 6]
+    assert max(hits.values()) == 5 * len("seven")
 
 
 async def test_an_adapter_that_is_refused_leaves_the_old_policy_in_service(
-    generator, tmp_path: Path
+    client: GeneratorClient, tmp_path: Path
 ):
-    _, client = generator
     await client.publish(record(tmp_path, grpo(1)))
 
     with pytest.raises(ModelError, match="LoRA adapter"):
@@ -166,9 +180,8 @@ async def test_an_adapter_that_is_refused_leaves_the_old_policy_in_service(
 
 
 async def test_an_adapter_file_that_changed_after_its_commit_is_not_served(
-    generator, tmp_path: Path
+    client: GeneratorClient, tmp_path: Path
 ):
-    _, client = generator
     policy = record(tmp_path, grpo(1))
     Path(str(policy.adapter_path)).write_bytes(b"something else")
 

@@ -1,8 +1,8 @@
 """The search pool on a real local Ray, with scripted models."""
 
+import asyncio
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSam
 from ehr.cohort import Cohort
 from ehr.config import RewardSection, Task
 from ehr.errors import ResourceError, SearchError, ServiceError
+from services.cluster import Cluster
 from services.types import BASE_POLICY
 from tests.scripted import (
     CONTEXT,
@@ -31,6 +32,8 @@ from tests.scripted import (
     unreadable_scores,
 )
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 PATIENTS = tuple(f"p/{i}" for i in range(6))  # a slash must not make a folder
 
 SECTION = SearchSection(
@@ -42,20 +45,6 @@ SECTION = SearchSection(
     cpus_per_actor=0.1,
     trees_in_flight=2,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        _temp_dir=f"/tmp/eag-rl-search-{os.getpid()}",
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +87,9 @@ def _ledger(out_dir: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(
+    local_ray: Cluster, cohort: Cohort, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A search of all patients without any fault."""
     out_dir = tmp_path_factory.mktemp("undisturbed")
     _search(cohort, _setup(), out_dir)
@@ -209,8 +200,6 @@ def test_actors_that_cannot_be_placed_are_an_error_with_the_fix(
 
 
 def test_the_rollout_actor_samples_what_the_sampler_does() -> None:
-    import asyncio
-
     plan = RolloutPlan(
         format="guided",
         kind="question_decomposition",
