@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from ehr.catalogue import AGE_AND_SEX, CATALOGUE_VERSION, Feature, FeatureKind
 from ehr.config import Task
@@ -101,6 +100,10 @@ def make_splits(
     Raises:
         DataError: if there are too few patients of a class to draw from.
     """
+    # Every actor imports this module, only the cohort stage draws splits: scikit-learn's import
+    # would take most of an actor's start.
+    from sklearn.model_selection import train_test_split
+
     ids = sorted(labels)
     outcome = [labels[patient] for patient in ids]
     try:

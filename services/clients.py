@@ -32,6 +32,10 @@ _LONGEST_PAUSE_S = 5.0
 """Pauses between retries double up to this: a replacement replica takes about a minute."""
 
 
+class _NoReplicaError(RayServeException):
+    """A broadcast reached nobody: all replicas are being replaced."""
+
+
 class _Application:
     """A Serve application by name; the handle is looked up where it is used, so this pickles."""
 
@@ -129,16 +133,20 @@ class GeneratorClient:
         replies: list[Acknowledgement] = await self._broadcast("sync")
         wanted = (record.version, record.checksum)
         others = [each for each in replies if (each.version, each.checksum) != wanted]
-        if others or not replies:
+        if others:
             raise ServiceError(
                 f"expected every replica to serve {record.version} after the sync, got "
-                f"{others[:5] or 'no replica'}; is something else publishing under this run's name?"
+                f"{others[:5]}; is something else publishing under this run's name?"
             )
         return replies
 
     async def _broadcast(self, method: str, *arguments: object) -> list[Any]:
         async def attempt() -> list[Any]:
-            return await self._application.handle().broadcast(method, *arguments).results_async()
+            handle = self._application.handle()
+            replies = await handle.broadcast(method, *arguments).results_async()
+            if not replies:
+                raise _NoReplicaError("no replica is running")
+            return replies
 
         return await self._application.retried(attempt)
 

@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 _LEAST_CPUS = 8
 """Logical CPUs of a Ray started here: more than a small machine has, because most actors wait for
 each other, and Ray only counts what they book."""
+_SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+"""Ray's own name of the actor behind a running Serve."""
+_START_ATTEMPTS = 3
+"""Ray gives its own processes 15 s to come up, which a machine under load may need more than."""
 _PORTS_TRIED = 50
 _PACKAGES = ("ehr", "services", "actors", "training")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -76,7 +80,10 @@ def connect(section: ClusterSection, verbose: bool = False) -> Cluster:
         if address is None and not is_submitted_job():
             return _start(section, verbose)
         return _join(address or "auto", verbose)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except ResourceError:
+        raise
+    except Exception as error:  # Ray raises bare Exceptions when a node does not come up
+        ray.shutdown()
         where = "start Ray on this machine" if address is None else f"join the cluster at {address}"
         raise ResourceError(
             f"could not {where}: {error}; check cluster.address and RAY_ADDRESS, free memory and "
@@ -85,15 +92,22 @@ def connect(section: ClusterSection, verbose: bool = False) -> Cluster:
 
 
 def start_serve(section: ServeSection | None) -> None:
-    """Start Serve, with an HTTP port or without; a Serve that runs already is kept.
+    """Start Serve, with an HTTP port or without; a Serve that runs already is kept as it is.
 
     Args:
         section: where to listen; None opens no port.
 
     Raises:
-        ResourceError: if the port is taken.
+        ResourceError: if the port is taken, or the Serve that runs has none.
     """
     quiet = {"log_level": "WARNING", "enable_access_log": False}
+    if _serve_runs():
+        if section is not None and not serve.status().proxies:
+            raise ResourceError(
+                "Serve runs on this cluster without an HTTP port, and one cannot be added; when no "
+                "other run needs it, end it with `serve shutdown` and start again"
+            )
+        return
     if section is None:
         serve.start(proxy_location="Disabled", logging_config=quiet)
         return
@@ -167,7 +181,24 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+def _serve_runs() -> bool:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return any(each["name"] == _SERVE_CONTROLLER for each in named)
+
+
 def _start(section: ClusterSection, verbose: bool) -> Cluster:
+    for attempt in range(1, _START_ATTEMPTS):
+        try:
+            return _start_once(section, verbose)
+        except ResourceError:
+            raise
+        except Exception as error:
+            logger.warning("Ray did not start attempt=%d error=%s", attempt, error)
+            ray.shutdown()
+    return _start_once(section, verbose)
+
+
+def _start_once(section: ClusterSection, verbose: bool) -> Cluster:
     port = _next_free_port(section.dashboard_port) if section.dashboard else None
     context = ray.init(
         address="local",

@@ -20,10 +20,10 @@ _BEHAVIOUR = {
     "TOKENIZERS_PARALLELISM": "false",
     # Ray otherwise hides GPUs from actors that ask for none, and warns about it once an actor.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # An engine's own processes end with a replica that is killed, instead of holding its memory.
+    "RAY_process_group_cleanup_enabled": "1",
     # The plugins that an environment happens to hold do not become part of an engine.
     "VLLM_PLUGINS": "",
-    # Ray's workers run threads; a forked engine process could inherit a held lock.
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
 }
 
 _QUIET = {

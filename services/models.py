@@ -119,7 +119,7 @@ def resolve_model(section: ModelSection) -> LocalModel:
     if section.name in PACKAGED:
         return _packaged(section.name, PACKAGED[section.name], cache)
     folder = Path(section.name).expanduser()
-    if folder.is_dir():
+    if section.name and folder.is_dir():
         return _from_folder(section.name, folder.resolve(), str(folder.resolve()), cache)
     if _HUB_ID.fullmatch(section.name):
         return _from_folder(section.name, _hub_snapshot(section.name), section.name, cache)

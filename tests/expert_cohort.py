@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 
 from ehr.catalogue import AGE_AND_SEX, Feature
-from ehr.cohort import Cohort, PatientCase, Sex
+from ehr.cohort import Cohort, PatientCase, Sex, cohort_hash
 from ehr.config import ExpertSection, Task
+from ehr.expert import ExpertEnsemble
+from ehr.expert_member import Member, fit_member, halves, member_key
+from ehr.imputation import ExpertScaler
 from ehr.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
 
 FEATURES = ("Heart Rate", "Glucose", "pH", "Weight")
@@ -78,3 +81,23 @@ def tiny_cohort(num_patients: int = 48, seed: int = 0) -> Cohort:
         has_dates=True,
         truth=truth,
     )
+
+
+def fit_in_process(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsemble]:
+    """The ensembles that the expert stage would train, without Ray."""
+    data_sha256 = cohort_hash(cohort)
+    scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
+    ids = [*cohort.splits["train"], *cohort.splits["val"]]
+    members: list[list[Member]] = [[] for _ in range(section.num_ensembles)]
+    for plan in halves(cohort.splits["train"], cohort.labels, section):
+        state = fit_member(
+            [scaler.transform(cohort.cases[patient]) for patient in ids],
+            [cohort.labels[patient] for patient in ids],
+            [ids.index(patient) for patient in plan.train_ids],
+            [ids.index(patient) for patient in cohort.splits["val"]],
+            section,
+            plan.seed,
+        )
+        key = member_key(plan, section, data_sha256)
+        members[plan.ensemble].append(Member(plan=plan, state=state, key=key))
+    return [ExpertEnsemble(part, scaler, section, data_sha256) for part in members]

@@ -11,8 +11,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from ehr.catalogue import BENCHMARK_17
 from ehr.config import RewardSection
 from ehr.rewards import RewardContext
+from services.adapters import verify_policy
+from services.config import GeneratorSection, ModelSection
+from services.models import LocalModel
 from services.policy_store import PolicyRecord
-from services.types import Acknowledgement, PolicyVersion, Scored
+from services.types import (
+    BASE_POLICY,
+    Acknowledgement,
+    Completion,
+    GenerateRequest,
+    Policy,
+    PolicyVersion,
+    Scored,
+)
 from tests.scripted import FEATURES, CharTokenizer, ScriptedGenerator
 from training.config import GrpoSection, LearnerSection
 from training.grpo_batch import GrpoPatient
@@ -85,6 +96,44 @@ class ScriptedPolicy(ScriptedGenerator):
         """The same log-probability for every token."""
         logprobs = tuple(self.logprob for _ in response_token_ids)
         return [Scored(replica="r", version=least, logprobs=logprobs)]
+
+
+class ScriptedEngine:
+    """The same script where a Serve replica expects an engine."""
+
+    def __init__(self) -> None:
+        self._policy = ScriptedPolicy()
+        self.version = BASE_POLICY
+        self.checksum = ""
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        """Scripted completions under the loaded policy's version."""
+        self._policy.policy_version = self.version
+        return await self._policy.generate(request)
+
+    async def score(
+        self, prompt_token_ids: tuple[int, ...], response_token_ids: tuple[int, ...]
+    ) -> tuple[float, ...]:
+        """The same log-probability for every token."""
+        return tuple(self._policy.logprob for _ in response_token_ids)
+
+    async def load_policy(self, policy: Policy) -> None:
+        """Take a policy's name; its weights change nothing."""
+        verify_policy(policy)
+        self.version, self.checksum = policy.version, policy.checksum
+
+    async def check(self) -> None:
+        """Never fails."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+async def load_scripted(
+    model: LocalModel, model_section: ModelSection, section: GeneratorSection
+) -> ScriptedEngine:
+    """Loads the script where a replica would load vLLM."""
+    return ScriptedEngine()
 
 
 def grpo_patients(num: int, in_stage1: Sequence[int] = ()) -> tuple[GrpoPatient, ...]:

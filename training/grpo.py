@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch.distributed as dist
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.rollout_actor import RolloutActor
 from actors.rollouts import Rollout, RolloutBatch, RolloutPlan
@@ -65,9 +65,12 @@ def train_grpo(inputs: GrpoInputs, on_progress: OnProgress) -> None:
         ServiceError: if the generator does not answer within its budget.
     """
     inputs.out_dir.mkdir(parents=True, exist_ok=True)
-    sampler = RolloutActor.options(num_cpus=0).remote(inputs.make_generator, inputs.make_tokenizer)
+    # Ray types its proxies, not what they answer: handles are Any here.
+    sampler: Any = RolloutActor.options(num_cpus=0).remote(
+        inputs.make_generator, inputs.make_tokenizer
+    )
     # max_concurrency: one task a waiting rank, the loop, and reports.
-    controller = (
+    controller: Any = (
         ray.remote(GrpoControllerActor)
         .options(
             name=_controller_name(inputs.run_id),
@@ -113,12 +116,16 @@ class GrpoControllerActor:
         """Take the controller's turns until the stage ends."""
         controller = self._controller
         while controller.state not in (GrpoState.FINISHED, GrpoState.FAILED):
-            if controller.may_advance:
-                await controller.advance()
-                await self._tell()
-            else:
+            if not controller.may_advance:
                 async with self._changed:
                     await self._changed.wait_for(self._has_turn_or_ended)
+                continue
+            try:
+                await controller.advance()
+            except Exception as error:  # without this the ranks would wait for their timeout
+                logger.exception("the controller of Stage-2 failed")
+                controller.fail(TrainingError(f"the controller of Stage-2 failed: {error!r}"))
+            await self._tell()
 
     async def join(self, fresh: NewPolicy | None) -> Start:
         """See `GrpoController.join`."""
@@ -183,18 +190,18 @@ class GrpoControllerActor:
 
 
 class _ActorSampler:
-    def __init__(self, actor: ActorHandle, plan: RolloutPlan) -> None:
+    def __init__(self, actor: Any, plan: RolloutPlan) -> None:
         self._actor = actor
         self._plan = plan
 
     async def sample_groups(self, batch: RolloutBatch) -> list[list[Rollout]]:
         try:
             return await self._actor.sample_groups.remote(self._plan, batch)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             if isinstance(error.cause, EagRlError):
                 raise error.cause from error
             raise TrainingError(f"sampling rollouts failed: {error.cause!r}") from error
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             raise TrainingError(f"the rollout actor was lost: {error}") from error
 
 
@@ -256,7 +263,8 @@ class _Rank:
         if learner.rank == 0:
             needed = ray.get(self.controller.needs_first_policy.remote(), timeout=_ANSWER_TIMEOUT_S)
             fresh = _new_policy(learner.model) if needed else None
-            answer = [ray.get(self.controller.join.remote(fresh), timeout=_ANSWER_TIMEOUT_S)]
+            join: Any = self.controller.join.remote(fresh)
+            answer = [ray.get(join, timeout=_ANSWER_TIMEOUT_S)]
         dist.broadcast_object_list(answer)
         assert answer[0] is not None, "the first rank has joined"
         return answer[0]
@@ -327,8 +335,8 @@ def _controller_name(run_id: str) -> str:
     return f"grpo-controller-{run_id}"
 
 
-def _raise_failure(controller: ActorHandle) -> None:
-    failure = ray.get(controller.failure.remote(), timeout=_ANSWER_TIMEOUT_S)
+def _raise_failure(controller: Any) -> None:
+    failure: EagRlError | None = ray.get(controller.failure.remote(), timeout=_ANSWER_TIMEOUT_S)
     if failure is not None:
         raise failure
 

@@ -145,18 +145,6 @@ class PatientStream:
             yield from sorted(shuffled, key=lambda patient: patient.in_stage1)
 
 
-def with_shuffled_salience(patients: Sequence[GrpoPatient], seed: int) -> list[GrpoPatient]:
-    """The same patients, each with the C_exp of another: the marginals stay, the meaning goes."""
-    order = list(range(len(patients)))
-    random.Random(f"{seed} salience").shuffle(order)
-    shuffled = list(patients)
-    for giver, taker in zip(order, order[1:] + order[:1], strict=True):
-        salient = patients[giver].context.salient_features
-        context = replace(patients[taker].context, salient_features=salient)
-        shuffled[taker] = replace(patients[taker], context=context)
-    return shuffled
-
-
 def score_group(
     patient: GrpoPatient,
     rollouts: Sequence[Rollout],

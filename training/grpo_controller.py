@@ -36,7 +36,6 @@ from training.grpo_batch import (
     rollout_samples,
     score_group,
     training_batch,
-    with_shuffled_salience,
 )
 from training.metrics_file import MetricsFile
 from training.policy_model import ADAPTER_CONFIG_FILE, ADAPTER_FILE
@@ -221,10 +220,7 @@ class GrpoController:
         self._policies = PolicyFolder(inputs.out_dir / "policies")
         self._lines = MetricsFile(inputs.out_dir / "metrics.jsonl")
         self._canary_file = inputs.out_dir / "canary.json"
-        patients = list(inputs.patients)
-        if inputs.grpo.shuffle_salience:
-            patients = with_shuffled_salience(patients, inputs.grpo.seed)
-        self._stream = PatientStream(patients, inputs.grpo)
+        self._stream = PatientStream(inputs.patients, inputs.grpo)
         self._attempt = 0
         self._order_number = 0
         self._batch: TrainingBatch | None = None

@@ -228,7 +228,7 @@ class _Totals:
     )
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = dict.fromkeys(self._SUMS, 0.0)
+        self._sums: dict[str, float] = dict.fromkeys(self._SUMS, 0.0)
         self._max_abs = 0.0
         self._device = device
 

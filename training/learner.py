@@ -8,6 +8,7 @@ the masters themselves.
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import deepspeed.ops
@@ -46,7 +47,8 @@ class Learner:
         # Every step states its own learning rate.
         self._adam = torch.optim.AdamW(model.parameters(), lr=0.0, betas=_BETAS, weight_decay=0)
         self.model = model
-        self._engine, _, _, _ = deepspeed.initialize(
+        # The engine's attributes depend on its configuration; DeepSpeed types none of them.
+        self._engine: Any = deepspeed.initialize(
             model=model,
             optimizer=self._adam,
             dist_init_required=False,
@@ -59,7 +61,7 @@ class Learner:
                 "gradient_clipping": section.gradient_clip,
                 "steps_per_print": 10**9,
             },
-        )
+        )[0]
 
     @property
     def num_ranks(self) -> int:
@@ -80,8 +82,7 @@ class Learner:
         self, row: PackedRow
     ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
         """Log-probabilities and entropies under the present policy, by the same arithmetic."""
-        logprobs, entropy = self.model(row.to(self.model.device), with_entropy=True)
-        return logprobs, entropy
+        return self.model(row.to(self.model.device), with_entropy=True)
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Add a micro-batch's gradient.

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -67,7 +68,7 @@ class PolicyModel(nn.Module):
             row: on the model's device.
             with_entropy: also return the full-vocabulary entropy in nats, without gradient.
         """
-        causal = self.peft_model.get_base_model()
+        causal: Any = self.peft_model.get_base_model()
         head = causal.get_output_embeddings()
         # The fp32 adapter multiplies in the base's precision; its gradients arrive in fp32.
         low = head.weight.dtype != torch.float32
@@ -134,7 +135,7 @@ def load_policy_model(
     for module in peft_model.modules():
         if isinstance(module, BaseTunerLayer):
             # Autocast decides the precision; peft's own cast to fp32 and back would only copy.
-            module.cast_input_dtype_enabled = dtype == "float32"
+            module.cast_input_dtype_enabled = dtype == "float32"  # pyright: ignore
     if section.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     # Checkpointing acts in training mode only; without dropout the mode changes nothing else.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
+from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -105,7 +105,9 @@ def _as_own_error(name: str, error: BaseException) -> BaseException:
         return error
     causes = list(error.worker_failures.values())
     for cause in causes:
-        inner = cause.cause if isinstance(cause, ray.exceptions.RayTaskError) else cause
+        inner: BaseException | None = cause
+        if isinstance(cause, RayTaskError):
+            inner = cause.cause
         while inner is not None:
             if isinstance(inner, EagRlError):
                 return inner

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Coroutine, Iterator
@@ -11,21 +12,29 @@ from typing import Any
 import pytest
 
 from services.cluster import Cluster, connect, start_serve
-from services.config import ClusterSection, GeneratorSection, ModelSection
+from services.config import ClusterSection, GeneratorSection, ModelSection, ServeSection
 from services.engine import VllmEngine, load_vllm
 from services.environment import prepare_process
 from services.models import LocalModel, resolve_model
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[Cluster]:
-    """A Ray of this session's own, with Serve and without dashboard or ports."""
+def http_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def local_ray(http_port: int) -> Iterator[Cluster]:
+    """A Ray of this session's own, with Serve on a port of its own and no dashboard."""
     prepare_process()
     # Not pytest's folder: Ray's socket paths must stay under 107 characters.
     folder = tempfile.mkdtemp(prefix="eag-ray-", dir="/tmp")
     section = ClusterSection(num_cpus=16, dashboard=False, object_store_gib=0.5, temp_dir=folder)
     cluster = connect(section)
-    start_serve(None)
+    start_serve(ServeSection(port=http_port))
     yield cluster
     cluster.close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,8 @@
 """The expert stage on a real local Ray with real Ray Train."""
 
+import contextlib
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +14,7 @@ from ehr.errors import DataError
 from ehr.expert import ExpertEnsemble, expert_opinion
 from ehr.salience import salient_features
 from services.cluster import Cluster
-from tests.expert_cohort import tiny_case, tiny_cohort, tiny_section
-from training import expert
+from tests.expert_cohort import fit_in_process, tiny_case, tiny_cohort, tiny_section
 from training.expert import train_expert
 
 COHORT = tiny_cohort()
@@ -114,27 +112,6 @@ def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> No
     assert [(trained.out_dir / name).read_bytes() for name in files] == results
 
 
-def test_a_missing_member_alone_is_trained_again_to_the_same_bytes(trained: Trained) -> None:
-    before = trained.members()
-    trained_plans: list[str] = []
-    (trained.out_dir / "checkpoint" / "member-1-2.safetensors").unlink()
-
-    with pytest.MonkeyPatch.context() as patch:
-        fit = expert._fit_on_workers
-
-        def watched(work, storage) -> None:
-            trained_plans.extend(f"{plan.ensemble}-{plan.member}" for plan in work.plans)
-            fit(work, storage)
-
-        patch.setattr(expert, "_fit_on_workers", watched)
-        trained.again()
-
-    assert trained_plans == ["1-2"]
-    assert {name: data for name, (_, data) in trained.members().items()} == {
-        name: data for name, (_, data) in before.items()
-    }
-
-
 def test_a_killed_worker_costs_time_and_changes_no_result(tmp_path: Path) -> None:
     section = tiny_section(num_ensembles=1, members=4, epochs=60, patience=60)
     killed: list[int] = []
@@ -143,28 +120,17 @@ def test_a_killed_worker_costs_time_and_changes_no_result(tmp_path: Path) -> Non
         if killed or not 0 < done < total:
             return
         for process in psutil.Process().children(recursive=True):
-            if WORKER_TITLE in " ".join(process.cmdline()):
-                killed.append(process.pid)
-                os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.Error):  # ended in between
+                if WORKER_TITLE in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
 
-    train_expert(COHORT, section, tmp_path / "a" / "expert", tmp_path / "a" / "ray", kill_once)
-    calm = train(tmp_path / "b", section)
+    train_expert(COHORT, section, tmp_path / "expert", tmp_path / "ray", kill_once)
 
     assert killed
-    metrics = json.loads((tmp_path / "a" / "expert" / "metrics.json").read_text())
-    assert metrics == calm.metrics()
-
-
-def test_a_single_member_has_no_agreement_and_nothing_out_of_fold(tmp_path: Path) -> None:
-    trained = train(tmp_path, tiny_section(members=1, num_ensembles=1, epochs=1))
-    metrics = trained.metrics()
-
-    assert metrics["out_of_fold"] is False
-    assert metrics["kappa"] is None
-    assert metrics["jaccard"] is None
-    assert metrics["test"]["jaccard_constant"] is None
-    table = pd.read_parquet(trained.out_dir / "salience.parquet")
-    assert not table[table["split"] == "train"]["out_of_fold"].any()
+    metrics = json.loads((tmp_path / "expert" / "metrics.json").read_text())
+    calm = fit_in_process(COHORT, section)
+    assert metrics["model_sha256"] == [ensemble.model_sha256 for ensemble in calm]
 
 
 def test_a_cohort_that_cannot_be_halved_fails_before_any_worker_starts(tmp_path: Path) -> None:

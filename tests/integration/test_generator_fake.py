@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from ehr.errors import ModelError, ServiceError, StalePolicyError
-from services.cluster import Cluster
 from services.clients import GeneratorClient
+from services.cluster import Cluster
 from services.config import GeneratorSection, ModelSection
 from services.generator import (
     deploy_generator,
@@ -98,7 +98,9 @@ async def test_a_sync_is_seen_by_both_replicas(client: GeneratorClient, tmp_path
     assert [each.logprobs for each in scores] == [(-1.5, -1.5)] * 2
 
 
-async def test_every_completion_carries_the_policy_that_made_it(client: GeneratorClient, tmp_path: Path):
+async def test_every_completion_carries_the_policy_that_made_it(
+    client: GeneratorClient, tmp_path: Path
+):
     before = await client.generate(request(BASE_POLICY))
     policy = record(tmp_path, grpo(1))
     await client.publish(policy)
@@ -137,7 +139,9 @@ async def test_a_request_for_another_lineage_or_a_newer_version_is_refused(
         await client.generate(request(grpo(3)))
 
 
-async def test_two_runs_on_one_cluster_do_not_touch_each_other(client: GeneratorClient, tmp_path: Path):
+async def test_two_runs_on_one_cluster_do_not_touch_each_other(
+    client: GeneratorClient, tmp_path: Path
+):
     other_dir = tmp_path / "other"
     other_dir.mkdir()
     section = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=TIMEOUT_S)

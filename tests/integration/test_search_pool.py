@@ -164,7 +164,7 @@ def test_a_finished_search_starts_no_actor(cohort: Cohort, undisturbed: Path) ->
     assert (undisturbed / "trajectories.parquet").read_bytes() == before
 
 
-def test_too_manyunreadable_scores_fail_the_search(cohort: Cohort, tmp_path: Path) -> None:
+def test_too_many_unreadable_scores_fail_the_search(cohort: Cohort, tmp_path: Path) -> None:
     unreadable = partial(ScriptedGenerator, script=unreadable_scores)
 
     with pytest.raises(SearchError, match="unreadable usefulness scores"):

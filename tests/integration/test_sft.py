@@ -137,5 +137,5 @@ def test_the_error_of_a_rank_arrives_as_it_was_raised(local_ray, tmp_path):
     section = LEARNER.model_copy(update={"max_failures": 0})
     group = WorkerGroup(name="refused", section=section, storage=tmp_path / "ray_train")
 
-    with pytest.raises(TrainingError, match="^expected something else$"):
+    with pytest.raises(TrainingError, match=r"^expected something else$"):
         group.run(refuse, {}, lambda: None)

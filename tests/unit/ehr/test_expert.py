@@ -13,7 +13,6 @@ from ehr.config import ExpertSection
 from ehr.errors import DataError, TrainingError
 from ehr.expert import ExpertEnsemble, Opinions, expert_opinion, save_ensembles
 from ehr.expert_member import (
-    Member,
     MemberState,
     fit_member,
     halves,
@@ -23,7 +22,7 @@ from ehr.expert_member import (
 )
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.salience import salience_table, salient_features, salient_sets
-from tests.expert_cohort import FEATURES, tiny_case, tiny_cohort, tiny_section
+from tests.expert_cohort import FEATURES, fit_in_process, tiny_case, tiny_cohort, tiny_section
 
 COHORT = tiny_cohort()
 SCALER = ExpertScaler.fit(COHORT, COHORT.splits["train"])
@@ -38,19 +37,9 @@ def fit(section: ExpertSection, seed: int = 0) -> MemberState:
     return fit_member(INPUTS, LABELS, TRAIN, VAL, section, seed)
 
 
-def ensembles(section: ExpertSection) -> list[ExpertEnsemble]:
-    members: list[list[Member]] = [[] for _ in range(section.num_ensembles)]
-    for plan in halves(COHORT.splits["train"], COHORT.labels, section):
-        train = [IDS.index(patient) for patient in plan.train_ids]
-        state = fit_member(INPUTS, LABELS, train, VAL, section, plan.seed)
-        key = member_key(plan, section, cohort_hash(COHORT))
-        members[plan.ensemble].append(Member(plan=plan, state=state, key=key))
-    return [ExpertEnsemble(part, SCALER, section, cohort_hash(COHORT)) for part in members]
-
-
 @pytest.fixture(scope="module")
 def trained() -> list[ExpertEnsemble]:
-    return ensembles(tiny_section(members=4))
+    return fit_in_process(COHORT, tiny_section(members=4))
 
 
 @pytest.fixture(scope="module")

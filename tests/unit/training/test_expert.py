@@ -7,8 +7,9 @@ import torch
 
 from ehr.config import ExpertSection
 from ehr.expert_member import Member, MemberState, halves, member_file, member_key, write_member
-from tests.expert_cohort import tiny_cohort, tiny_section
-from training.expert import _note_epoch, _remove_stale, _truth, _watching
+from ehr.salience import salience_table
+from tests.expert_cohort import fit_in_process, tiny_cohort, tiny_section
+from training.expert import _metrics, _note_epoch, _predict, _remove_stale, _truth, _watching
 
 COHORT = tiny_cohort()
 SECTION = tiny_section()
@@ -74,3 +75,19 @@ def test_progress_counts_finished_members_and_epochs_in_training(
 
 def test_a_cohort_without_truth_has_no_comparison_with_it() -> None:
     assert _truth(dataclasses.replace(COHORT, truth=None), SECTION, {}) is None
+
+
+def test_a_single_member_has_no_agreement_and_nothing_out_of_fold() -> None:
+    section = tiny_section(members=1, num_ensembles=1, epochs=1)
+    ensembles = fit_in_process(COHORT, section)
+    table = salience_table(COHORT, ensembles)
+    scaler = ensembles[0].scaler
+    inputs = {patient: scaler.transform(case) for patient, case in COHORT.cases.items()}
+
+    metrics = _metrics(COHORT, section, ensembles, table, _predict(COHORT, inputs, ensembles[0]))
+
+    assert metrics["out_of_fold"] is False
+    assert metrics["kappa"] is None
+    assert metrics["test"]["jaccard_constant"] is None
+    assert metrics["test"]["auroc"] is not None
+    assert not table[table["split"] == "train"]["out_of_fold"].any()

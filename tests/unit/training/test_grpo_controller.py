@@ -17,7 +17,6 @@ from training.grpo_batch import (
     PatientStream,
     score_group,
     training_batch,
-    with_shuffled_salience,
 )
 from training.grpo_controller import GrpoController, GrpoState, NewPolicy, OrderKind
 from training.policy_model import ADAPTER_CONFIG_FILE, ADAPTER_FILE
@@ -351,19 +350,6 @@ def test_too_few_patients_of_a_class_are_refused_with_the_setting_to_change():
 
     with pytest.raises(DataError, match=r"patients_per_step.*balance=false"):
         PatientStream(patients, GrpoSection(patients_per_step=2))
-
-
-def test_shuffled_salience_gives_everybody_anothers_features():
-    patients = [
-        replace(p, context=replace(p.context, salient_features=frozenset({p.patient_id})))
-        for p in grpo_patients(5)
-    ]
-
-    shuffled = with_shuffled_salience(patients, seed=1)
-
-    owners = [next(iter(p.context.salient_features)) for p in shuffled]
-    assert sorted(owners) == [p.patient_id for p in patients]
-    assert all(owner != p.patient_id for owner, p in zip(owners, patients, strict=True))
 
 
 def test_a_truncated_rollout_is_a_format_failure():

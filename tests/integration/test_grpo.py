@@ -1,0 +1,131 @@
+"""Stage 2 on real Ray Train, DeepSpeed and Serve; the language model is a script."""
+
+import json
+from functools import partial
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ehr.errors import TrainingError
+from services.clients import GeneratorClient
+from services.config import GeneratorSection, ModelSection
+from services.generator import deploy_generator, stop_generator, wait_for_generator
+from services.policy_store import read_record
+from services.types import PolicyVersion
+from tests.fakes import fake_model
+from tests.learner_fakes import LEARNER, grpo_inputs, load_scripted, tiny_model
+from training.config import GrpoSection
+from training.grpo import train_grpo
+
+REPLICA = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=120, request_timeout_s=60)
+
+
+def section(steps, **changes):
+    fields = {"steps": steps, "group_size": 4, "max_depth": 2, "max_new_tokens": 400}
+    return GrpoSection(**{**fields, "learning_rate": 1e-2, "canary_tolerance": 1.0, **changes})
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("m"))
+
+
+@pytest.fixture
+def serve(local_ray, tmp_path):
+    """A generator of this test's own; its run folder is the test's folder."""
+    run_id = tmp_path.name
+    deploy_generator(run_id, tmp_path, fake_model(tmp_path), ModelSection(), REPLICA, load_scripted)
+    wait_for_generator(run_id, REPLICA)
+    yield run_id
+    stop_generator(run_id)
+
+
+def inputs(run_id, folder, model_path, **changes):
+    return grpo_inputs(
+        folder,
+        model_path,
+        run_id=run_id,
+        make_generator=partial(GeneratorClient, run_id, 60),
+        **changes,
+    )
+
+
+def lines(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / "grpo" / name).read_text().splitlines()]
+
+
+def adapter(folder):
+    return load_file(folder / "grpo" / "adapter" / "adapter_model.safetensors")
+
+
+def learner_processes():
+    every = psutil.Process().children(recursive=True)
+    return [p for p in every if p.status() != "zombie" and "RayTrainWorker" in p.name()]
+
+
+def test_two_steps_train_commit_publish_and_sample_from_what_was_published(
+    serve, model_path, tmp_path
+):
+    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(2)), lambda *_: None)
+
+    written = lines(tmp_path)
+    versions = [(line["policy_version"], line["policy_version_out"]) for line in written]
+    assert versions == [(0, 1), (1, 2)]
+    assert all(line["grad/norm"] > 0 for line in written)
+    samples = lines(tmp_path, "rollouts.jsonl")
+    assert {(s["step"], s["policy_version"]) for s in samples} == {(1, 0), (2, 1)}
+    served = read_record(tmp_path / "policy.json")
+    assert served.version == PolicyVersion(lineage="grpo", version=2)
+    final = adapter(tmp_path)
+    committed = load_file(served.adapter_path)
+    assert all(torch.equal(final[name], committed[name]) for name in final)
+    assert any(weight.any() for name, weight in final.items() if "lora_B" in name)
+
+
+def test_a_stage_that_was_stopped_goes_on_at_the_next_step_to_the_same_policy(
+    serve, model_path, tmp_path, local_ray
+):
+    other = tmp_path / "uninterrupted"
+    train_grpo(inputs(serve, other, model_path, grpo=section(2)), lambda *_: None)
+    stop_generator(serve)
+    deploy_generator(serve, tmp_path, fake_model(tmp_path), ModelSection(), REPLICA, load_scripted)
+    wait_for_generator(serve, REPLICA)
+    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(1)), lambda *_: None)
+
+    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(2)), lambda *_: None)
+
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert lines(tmp_path)[0]["reward/mean"] == lines(other)[0]["reward/mean"]
+    for name, weight in adapter(other).items():
+        assert torch.equal(weight, adapter(tmp_path)[name])
+
+
+def test_a_learner_that_is_killed_after_a_commit_neither_loses_nor_repeats_a_step(
+    serve, model_path, tmp_path
+):
+    killed = []
+
+    def kill_after_the_first_commit(done, total, text):
+        if done == 1 and not killed:
+            killed.extend(learner_processes())
+            for process in killed:
+                process.kill()
+
+    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(3)), kill_after_the_first_commit)
+
+    assert len(killed) == 1
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert lines(tmp_path)[0]["attempt"] == 1
+    assert lines(tmp_path)[2]["attempt"] == 2
+
+
+def test_a_canary_that_disagrees_is_the_error_of_the_stage(serve, model_path, tmp_path):
+    # Everything but the tolerance agrees; nothing can agree to within this.
+    strict = section(1, canary_tolerance=1e-9, learning_rate=0.3)
+
+    with pytest.raises(TrainingError, match="agree on the canary"):
+        train_grpo(
+            inputs(serve, tmp_path, model_path, grpo=strict, learner=LEARNER), lambda *_: None
+        )

@@ -1,0 +1,219 @@
+"""DeepSpeed for real, one rank in this process."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ehr.errors import TrainingError
+from tests.learner_fakes import LEARNER, tiny_model, token_groups
+from training.config import GrpoSection
+from training.grpo_batch import TrainedSequence, TrainingBatch
+from training.packing import pack
+from training.policy_model import adapter_weights, load_policy_model
+
+SECTION = LEARNER.model_copy(update={"gradient_clip": 0.05})
+GRPO = GrpoSection(group_size=3, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank(tmp_path_factory):
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["LOCAL_RANK"] = "0"
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("m"))
+
+
+def model(path):
+    return load_policy_model(path, SECTION, dtype="float32", seed=3)
+
+
+def learner(path):
+    from training.learner import Learner
+
+    return Learner(model(path), SECTION)
+
+
+def trainer(path, section=GRPO):
+    from training.grpo_updates import BatchTrainer
+
+    return BatchTrainer(learner(path), section, 80)
+
+
+def row_loss(row, logprobs, total):
+    return -(row.padded(logprobs) * row.mask).sum() / total
+
+
+def train(learner, steps, budget=64):
+    rows = pack(token_groups(3, 3), budget)
+    total = sum(sum(row.lengths) for row in rows)
+    for step in steps:
+        for row in rows:
+            learner.backward(row_loss(row, learner.logprobs(row), total))
+        learner.step(1e-2 * step)
+    return adapter_weights(learner.model)
+
+
+def largest_difference(ours, theirs):
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+
+
+def test_a_zero_2_step_of_several_micro_batches_is_a_step_of_plain_adam(path):
+    ours = train(learner(path), [1])
+
+    plain = model(path)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    (row,) = pack(token_groups(3, 3), 4096)
+    row_loss(row, plain(row)[0], sum(row.lengths)).backward()
+    torch.nn.utils.clip_grad_norm_(plain.parameters(), SECTION.gradient_clip)
+    adam.step()
+
+    assert largest_difference(ours, adapter_weights(plain)) < 1e-6
+
+
+def test_a_restored_learner_goes_on_bit_by_bit(path, tmp_path):
+    first = learner(path)
+    train(first, [1, 2])
+    first.save(tmp_path)
+    expected = train(first, [3, 4])
+
+    second = learner(path)
+    second.load(tmp_path)
+
+    assert largest_difference(train(second, [3, 4]), expected) == 0.0
+
+
+def batch(advantages=(1.0, -1.0, 0.0)):
+    groups = tuple(token_groups(2, 3))
+    sequences = tuple(
+        tuple(
+            TrainedSequence(
+                patient_id=group.patient_id,
+                advantage=advantage,
+                salient=tuple(k % 2 == 0 for k in range(sum(trained))),
+                generator_logprobs=(-math.log(256),) * sum(trained),
+            )
+            for trained, advantage in zip(group.trained, advantages, strict=True)
+        )
+        for group in groups
+    )
+    return TrainingBatch(step=1, groups=groups, sequences=sequences, updates=((0,), (1,)))
+
+
+def test_a_batch_moves_the_policy_towards_what_was_rewarded(path):
+    training = trainer(path)
+    before = training._learner.frozen_logprobs(pack(batch().groups[:1], 4096)[0])[0]
+
+    metrics = training.train(batch())
+
+    row = pack(batch().groups[:1], 4096)[0]
+    after = training._learner.frozen_logprobs(row)[0]
+    gain = row.padded(after - before).sum(1)
+    assert gain[0] > gain[1]
+    assert metrics["grad/norm"] > 0
+
+
+def test_the_metrics_of_a_batch_are_complete_finite_and_json(path):
+    metrics = trainer(path).train(batch())
+
+    wanted = {
+        "loss", "grad/norm", "entropy/salient_mean", "entropy/all_mean", "clip/low_share",
+        "clip/high_share", "clip/adaptive_share", "clip/high_mean", "mismatch/k3",
+        "mismatch/mean_abs", "mismatch/max_abs", "time/old_logprob_s", "time/train_s",
+        "tokens/learner",
+    }  # fmt: skip
+    assert wanted <= metrics.keys()
+    json.dumps(metrics, allow_nan=False)
+    assert metrics["mismatch/mean_abs"] < 0.5
+    assert metrics["mismatch/k3"] >= 0
+    assert metrics["entropy/all_mean"] == pytest.approx(5.5, abs=0.1)
+    assert 0.2 <= metrics["clip/high_mean"] <= 0.4
+
+
+def test_the_first_update_has_ratio_one_so_that_nothing_is_clipped(path):
+    one = replace(batch(), updates=((0, 1),))
+
+    metrics = trainer(path).train(one)
+
+    assert metrics["clip/low_share"] == metrics["clip/high_share"] == 0
+    # Ratio 1: the loss is minus the mean advantage, which is 0 in every group.
+    assert metrics["loss"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_dead_groups_leave_the_policy_where_it_is(path):
+    training = trainer(path)
+    before = adapter_weights(training._learner.model)
+
+    training.train(batch(advantages=(0.0, 0.0, 0.0)))
+
+    assert largest_difference(adapter_weights(training._learner.model), before) == 0.0
+
+
+def test_a_loss_that_is_not_finite_names_the_patient(path):
+    broken = batch(advantages=(math.nan, 0.0, 0.0))
+
+    with pytest.raises(TrainingError, match=r"finite loss.*patient p0=nan"):
+        trainer(path).train(broken)
+
+
+def test_a_policy_that_is_not_finite_names_the_patient(path):
+    training = trainer(path)
+    for weight in training._learner.model.parameters():
+        weight.data.fill_(math.inf)
+
+    with pytest.raises(TrainingError, match=r"finite log-probability.*patient p0=nan"):
+        training.train(batch())
+
+
+TWO_RANKS = """
+import os, sys
+rank, store, path, out = int(sys.argv[1]), *sys.argv[2:]
+os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(rank))
+import torch, torch.distributed as dist
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+from tests.integration import test_learner as this
+training = this.trainer(path)
+metrics = training.train(this.batch())
+from pathlib import Path
+training._learner.save(Path(out))
+if rank == 0:
+    Path(out, "metrics.json").write_text(this.json.dumps(metrics))
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_take_the_step_of_one_and_report_the_same_metrics(path, tmp_path):
+    alone = trainer(path)
+    expected = alone.train(batch())
+    (tmp_path / "out").mkdir()
+
+    root = Path(__file__).parents[2]
+    arguments = [str(tmp_path / "store"), str(path), str(tmp_path / "out")]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", TWO_RANKS, str(rank), *arguments], cwd=root)
+        for rank in (0, 1)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+
+    together = learner(path)
+    together.load(tmp_path / "out")
+    ours = adapter_weights(alone._learner.model)
+    assert largest_difference(adapter_weights(together.model), ours) < 1e-5
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for name in ("loss", "grad/norm", "entropy/salient_mean", "clip/high_mean", "mismatch/k3"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-5)

@@ -1,0 +1,96 @@
+"""Retries of the clients: within a budget, and for dead replicas only."""
+
+import pickle
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from ehr.errors import DataError, ServiceError
+from services import clients
+from services.clients import ExpertClient, GeneratorClient
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "_FIRST_PAUSE_S", 0.001)
+
+
+def application(timeout_s: float = 5.0) -> clients._Application:
+    return clients._Application("generator-x", timeout_s)
+
+
+class Attempts:
+    """Fails as told, then answers."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.count = 0
+
+    async def __call__(self) -> str:
+        self.count += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return "answer"
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    return RayTaskError("generate", "traceback", cause).as_instanceof_cause()
+
+
+async def test_a_dead_replica_is_asked_again() -> None:
+    attempt = Attempts(ActorDiedError(), ActorDiedError())
+
+    assert await application().retried(attempt) == "answer"
+    assert attempt.count == 3
+
+
+async def test_an_error_of_ours_comes_back_as_it_was_raised_and_is_not_retried() -> None:
+    attempt = Attempts(task_error(DataError("no visit")))
+
+    with pytest.raises(DataError, match="no visit") as caught:
+        await application().retried(attempt)
+
+    assert type(caught.value) is DataError
+    assert attempt.count == 1
+
+
+async def test_a_foreign_error_in_a_replica_is_a_service_error() -> None:
+    with pytest.raises(ServiceError, match=r"generator-x.*KeyError"):
+        await application().retried(Attempts(task_error(KeyError("weights"))))
+
+
+async def test_retries_end_with_the_budget() -> None:
+    attempt = Attempts(*[ActorDiedError() for _ in range(100)])
+
+    with pytest.raises(ServiceError, match="retries included"):
+        await application(timeout_s=0.02).retried(attempt)
+
+    assert attempt.count < 100
+
+
+class Handle:
+    """Stands for a deployment's handle: each broadcast gets the next replies."""
+
+    def __init__(self, *replies: list[str]) -> None:
+        self.replies = list(replies)
+
+    def broadcast(self, method: str) -> "Handle":
+        return self
+
+    async def results_async(self) -> list[str]:
+        return self.replies.pop(0)
+
+
+async def test_a_broadcast_that_reaches_nobody_is_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = GeneratorClient("x", 5.0)
+    handle = Handle([], [], ["stats of a new replica"])
+    monkeypatch.setattr(client._application, "_handle", handle)
+
+    assert await client.stats() == ["stats of a new replica"]
+
+
+@pytest.mark.parametrize("client", [GeneratorClient("x", 5.0), ExpertClient("x", 5.0)])
+def test_clients_pickle(client: GeneratorClient | ExpertClient) -> None:
+    assert type(pickle.loads(pickle.dumps(client))) is type(client)

@@ -1,0 +1,37 @@
+"""The cluster launcher's file."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def launcher() -> dict[str, object]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def test_ray_accepts_the_cluster_file(launcher: dict[str, object]) -> None:
+    prepared = prepare_config(launcher)
+
+    validate_config(prepared)
+
+
+def test_a_misspelt_field_would_be_noticed(launcher: dict[str, object]) -> None:
+    misspelt = {**launcher, "setup_comands": []}
+
+    with pytest.raises(Exception, match="setup_comands"):
+        validate_config(prepare_config(misspelt))
+
+
+def test_the_dashboard_is_not_open_to_the_network(launcher: dict[str, object]) -> None:
+    starts = [str(each) for each in launcher["head_start_ray_commands"]]  # pyright: ignore
+
+    assert any("--dashboard-host=127.0.0.1" in each for each in starts)
+
+
+def test_runs_and_data_are_not_copied_to_the_cluster(launcher: dict[str, object]) -> None:
+    assert {"**/runs", "**/data"} <= set(launcher["rsync_exclude"])  # pyright: ignore

@@ -1,0 +1,33 @@
+"""Variables that libraries read only from the environment."""
+
+import os
+
+import pytest
+
+from services.environment import prepare_process, process_environment
+
+
+def test_nothing_leaves_the_machine_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "RAY_USAGE_STATS_ENABLED", "VLLM_NO_USAGE_STATS"):
+        monkeypatch.delenv(name, raising=False)
+
+    found = process_environment(verbose=False)
+
+    assert found["HF_HUB_OFFLINE"] == "1"
+    assert found["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert found["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_what_the_user_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+    prepare_process()
+
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+
+
+def test_verbose_leaves_the_libraries_logs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+
+    assert "VLLM_LOGGING_LEVEL" in process_environment(verbose=False)
+    assert "VLLM_LOGGING_LEVEL" not in process_environment(verbose=True)

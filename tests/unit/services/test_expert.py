@@ -1,0 +1,97 @@
+"""Stored and computed opinions."""
+
+from dataclasses import replace
+
+import pytest
+
+from ehr.cohort import cohort_hash
+from ehr.expert import ExpertEnsemble
+from ehr.expert_member import Member, fit_member, halves, member_key
+from ehr.imputation import ExpertScaler
+from ehr.salience import salience_table, salient_features
+from services.expert import StoredOpinions
+from tests.expert_cohort import tiny_case, tiny_cohort, tiny_section
+
+COHORT = tiny_cohort()
+HASH = cohort_hash(COHORT)
+
+
+def train() -> ExpertEnsemble:
+    section = tiny_section(num_ensembles=1, epochs=1, patience=1)
+    scaler = ExpertScaler.fit(COHORT, COHORT.splits["train"])
+    ids = list(COHORT.cases)
+    inputs = [scaler.transform(COHORT.cases[patient]) for patient in ids]
+    labels = [COHORT.labels[patient] for patient in ids]
+    validation = [ids.index(patient) for patient in COHORT.splits["val"]]
+    members: list[Member] = []
+    for plan in halves(COHORT.splits["train"], COHORT.labels, section):
+        rows = [ids.index(patient) for patient in plan.train_ids]
+        state = fit_member(inputs, labels, rows, validation, section, plan.seed)
+        members.append(Member(plan=plan, state=state, key=member_key(plan, section, HASH)))
+    return ExpertEnsemble(members, scaler, section, HASH)
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> ExpertEnsemble:
+    return train()
+
+
+@pytest.fixture(scope="module")
+def opinions(ensemble: ExpertEnsemble) -> StoredOpinions:
+    return StoredOpinions(ensemble, salience_table(COHORT, [ensemble]))
+
+
+def test_a_cohort_patient_is_answered_from_the_table(
+    opinions: StoredOpinions, ensemble: ExpertEnsemble
+) -> None:
+    patient = COHORT.splits["train"][0]
+
+    answer = opinions.answer(COHORT.cases[patient], HASH)
+
+    table = salience_table(COHORT, [ensemble])
+    assert answer.source == "stored"
+    assert answer.opinion.salient == salient_features(table, patient, 2, "observed")
+    assert sum(answer.opinion.attention.values()) == pytest.approx(1.0)
+
+
+def test_a_stored_opinion_leaves_out_the_members_that_saw_the_patient(
+    opinions: StoredOpinions, ensemble: ExpertEnsemble
+) -> None:
+    patient = COHORT.splits["train"][0]
+    raw = ensemble.predict([ensemble.scaler.transform(COHORT.cases[patient])])
+
+    answer = opinions.answer(COHORT.cases[patient], HASH)
+
+    outside = [m for m in range(len(ensemble.members)) if not raw.seen[m, 0]]
+    assert len(outside) == 1
+    assert answer.opinion.risk == pytest.approx(raw.risk[outside[0], 0])
+    assert list(answer.opinion.attention.values()) == pytest.approx(raw.attention[outside[0], 0])
+
+
+def test_a_stranger_is_computed_by_all_members(opinions: StoredOpinions) -> None:
+    answer = opinions.answer(tiny_case("stranger", seed=5), HASH)
+
+    assert answer.source == "computed"
+    assert 0 <= answer.opinion.risk <= 1
+
+
+@pytest.mark.parametrize("data_sha256", [None, "of another cohort"])
+def test_the_same_name_in_other_data_is_computed(
+    opinions: StoredOpinions, data_sha256: str | None
+) -> None:
+    patient = COHORT.splits["train"][0]
+    case = COHORT.cases[patient]
+
+    named = opinions.answer(case, data_sha256)
+    anonymous = opinions.answer(replace(case, patient_id="nobody"), None)
+
+    assert named.source == "computed"
+    assert named.opinion == anonymous.opinion
+
+
+def test_answers_carry_the_hashes_of_model_and_data(
+    opinions: StoredOpinions, ensemble: ExpertEnsemble
+) -> None:
+    answer = opinions.answer(tiny_case("stranger", seed=5), None)
+
+    assert (answer.model_sha256, answer.data_sha256) == (ensemble.model_sha256, HASH)
