@@ -182,8 +182,11 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def _serve_runs() -> bool:
-    named = ray.util.list_named_actors(all_namespaces=True)
-    return any(each["name"] == _SERVE_CONTROLLER for each in named)
+    try:
+        ray.get_actor(_SERVE_CONTROLLER, namespace="serve")
+    except ValueError:
+        return False
+    return True
 
 
 def _start(section: ClusterSection, verbose: bool) -> Cluster:

@@ -14,19 +14,18 @@ CHAT_FILE = "chat_frame.json"
 
 def convert_gguf(source: Path, target: Path) -> None:
     """Write the model and tokenizer of a GGUF file as a standard folder, in bfloat16."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
     loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
     config = loaded.config
     # transformers refuses to save what it read from a GGUF, although it is plain tensors by now.
-    del config.quantization_config
+    delattr(config, "quantization_config")
     plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
-    plain.to(torch.bfloat16).save_pretrained(target)
+    plain.bfloat16().save_pretrained(target)
 
 
 def render_chat(folder: Path, target: Path) -> None:

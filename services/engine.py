@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,7 @@ from services.models import LocalModel
 from services.types import BASE_POLICY, Completion, GenerateRequest, Policy, PolicyVersion
 
 if TYPE_CHECKING:
+    from vllm.logprobs import Logprob
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -155,11 +157,9 @@ class VllmEngine:
         output = await self._run(ids, sampling)
         assert output.prompt_logprobs is not None, "prompt_logprobs were asked for"
         rows = list(output.prompt_logprobs)[len(prompt_token_ids) :]
-        values: list[float] = []
-        for row, token in zip(rows, response_token_ids, strict=True):
-            assert row is not None, "only the first token of a prompt has no log-probability"
-            values.append(row[token].logprob)
-        return tuple(values)
+        return tuple(
+            _logprob(row, token) for row, token in zip(rows, response_token_ids, strict=True)
+        )
 
     async def load_policy(self, policy: Policy) -> None:
         """Serve `policy` from the next request on.
@@ -341,6 +341,11 @@ def _end_ids(folder: Path) -> frozenset[int]:
     return frozenset()
 
 
+def _logprob(row: "Mapping[int, Logprob] | None", token: int) -> float:
+    assert row is not None, "only the first token of a prompt has no log-probability"
+    return row[token].logprob
+
+
 def _completion(
     output: "RequestOutput", index: int, length: int, version: PolicyVersion, checksum: str
 ) -> Completion:
@@ -351,7 +356,7 @@ def _completion(
     return Completion(
         token_ids=token_ids,
         text=sample.text,
-        logprobs=tuple(row[token].logprob for row, token in zip(rows, token_ids, strict=True)),
+        logprobs=tuple(_logprob(row, token) for row, token in zip(rows, token_ids, strict=True)),
         finish_reason=sample.finish_reason or "stop",
         policy_version=version,
         policy_checksum=checksum,

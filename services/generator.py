@@ -34,6 +34,7 @@ DEPLOYMENT = "GeneratorReplica"
 """Name of the deployment inside its application."""
 _MAX_ONGOING_REQUESTS = 256
 """Beyond this a replica queues: vLLM batches what it has, more only costs memory."""
+_SESSION_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _GRACE_S = 20.0
 """How long a replica that is being ended may finish its requests."""
 _STORE_TIMEOUT_S = 120.0
@@ -121,9 +122,8 @@ def _router(section: GeneratorSection) -> RequestRouterConfig:
     if section.num_replicas == 1:
         return RequestRouterConfig()
     # One patient, one replica: its prompt stays in that replica's prefix cache.
-    return RequestRouterConfig(
-        request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-    )
+    # Its __init__ annotates every keyword as a dict.
+    return RequestRouterConfig(request_router_class=_SESSION_ROUTER)  # pyright: ignore[reportArgumentType]
 
 
 def wait_for_generator(run_id: str, section: GeneratorSection) -> None:

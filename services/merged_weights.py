@@ -4,10 +4,11 @@ Runs inside vLLM's worker process. Every load starts from the pristine base on d
 merged weights, so nothing drifts and the base model comes back bit by bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -61,7 +62,10 @@ class MergedWeightEngine(WeightTransferEngine[BaseInfo, AdapterInfo]):
         """Load every weight of the model, merged where the adapter has a pair."""
         pairs = read_pairs(Path(update_info.path).read_bytes()) if update_info.path else {}
         with _one_thread():
-            self.model.load_weights(self._merged(pairs, update_info.scaling))
+            load = cast(
+                Callable[[Iterator[tuple[str, torch.Tensor]]], object], self.model.load_weights
+            )
+            load(self._merged(pairs, update_info.scaling))
 
     def finish_weight_update(self) -> None:
         """Repack and put the weights into service."""

@@ -10,9 +10,9 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from ehr.errors import ModelError, ServiceError, StalePolicyError
@@ -225,7 +225,7 @@ def _name_is_taken(run_id: str) -> bool:
     return True
 
 
-def _find(run_id: str) -> ActorHandle:
+def _find(run_id: str) -> Any:
     try:
         return ray.get_actor(_name(run_id), namespace=NAMESPACE)
     except ValueError as error:

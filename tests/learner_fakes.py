@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -134,6 +135,32 @@ async def load_scripted(
 ) -> ScriptedEngine:
     """Loads the script where a replica would load vLLM."""
     return ScriptedEngine()
+
+
+class LearnerKillingEngine(ScriptedEngine):
+    """Kills every learner rank when version 1 arrives: after its commit, before its canary."""
+
+    def __init__(self, marker: Path) -> None:
+        super().__init__()
+        self._marker = marker
+
+    async def load_policy(self, policy: Policy) -> None:
+        """Take a policy's name; the first version 1 costs the learner its life."""
+        await super().load_policy(policy)
+        if self.version.version == 1 and not self._marker.exists():
+            raylet = psutil.Process().parent()
+            assert raylet is not None
+            ranks = [p for p in raylet.children() if "RayTrainWorker" in " ".join(p.cmdline())]
+            self._marker.write_text(str(len(ranks)))
+            for rank in ranks:
+                rank.kill()
+
+
+async def load_learner_killer(
+    model: LocalModel, model_section: ModelSection, section: GeneratorSection
+) -> LearnerKillingEngine:
+    """Loads the script with a fault; the model's folder remembers that it has happened."""
+    return LearnerKillingEngine(model.path / "ranks_killed")
 
 
 def grpo_patients(num: int, in_stage1: Sequence[int] = ()) -> tuple[GrpoPatient, ...]:

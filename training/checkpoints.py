@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ehr.errors import RunFolderError
-from training.policy_model import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+
+ADAPTER_FILE = "adapter_model.safetensors"
+"""peft's name for the weights of an adapter."""
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+"""peft's name for its configuration."""
 
 _KEPT_CHECKPOINTS = 2
 """The committed one, and the one that may be written before the next commit."""

@@ -1,52 +1,34 @@
-"""Stage 2 on Ray: the controller's actor, the passive learner ranks, and the entry point."""
+"""Stage 2 on Ray: the entry point and the controller's actor."""
 
 import asyncio
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch.distributed as dist
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.rollout_actor import RolloutActor
 from actors.rollouts import Rollout, RolloutBatch, RolloutPlan
 from ehr.errors import EagRlError, TrainingError
 from services.policy_store import NAMESPACE
-from training.checkpoints import CheckpointFolder, PolicyFolder, write_folder
+from training.checkpoints import PolicyFolder, write_folder
 from training.grpo_controller import (
-    Canary,
+    ANSWER_TIMEOUT_S,
+    LONG_POLL_S,
     GrpoController,
     GrpoInputs,
     GrpoState,
     NewPolicy,
     Order,
-    OrderKind,
     Start,
 )
-from training.grpo_updates import BatchTrainer
-from training.learner import Learner
-from training.packing import TokenGroup, pack
-from training.policy_model import (
-    PolicyModel,
-    adapter_bytes,
-    adapter_config_text,
-    load_adapter,
-    load_policy_model,
-)
 from training.progress import OnProgress
-from training.worker_group import WorkerGroup, prepare_rank
+from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
-
-_LONG_POLL_S = 20.0
-"""How long the controller holds a question for the next order before it answers `not yet`."""
-
-_ANSWER_TIMEOUT_S = 120.0
-"""How long the controller may take to answer anything but that question (a commit to disk)."""
 
 
 def train_grpo(inputs: GrpoInputs, on_progress: OnProgress) -> None:
@@ -84,9 +66,14 @@ def train_grpo(inputs: GrpoInputs, on_progress: OnProgress) -> None:
         name=f"grpo-{inputs.run_id}", section=inputs.learner, storage=inputs.storage
     )
 
+    pending: Any = controller.progress.remote()
+
     def watch() -> None:
-        done, text = ray.get(controller.progress.remote(), timeout=_ANSWER_TIMEOUT_S)
-        on_progress(done, inputs.grpo.steps, text)
+        nonlocal pending
+        if ray.wait([pending], timeout=0)[0]:
+            done, text = ray.get(pending)
+            on_progress(done, inputs.grpo.steps, text)
+            pending = controller.progress.remote()
 
     try:
         loop = controller.run.remote()
@@ -96,7 +83,12 @@ def train_grpo(inputs: GrpoInputs, on_progress: OnProgress) -> None:
             _raise_failure(controller)
             raise
         _raise_failure(controller)
-        ray.get(loop, timeout=_ANSWER_TIMEOUT_S)
+        ray.get(loop, timeout=ANSWER_TIMEOUT_S)
+    except RayError as error:
+        raise TrainingError(
+            f"the controller of Stage-2 was lost ({error}); run the same command again to go on "
+            "from the last commit"
+        ) from error
     finally:
         ray.kill(controller)
         ray.kill(sampler)
@@ -140,7 +132,7 @@ class GrpoControllerActor:
     async def next_order(self, after: int) -> tuple[Order | None, tuple[ray.ObjectRef, ...]]:
         """The order behind number `after`, its batch by reference; None if there is none yet."""
         try:
-            async with asyncio.timeout(_LONG_POLL_S), self._changed:
+            async with asyncio.timeout(LONG_POLL_S), self._changed:
                 await self._changed.wait_for(lambda: self._controller.order(after) is not None)
         except TimeoutError:
             return None, ()
@@ -206,129 +198,16 @@ class _ActorSampler:
 
 
 def _train_rank(config: dict[str, Any]) -> None:
-    """What every rank runs: ask, do, report, until told to stop."""
+    # Only ranks load transformers, peft and DeepSpeed.
+    from training.grpo_rank import Rank
+
     inputs: GrpoInputs = config["inputs"]
-    rank = _Rank(inputs)
-    try:
-        rank.work()
-    except EagRlError as error:
-        ray.get(rank.controller.report_failure.remote(error), timeout=_ANSWER_TIMEOUT_S)
-        raise
+    Rank(inputs, controller_handle(inputs.run_id)).run()
 
 
-class _Rank:
-    def __init__(self, inputs: GrpoInputs) -> None:
-        self._inputs = inputs
-        self._section = inputs.learner
-        self._checkpoints = CheckpointFolder(inputs.out_dir / "checkpoint")
-        self.controller = ray.get_actor(_controller_name(inputs.run_id), namespace=NAMESPACE)
-
-    def work(self) -> None:
-        inputs = self._inputs
-        device = prepare_rank(self._section)
-        model = load_policy_model(
-            inputs.model_path,
-            self._section,
-            dtype=inputs.dtype,
-            seed=inputs.grpo.seed,
-            device=device,
-        )
-        if inputs.stage1_adapter is not None:
-            load_adapter(model, inputs.stage1_adapter)
-        learner = Learner(model, self._section)
-        trainer = BatchTrainer(learner, inputs.grpo, self._section.max_row_tokens)
-        start = self._join(learner)
-        if start.step > 0:
-            self._load(learner, start.step)
-        last = 0
-        while True:
-            order = self._next_order(last)
-            last = order.number
-            match order.kind:
-                case OrderKind.STOP:
-                    return
-                case OrderKind.PROBE:
-                    if learner.rank == 0:
-                        assert order.canary is not None, "a probe has its canary"
-                        self._report("report_canary", start, canary_logprobs(learner, order.canary))
-                case OrderKind.TRAIN:
-                    assert order.batch is not None, "a training order has its batch"
-                    metrics = trainer.train(order.batch)
-                    self._save(learner, order.batch.step)
-                    if learner.rank == 0:
-                        self._report("report_step", start, _new_policy(model), metrics)
-
-    def _join(self, learner: Learner) -> Start:
-        answer: list[Start | None] = [None]
-        if learner.rank == 0:
-            needed = ray.get(self.controller.needs_first_policy.remote(), timeout=_ANSWER_TIMEOUT_S)
-            fresh = _new_policy(learner.model) if needed else None
-            join: Any = self.controller.join.remote(fresh)
-            answer = [ray.get(join, timeout=_ANSWER_TIMEOUT_S)]
-        dist.broadcast_object_list(answer)
-        assert answer[0] is not None, "the first rank has joined"
-        return answer[0]
-
-    def _load(self, learner: Learner, step: int) -> None:
-        if step not in self._checkpoints.steps():
-            raise TrainingError(
-                f"expected the learner's checkpoint of step {step} at "
-                f"{str(self._checkpoints.path(step))!r}, found steps {self._checkpoints.steps()}; "
-                "restore it, or run Stage-2 again with --redo grpo"
-            )
-        learner.load(self._checkpoints.path(step))
-
-    def _save(self, learner: Learner, step: int) -> None:
-        if learner.rank == 0:
-            self._checkpoints.begin(step)
-        learner.save(self._checkpoints.partial(step))
-        if learner.rank == 0:
-            self._checkpoints.finish(step)
-
-    def _next_order(self, after: int) -> Order:
-        deadline = time.monotonic() + self._section.start_timeout_s
-        while time.monotonic() < deadline:
-            order, batch = ray.get(
-                self.controller.next_order.remote(after), timeout=_LONG_POLL_S + _ANSWER_TIMEOUT_S
-            )
-            if order is not None:
-                return replace(order, batch=ray.get(batch[0])) if batch else order
-        raise TrainingError(
-            f"expected the next batch within learner.start_timeout_s="
-            f"{self._section.start_timeout_s:g} s; rollouts take longer than that: look at the "
-            "generator, or raise it"
-        )
-
-    def _report(self, method: str, start: Start, *values: object) -> None:
-        try:
-            call = getattr(self.controller, method).remote(start.attempt, *values)
-            ray.get(call, timeout=_ANSWER_TIMEOUT_S)
-        except GetTimeoutError as error:
-            raise TrainingError(
-                f"the controller did not take {method} within {_ANSWER_TIMEOUT_S:g} s; is the run "
-                "folder's disk writable and fast enough?"
-            ) from error
-
-
-def canary_logprobs(learner: Learner, canary: Canary) -> tuple[float, ...]:
-    """The learner's log-probabilities of the canary's response."""
-    group = TokenGroup(
-        patient_id="canary",
-        prompt=canary.prompt_token_ids,
-        responses=(canary.response_token_ids,),
-        trained=((True,) * len(canary.response_token_ids),),
-    )
-    length = len(canary.prompt_token_ids) + len(canary.response_token_ids)
-    (row,) = pack([group], length)
-    return tuple(learner.frozen_logprobs(row)[0].tolist())
-
-
-def _new_policy(model: PolicyModel) -> NewPolicy:
-    return NewPolicy(
-        adapter=adapter_bytes(model),
-        adapter_config=adapter_config_text(model),
-        scaling=model.scaling,
-    )
+def controller_handle(run_id: str) -> Any:
+    """The controller's actor of a run that is in Stage-2."""
+    return ray.get_actor(_controller_name(run_id), namespace=NAMESPACE)
 
 
 def _controller_name(run_id: str) -> str:
@@ -336,7 +215,7 @@ def _controller_name(run_id: str) -> str:
 
 
 def _raise_failure(controller: Any) -> None:
-    failure: EagRlError | None = ray.get(controller.failure.remote(), timeout=_ANSWER_TIMEOUT_S)
+    failure: EagRlError | None = ray.get(controller.failure.remote(), timeout=ANSWER_TIMEOUT_S)
     if failure is not None:
         raise failure
 

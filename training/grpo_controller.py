@@ -25,7 +25,13 @@ from ehr.pieces import TextTokenizer
 from services.adapters import adapter_checksum
 from services.policy_store import PolicyRecord
 from services.types import Acknowledgement, Generator, PolicyVersion, Scored
-from training.checkpoints import PolicyFolder, VersionRecord, write_file
+from training.checkpoints import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    PolicyFolder,
+    VersionRecord,
+    write_file,
+)
 from training.config import GrpoSection, LearnerSection
 from training.grpo_batch import (
     GrpoPatient,
@@ -38,12 +44,17 @@ from training.grpo_batch import (
     training_batch,
 )
 from training.metrics_file import MetricsFile
-from training.policy_model import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 
 logger = logging.getLogger(__name__)
 
 LINEAGE = "grpo"
 """Lineage of the policies of Stage-2; its version 0 is Stage-1's policy."""
+
+LONG_POLL_S = 20.0
+"""How long a rank's question for the next order is held before the answer is `not yet`."""
+
+ANSWER_TIMEOUT_S = 120.0
+"""How long the controller may take to answer anything else (a commit to disk)."""
 
 _CANARY_GROWTH = 3.0
 """Times the mean difference measured at version 0 (SPEC 8)."""

@@ -17,14 +17,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ehr.errors import ModelError
+from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.config import LearnerSection
 from training.objective.logprob import response_logprobs
 from training.packing import ATTENTION_NAME, PackedRow, attend_shared_prompt
-
-ADAPTER_FILE = "adapter_model.safetensors"
-"""peft's name for the weights of an adapter."""
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-"""peft's name for its configuration."""
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attend_shared_prompt)
 # The layout of a row travels as spans; no mask is built.

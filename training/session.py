@@ -119,8 +119,8 @@ class Session:
         """C_exp of cohort patients, from the stored out-of-fold salience."""
         table = pd.read_parquet(self.path("expert") / "salience.parquet")
         expert = self.config.expert
-        sets = salient_sets(table, list(patient_ids), expert.num_salient_features, expert.candidates)
-        return {patient: frozenset(names) for patient, names in zip(patient_ids, sets, strict=True)}
+        sets = salient_sets(table, expert.num_salient_features, expert.candidates)
+        return {patient: frozenset(sets[patient]) for patient in patient_ids}
 
     def prompts(self, patient_ids: Collection[str], kind: PromptKind) -> tuple[RolloutPrompt, ...]:
         """The prompts of patients, as every stage shows them."""

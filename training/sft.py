@@ -1,28 +1,22 @@
 """Stage 1's training: token likelihood of the kept trajectories, Eq. 8, on Ray Train."""
 
-import logging
 import math
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
 
 from ehr.errors import TrainingError
-from training.checkpoints import CheckpointFolder, write_folder
 from training.config import LearnerSection, SftSection
-from training.learner import Learner
 from training.metrics_file import MetricsFile
-from training.packing import PackedRow, TokenGroup, deal, pack
-from training.policy_model import load_policy_model, save_adapter
+from training.packing import PackedRow, TokenGroup
 from training.progress import OnProgress
-from training.worker_group import WorkerGroup, prepare_rank
-
-logger = logging.getLogger(__name__)
+from training.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +139,8 @@ def learning_rate(step: int, num_steps: int, section: SftSection) -> float:
 
 
 def sft_loss(
-    logprobs: torch.Tensor, row: PackedRow, section: SftSection, num_trajectories: int
-) -> torch.Tensor:
+    logprobs: Float[Tensor, " targets"], row: PackedRow, section: SftSection, num_trajectories: int
+) -> Float[Tensor, ""]:
     """A row's share of a step's loss, Eq. 8.
 
     Args:
@@ -182,55 +176,7 @@ def _groups(
 
 
 def _train_rank(config: dict[str, Any]) -> None:
-    """What every rank runs: the steps that no checkpoint has yet."""
-    inputs: SftInputs = config["inputs"]
-    device = prepare_rank(inputs.learner)
-    model = load_policy_model(
-        inputs.model_path, inputs.learner, dtype=inputs.dtype, seed=inputs.sft.seed, device=device
-    )
-    learner = Learner(model, inputs.learner)
-    checkpoints = CheckpointFolder(inputs.out_dir / "checkpoint")
-    metrics = MetricsFile(inputs.out_dir / "metrics.jsonl")
-    done = max(checkpoints.steps(), default=0)
-    if done:
-        learner.load(checkpoints.path(done))
-    for step in plan_steps(inputs.examples, inputs.sft)[done:]:
-        line = _train_step(learner, step, inputs)
-        if learner.rank == 0:
-            metrics.append(line)
-        if step.ends_epoch:
-            if learner.rank == 0:
-                checkpoints.begin(step.step)
-            learner.save(checkpoints.partial(step.step))
-            if learner.rank == 0:
-                checkpoints.finish(step.step)
-    if learner.rank == 0:
-        write_folder(inputs.out_dir / "adapter", lambda folder: save_adapter(model, folder))
+    # Only ranks load transformers, peft and DeepSpeed.
+    from training.sft_rank import train_rank
 
-
-def _train_step(learner: Learner, step: SftStep, inputs: SftInputs) -> dict[str, Any]:
-    started = time.monotonic()
-    rows = deal(pack(step.groups, inputs.learner.max_row_tokens), learner.num_ranks)[learner.rank]
-    total = torch.zeros((), device=learner.model.device)
-    for row in rows:
-        loss = sft_loss(learner.logprobs(row), row, inputs.sft, step.num_trajectories)
-        if not loss.isfinite():
-            patients = [group.patient_id for group in step.groups]
-            raise TrainingError(
-                f"expected a finite loss in step {step.step}, got {float(loss)!r}; its patients "
-                f"are {patients[:5]!r}; lower sft.learning_rate"
-            )
-        learner.backward(loss)
-        total += loss.detach()
-    norm = learner.step(step.learning_rate)
-    dist.all_reduce(total)
-    return {
-        "step": step.step,
-        "epoch": step.epoch,
-        "sft/loss": float(total),
-        "sft/learning_rate": step.learning_rate,
-        "sft/trajectories": step.num_trajectories,
-        "sft/tokens": sum(sum(map(sum, group.trained)) for group in step.groups),
-        "grad/norm": norm,
-        "time/step_s": time.monotonic() - started,
-    }
+    train_rank(config["inputs"])

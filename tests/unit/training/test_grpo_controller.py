@@ -12,6 +12,7 @@ from ehr.names import FeatureMatcher
 from services.types import PolicyVersion
 from tests.learner_fakes import LEARNER, ScriptedPolicy, grpo_inputs, grpo_patients
 from tests.scripted import CharTokenizer
+from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.config import GrpoSection
 from training.grpo_batch import (
     PatientStream,
@@ -19,7 +20,6 @@ from training.grpo_batch import (
     training_batch,
 )
 from training.grpo_controller import GrpoController, GrpoState, NewPolicy, OrderKind
-from training.policy_model import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 
 EXACT = (-math.log(256),) * 4
 FRESH = NewPolicy(adapter=b"fresh", adapter_config="{}", scaling=1.0)
