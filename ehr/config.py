@@ -41,7 +41,7 @@ class CohortSection(Section):
     validation_fraction: float = Field(default=0.125, gt=0, lt=1)
     """Share of the patients that remain after the test split which go to validation."""
     stratified: bool | None = None
-    """Stratify the test split on the outcome; null = the source's default (TJH: no, as in Table 3)."""
+    """Stratify the test split on the outcome; null = the source's default (TJH: no, Table 3)."""
     min_visits: int = Field(default=1, ge=1)
     """Patients with fewer visits are dropped; the paper's text says 2, its Table 3 says 1."""
     gap_days: int = Field(default=0, ge=0)
@@ -121,7 +121,9 @@ class ExpertSection(Section):
     @model_validator(mode="after")
     def _pairs(self) -> "ExpertSection":
         if self.members > 1 and self.members % 2:
-            raise ValueError(f"expert.members must be 1 or even (pairs of halves), got {self.members}")
+            raise ValueError(
+                f"expert.members must be 1 or even (pairs of halves), got {self.members}"
+            )
         if self.hidden_size % self.num_heads:
             raise ValueError("expert.hidden_size must be a multiple of expert.num_heads")
         return self

@@ -107,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return error.exit_status
         logging.getLogger(__name__).exception("unexpected failure")
-        print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:2000]}", file=sys.stderr)
+        print(
+            f"error: {type(error).__name__}: {' '.join(str(error).split())[:2000]}", file=sys.stderr
+        )
         return 1
 
 
@@ -138,7 +140,9 @@ def _run(parsed: argparse.Namespace) -> int:
 
         return examine(load_config(files, overrides), print)
     if not files:
-        raise ConfigurationError("name at least one configuration file, for instance configs/demo.yaml")
+        raise ConfigurationError(
+            "name at least one configuration file, for instance configs/demo.yaml"
+        )
     config = load_config(files, overrides)
     run_dir = Path(parsed.run_dir or Path("runs") / str(config.run.name))
     _refuse_relative_paths_in_a_job(parsed.run_dir, config.cohort.path)
@@ -149,7 +153,8 @@ def _run(parsed: argparse.Namespace) -> int:
         serve(config, run_dir)
     else:
         target = None if parsed.command == "run" else parsed.command
-        run_stages(config, run_dir, target=target, redo=parsed.redo)
+        for line in run_stages(config, run_dir, target=target, redo=parsed.redo):
+            print(line)
     print(run_dir.absolute())
     return 0
 
@@ -160,7 +165,7 @@ def _refuse_relative_paths_in_a_job(run_dir: str | None, cohort_path: str | None
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return
     reason = (
-        "a submitted job works in a copy of the checkout that is deleted later, so it must be absolute"
+        "a submitted job works in a copy of the checkout that is deleted later: make it absolute"
     )
     if run_dir is None or not Path(run_dir).is_absolute():
         raise ConfigurationError(f"--run-dir is {run_dir!r}: {reason}")

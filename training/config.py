@@ -106,7 +106,7 @@ class GrpoSection(Section):
     max_new_tokens: int = Field(default=160, ge=32)
     """Most model-written tokens of a rollout; a truncated rollout is a format failure."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature of rollouts; other than 1 the ratios are off-policy, so 1 is enforced."""
+    """Sampling temperature of rollouts; must be 1, or the ratios would be off-policy."""
     balance: bool = True
     """Half positives in each rollout batch (CPU presets); false = as they come (the paper)."""
     seed: int = 17
@@ -120,8 +120,8 @@ class GrpoSection(Section):
             raise ValueError("grpo.clip_high_max must be at least grpo.clip_high_min")
         if self.updates_per_step < 2 and self.clip_high_min < self.clip_high_max:
             raise ValueError(
-                "grpo.updates_per_step must be at least 2 for an adaptive clip: with one update per "
-                "rollout batch every ratio is 1 and the clip is inert"
+                "grpo.updates_per_step must be at least 2 for an adaptive clip: with one update "
+                "per rollout batch every ratio is 1 and the clip is inert"
             )
         if self.updates_per_step > self.patients_per_step:
             raise ValueError(
@@ -133,8 +133,6 @@ class GrpoSection(Section):
                 "grpo.temperature must be 1: ratios use the policy's own distribution (SPEC 8)"
             )
         return self
-
-
 
 
 class EvaluateSection(Section):
@@ -205,7 +203,8 @@ class RunConfig(Section):
         needed = self.prompt.max_prompt_tokens + longest + overhead
         if needed > self.model.max_model_len:
             raise ValueError(
-                f"model.max_model_len is {self.model.max_model_len}, but prompt.max_prompt_tokens + the "
-                f"longest answer + {overhead} for tags is {needed}; raise the first or lower the others"
+                f"model.max_model_len is {self.model.max_model_len}, but prompt.max_prompt_tokens "
+                f"+ the longest answer + {overhead} for tags is {needed}; raise the first or "
+                "lower the others"
             )
         return self

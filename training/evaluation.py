@@ -3,6 +3,8 @@
 A language model's unreadable answer is never silently 0.5: it is counted, and for ranking it
 stands at the training split's base rate.
 """
+# pandas annotates results of indexing too widely for the checker.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,9 +55,7 @@ class AnswerReader:
         train = self.cohort.splits["train"]
         return sum(self.cohort.labels[patient] for patient in train) / len(train)
 
-    def rows(
-        self, method: str, kind: str, answers: Mapping[str, tuple[str, bool]]
-    ) -> pd.DataFrame:
+    def rows(self, method: str, kind: str, answers: Mapping[str, tuple[str, bool]]) -> pd.DataFrame:
         """Prediction rows of one method.
 
         Args:
@@ -88,7 +88,7 @@ class AnswerReader:
 
 
 def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Prediction rows of a model that reads the record, from the expert stage's test predictions."""
+    """Prediction rows of a model that reads the record, from the expert stage."""
     found = predictions[(predictions["method"] == method) & (predictions["split"] == "test")]
     return pd.DataFrame(
         {
@@ -109,7 +109,7 @@ def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
 def result_rows(
     predictions: pd.DataFrame, num_salient_features: int, num_resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """One row a method, in order of appearance: metrics, intervals, parse failures, R_att, excess."""
+    """One row a method, in order of appearance: metrics, intervals, failures, R_att, excess."""
     rows = []
     asked = _asked_patients(predictions)
     for method, table in predictions.groupby("method", sort=False):
@@ -138,7 +138,10 @@ def result_rows(
         if method in EXPERT_METHODS and asked and len(asked) < len(table):
             same = table[table["patient_id"].isin(asked)]
             row["same_patients"] = performance(
-                same["label"].to_numpy(int), same["probability"].to_numpy(float), num_resamples, seed
+                same["label"].to_numpy(int),
+                same["probability"].to_numpy(float),
+                num_resamples,
+                seed,
             )
         rows.append(row)
     return rows
@@ -148,7 +151,9 @@ def difference_rows(
     predictions: pd.DataFrame, reference: str, num_resamples: int, seed: int
 ) -> list[dict[str, Any]]:
     """Paired differences `reference` minus each other method, on the patients both answered."""
-    tables = {method: table.set_index("patient_id") for method, table in predictions.groupby("method")}
+    tables = {
+        method: table.set_index("patient_id") for method, table in predictions.groupby("method")
+    }
     if reference not in tables:
         return []
     rows = []

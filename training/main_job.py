@@ -1,4 +1,6 @@
 """The main job: cohort, expert, search, SFT, GRPO, evaluation and report, as stages of a run."""
+# pandas annotates results of indexing too widely for the checker.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import json
 import random
@@ -44,8 +46,8 @@ STAGE1 = PolicyVersion(lineage="stage1", version=0)
 """The policy after SFT, as evaluation publishes it."""
 
 
-def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> None:
-    """Runs what is missing up to `target` (None = everything) and prints the result table."""
+def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> list[str]:
+    """Runs what is missing up to `target` (None = everything); returns the results as lines."""
     prepare_process(config.run.verbose)
     reporter = Reporter()
     folder = RunFolder(run_dir)
@@ -58,7 +60,7 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
                 folder.write_config(config, _describe_model(session))
                 _start_early(session, [stage.name for stage in todo])
                 pipeline.run(todo, session)
-    _show_results(folder)
+    return _results(folder)
 
 
 def _describe_model(session: Session) -> dict[str, str]:
@@ -77,13 +79,14 @@ def _start_early(session: Session, todo: list[str]) -> None:
         session.deploy_generator()
 
 
-def _show_results(folder: RunFolder) -> None:
-    results = folder.path / "evaluate" / "results.json"
-    report = folder.path / "report.html"
+def _results(folder: RunFolder) -> list[str]:
+    lines = []
     if folder.stage("evaluate").done:
-        print(result_table(json.loads(results.read_text())))
+        rows = json.loads((folder.path / "evaluate" / "results.json").read_text())
+        lines.append(result_table(rows))
     if folder.stage("report").done:
-        print(f"report: {report}")
+        lines.append(f"report: {folder.path / 'report.html'}")
+    return lines
 
 
 def build(session: Session, on_progress: OnProgress) -> None:
@@ -147,8 +150,8 @@ def fine_tune(session: Session, on_progress: OnProgress) -> None:
     kept = table[table["kept"]]
     if not len(kept):
         raise TrainingError(
-            f"the search kept none of its {len(table)} trajectories, so there is nothing to fine-tune "
-            "on; search more patients (search.num_patients), or skip Stage 1 (sft.enabled=false)"
+            f"the search kept none of its {len(table)} trajectories: nothing to fine-tune on; "
+            "search more patients (search.num_patients), or skip Stage 1 (sft.enabled=false)"
         )
     examples = tuple(
         SftExample(

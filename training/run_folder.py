@@ -72,15 +72,16 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise RunFolderError(
-                f"cannot make the run folder {self.path}: {error.strerror}; choose another with --run-dir"
+                f"cannot make the run folder {self.path}: {error.strerror}; choose another with "
+                "--run-dir"
             ) from None
         known = self.path / "config.json"
         if known.exists():
             version = _read_record(known).get("schema_version")
             if version != SCHEMA_VERSION:
                 raise RunFolderError(
-                    f"{self.path} has layout version {version!r}, this release writes {SCHEMA_VERSION}; "
-                    "choose another folder with --run-dir"
+                    f"{self.path} has layout version {version!r}, this release writes "
+                    f"{SCHEMA_VERSION}; choose another folder with --run-dir"
                 )
 
     @contextmanager
@@ -92,8 +93,8 @@ class RunFolder:
             except OSError:
                 stream.seek(0)
                 raise RunFolderError(
-                    f"{self.path} is in use by process {stream.read().strip() or 'unknown'}; wait for it, "
-                    "or choose another folder with --run-dir"
+                    f"{self.path} is in use by process {stream.read().strip() or 'unknown'}; wait "
+                    "for it, or choose another folder with --run-dir"
                 ) from None
             stream.truncate(0)
             stream.write(str(os.getpid()))

@@ -182,9 +182,7 @@ class Session:
         """Returns when the expert service answers."""
         self.connect()
         if not self._expert_ready:
-            start_expert(
-                self.run_id, self.folder.path, self.config.generator.startup_timeout_s
-            )
+            start_expert(self.run_id, self.folder.path, self.config.generator.startup_timeout_s)
             self._expert_ready = True
 
     def serve_base(self) -> PolicyVersion:
@@ -196,7 +194,9 @@ class Session:
         learner = self.config.learner
         return self._publish(version, adapter, learner.lora_alpha / learner.lora_rank)
 
-    def _publish(self, version: PolicyVersion, adapter: Path | None, scaling: float) -> PolicyVersion:
+    def _publish(
+        self, version: PolicyVersion, adapter: Path | None, scaling: float
+    ) -> PolicyVersion:
         self.start_generator()
         file = None if adapter is None else adapter / "adapter_model.safetensors"
         if file is not None and not file.exists():

@@ -1,4 +1,4 @@
-"""The whole main job as a user runs it: the command line in a process of its own, real everything."""
+"""The whole main job as a user runs it: the command line in a process of its own."""
 
 import json
 import os
@@ -148,7 +148,8 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tmp_path):
     )
     deadline = time.monotonic() + 600
     while not (folder / "search" / "stage.json").exists():
-        assert job.poll() is None and time.monotonic() < deadline
+        assert job.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.5)
     started = descendants(job.pid)
 

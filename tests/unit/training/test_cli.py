@@ -29,7 +29,8 @@ def test_help_imports_nothing_heavy():
         "import sys\n"
         "from training import cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'ray', 'vllm', 'pandas', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
+        "heavy = {'torch', 'ray', 'vllm', 'pandas', 'pydantic'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
 
     done = subprocess.run(

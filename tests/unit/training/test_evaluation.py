@@ -10,7 +10,8 @@ SALIENT = frozenset({"pH", "Glucose", "Heart Rate", "Temperature", "Age & Sex"})
 
 GOOD = (
     "<Final subquestion>\nx\n</Final subquestion>\n<Important Features>\n"
-    "pH, glucose, HR, temperature, age\n</Important Features>\n<Final answer>\n0.85\n</Final answer>"
+    "pH, glucose, HR, temperature, age\n</Important Features>\n"
+    "<Final answer>\n0.85\n</Final answer>"
 )
 
 

@@ -131,9 +131,9 @@ def test_a_folder_in_use_says_by_which_process(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
 
-    with folder.lock(), pytest.raises(RunFolderError, match="in use by process"):
-        with RunFolder(tmp_path / "run").lock():
-            pass
+    second = RunFolder(tmp_path / "run").lock()
+    with folder.lock(), pytest.raises(RunFolderError, match="in use by process"), second:
+        pass
 
 
 def test_a_run_folder_is_readable_by_its_owner_only(tmp_path):
