@@ -55,7 +55,10 @@ class Cluster:
         Applications and stores on a shared cluster outlive this: stop a run's own by name first.
         """
         if self.started_here and ray.is_initialized():
-            serve.shutdown()
+            # `serve.shutdown` kills its controller under pending calls, about which Ray complains
+            # on standard error; the controller ends with Ray anyway.
+            for application in serve.status().applications:
+                serve.delete(application)
         ray.shutdown()
 
 

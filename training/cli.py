@@ -8,10 +8,11 @@ error is the error in one line, the last line of standard output the run folder.
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from training.interruption import raise_on_signals
 
 STAGES = {
     "cohort": "build the cohort and its splits",
@@ -90,9 +91,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, runs the command, and returns the exit status."""
     parsed = _parse(arguments)
-    # A job's stop and a terminal's hang-up end like Ctrl-C: services are stopped, work is kept.
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _interrupt)
+    raise_on_signals()
     try:
         return _run(parsed)
     except KeyboardInterrupt:
@@ -121,12 +120,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unknown option {unknown[0]}")
     parsed.arguments += rest
     return parsed
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    # A second signal must not break off the clean-up of the first.
-    signal.signal(signum, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _run(parsed: argparse.Namespace) -> int:

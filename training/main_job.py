@@ -13,7 +13,6 @@ import ray
 
 from actors.case_prompts import PromptKind
 from actors.pool import SearchSetup, run_search
-from actors.rollout_actor import RolloutActor
 from actors.rollouts import RolloutBatch, RolloutPlan
 from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.errors import TrainingError
@@ -319,13 +318,7 @@ def _answers(
         least=least,
         seed=config.evaluate.seed,
     )
-    actor = RolloutActor.options(num_cpus=config.search.cpus_per_actor).remote(
-        session.make_generator(), session.make_tokenizer()
-    )
-    try:
-        groups = ray.get(actor.sample_groups.remote(plan, batch))
-    finally:
-        ray.kill(actor)
+    groups = ray.get(session.rollout_actor.sample_groups.remote(plan, batch))
     return kind, {group[0].patient_id: (group[0].text, group[0].truncated) for group in groups}
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Self
 
 import pandas as pd
+from ray.actor import ActorHandle
 
 from actors.case_prompts import PromptKind, case_prompt
+from actors.rollout_actor import RolloutActor
 from actors.rollouts import RolloutPrompt
 from actors.salience import ServedSalience
 from ehr.cohort import Cohort, cohort_hash, load_cohort
@@ -32,6 +34,7 @@ from services.models import LocalModel, load_tokenizer, resolve_model
 from services.policy_store import PolicyRecord
 from services.types import BASE_POLICY, PolicyVersion
 from training.config import RunConfig
+from training.interruption import raise_on_signals
 from training.progress import Reporter
 from training.run_folder import RunFolder
 
@@ -115,6 +118,13 @@ class Session:
             cohort_hash(self.cohort),
         )
 
+    @cached_property
+    def rollout_actor(self) -> "ActorHandle[RolloutActor]":
+        """Samples answers on the cluster; ends with this process."""
+        return RolloutActor.options(num_cpus=self.config.search.cpus_per_actor).remote(
+            self.make_generator(), self.make_tokenizer()
+        )
+
     def salient(self, patient_ids: Collection[str]) -> dict[str, frozenset[str]]:
         """C_exp of cohort patients, from the stored out-of-fold salience."""
         table = pd.read_parquet(self.path("expert") / "salience.parquet")
@@ -145,6 +155,7 @@ class Session:
             self._cluster = connect(self.config.cluster, self.config.run.verbose)
             if self._cluster.dashboard_url:
                 self.reporter.say(f"Ray dashboard: {self._cluster.dashboard_url}")
+            raise_on_signals()
             preflight(requirements(self.config))
             start_serve(listen)
         return self._cluster

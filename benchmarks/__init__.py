@@ -1,0 +1,1 @@
+"""Measurements, one a module: `python -m benchmarks.NAME [--quick] [--json PATH]`."""

@@ -1,0 +1,90 @@
+"""The cluster way on one machine: `ray start --head`, then `ray job submit`."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**more):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**kept, "PATH": f"{BIN}:{kept['PATH']}", **more}
+
+
+@pytest.fixture(scope="module")
+def dashboard(tmp_path_factory):
+    """A head node with a dashboard; ends with the module, by the id of its own process."""
+    port, gcs_port = free_port(), free_port()
+    # Ray's sockets need a short path.
+    folder = tmp_path_factory.mktemp("r", numbered=True)
+    head = subprocess.Popen(
+        [
+            BIN / "ray", "start", "--head", "--block", "--num-cpus=8", f"--port={gcs_port}",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={folder}",
+            "--disable-usage-stats",
+        ],
+        env=environment(),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(60):
+        ready = subprocess.run(
+            [BIN / "ray", "job", "list", "--address", address],
+            env=environment(),
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        if ready.returncode == 0:
+            break
+    yield address
+    head.terminate()
+    head.wait(timeout=60)
+
+
+def submit(dashboard, *arguments):
+    return subprocess.run(
+        [
+            BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", str(ROOT), "--",
+            "python", "-m", "training.cli", *arguments,
+        ],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )  # fmt: skip
+
+
+def test_a_submitted_job_runs_a_stage_on_the_cluster(dashboard, tmp_path):
+    done = submit(dashboard, "expert", "configs/tiny.yaml", "--run-dir", str(tmp_path / "run"))
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "succeeded" in done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "run" / "expert" / "metrics.json").read_text())
+    assert 0 <= metrics["test"]["auroc"] <= 1
+
+
+def test_a_relative_run_folder_is_refused_there_with_the_reason(dashboard):
+    refused = submit(dashboard, "cohort", "configs/tiny.yaml", "--run-dir", "runs/tiny")
+
+    assert refused.returncode != 0
+    assert "make it absolute" in refused.stdout + refused.stderr
