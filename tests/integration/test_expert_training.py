@@ -112,6 +112,7 @@ def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> No
     assert [(trained.out_dir / name).read_bytes() for name in files] == results
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_time_and_changes_no_result(tmp_path: Path) -> None:
     section = tiny_section(num_ensembles=1, members=4, epochs=60, patience=60)
     killed: list[int] = []

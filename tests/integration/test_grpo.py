@@ -82,6 +82,7 @@ def test_two_steps_train_commit_publish_and_sample_from_what_was_published(
     assert any(weight.any() for name, weight in final.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_stopped_goes_on_at_the_next_step_to_the_same_policy(
     serve, model_path, tmp_path, local_ray
 ):
@@ -98,6 +99,7 @@ def test_a_stage_that_was_stopped_goes_on_at_the_next_step_to_the_same_policy(
         assert torch.equal(weight, adapter(tmp_path)[name])
 
 
+@pytest.mark.slow
 def test_a_learner_that_is_killed_after_a_commit_neither_loses_nor_repeats_a_step(
     serve, model_path, tmp_path
 ):
@@ -109,6 +111,7 @@ def test_a_learner_that_is_killed_after_a_commit_neither_loses_nor_repeats_a_ste
     assert [(line["step"], line["attempt"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 2)]
 
 
+@pytest.mark.slow
 def test_a_canary_that_disagrees_is_the_error_of_the_stage(serve, model_path, tmp_path):
     # Everything but the tolerance agrees; nothing can agree to within this.
     strict = section(1, canary_tolerance=1e-9, learning_rate=0.3)

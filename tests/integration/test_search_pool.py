@@ -113,6 +113,7 @@ def test_the_search_folder_has_what_the_contract_says(undisturbed: Path) -> None
     assert [json.loads(path.read_text())["patient_id"] for path in trees] == list(PATIENTS)
 
 
+@pytest.mark.slow
 def test_one_actor_and_any_latency_find_the_same(
     cohort: Cohort, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_finished_search_starts_no_actor(cohort: Cohort, undisturbed: Path) ->
     assert (undisturbed / "trajectories.parquet").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_too_many_unreadable_scores_fail_the_search(cohort: Cohort, tmp_path: Path) -> None:
     unreadable = partial(ScriptedGenerator, script=unreadable_scores)
 
@@ -171,6 +173,7 @@ def test_too_many_unreadable_scores_fail_the_search(cohort: Cohort, tmp_path: Pa
         _search(cohort, _setup(unreadable), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_few_scores_cannot_fail_the_search(cohort: Cohort, tmp_path: Path) -> None:
     unreadable = partial(ScriptedGenerator, script=unreadable_scores)
 
@@ -179,6 +182,7 @@ def test_a_few_scores_cannot_fail_the_search(cohort: Cohort, tmp_path: Path) -> 
     assert (_ledger(tmp_path)["scores"], _ledger(tmp_path)["invalid_scores"]) == (18, 18)
 
 
+@pytest.mark.slow
 def test_a_patient_that_kills_every_actor_is_named(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +194,7 @@ def test_a_patient_that_kills_every_actor_is_named(
         )
 
 
+@pytest.mark.slow
 def test_actors_that_cannot_be_placed_are_an_error_with_the_fix(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

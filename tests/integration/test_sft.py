@@ -76,6 +76,7 @@ def test_sft_tells_its_progress(finished):
     assert all(total == 4 for _, total in finished[1])
 
 
+@pytest.mark.slow
 def test_an_sft_that_was_stopped_after_an_epoch_goes_on_to_the_same_adapter(
     finished, local_ray, model_path, tmp_path
 ):
@@ -97,6 +98,7 @@ def test_an_sft_that_was_stopped_after_an_epoch_goes_on_to_the_same_adapter(
         assert torch.equal(weight, adapter(tmp_path)[name])
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(finished, local_ray, model_path, tmp_path):
     reference, _ = finished
     learner = LEARNER.model_copy(update={"num_workers": 2, "max_row_tokens": 128})
@@ -121,6 +123,7 @@ def die_once(config):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_started_again(local_ray, tmp_path):
     group = WorkerGroup(name="killed", section=LEARNER, storage=tmp_path / "ray_train")
 
@@ -133,6 +136,7 @@ def refuse(config):
     raise TrainingError("expected something else")
 
 
+@pytest.mark.slow
 def test_the_error_of_a_rank_arrives_as_it_was_raised(local_ray, tmp_path):
     section = LEARNER.model_copy(update={"max_failures": 0})
     group = WorkerGroup(name="refused", section=section, storage=tmp_path / "ray_train")
