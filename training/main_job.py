@@ -57,8 +57,12 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
         with Session(config, folder, reporter) as session:
             if todo:
                 folder.write_config(config, _describe_model(session))
-                _start_early(session, [stage.name for stage in todo])
-                pipeline.run(todo, session)
+                # Wrong data is said before Ray and the engine take their time to start.
+                first = [stage for stage in todo if not stage.needs]
+                later = [stage for stage in todo if stage.needs]
+                pipeline.run(first, session)
+                _start_early(session, [stage.name for stage in later])
+                pipeline.run(later, session)
     return _results(folder)
 
 

@@ -65,7 +65,7 @@ def test_relative_paths_are_refused_inside_a_submitted_job(monkeypatch, capsys):
     status = cli.main(["cohort", DEMO, "--run-dir", "runs/demo"])
 
     assert status == 2
-    assert "must be absolute" in capsys.readouterr().err
+    assert "make it absolute" in capsys.readouterr().err
 
 
 def test_the_cohort_stage_writes_its_folder_and_prints_the_run_folder_last(tmp_path):
