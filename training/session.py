@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pandas as pd
-from ray.actor import ActorHandle
+from ray.actor import ActorProxy
 
 from actors.case_prompts import PromptKind, case_prompt
 from actors.rollout_actor import RolloutActor
@@ -119,7 +119,7 @@ class Session:
         )
 
     @cached_property
-    def rollout_actor(self) -> "ActorHandle[RolloutActor]":
+    def rollout_actor(self) -> "ActorProxy[Any]":
         """Samples answers on the cluster; ends with this process."""
         return RolloutActor.options(num_cpus=self.config.search.cpus_per_actor).remote(
             self.make_generator(), self.make_tokenizer()
