@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 _START_ATTEMPTS = 3
 """Ray gives its own processes 15 s to come up, which a machine under load may need more than."""
 _PORTS_TRIED = 50
+_CLOSE_TIMEOUT_S = 30.0
+"""How long applications may take to end before Ray is ended under them."""
 _PACKAGES = ("ehr", "services", "actors", "training")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the entry point of a submitted job."""
@@ -57,9 +60,17 @@ class Cluster:
         if self.started_here and ray.is_initialized():
             # `serve.shutdown` kills its controller under pending calls, about which Ray complains
             # on standard error; the controller ends with Ray anyway.
-            for application in serve.status().applications:
-                serve.delete(application)
+            # A signal to the whole process group has ended Ray before us, and then nobody answers:
+            # hence the thread and its deadline.
+            deleting = threading.Thread(target=_delete_applications, daemon=True)
+            deleting.start()
+            deleting.join(_CLOSE_TIMEOUT_S)
         ray.shutdown()
+
+
+def _delete_applications() -> None:
+    for application in serve.status().applications:
+        serve.delete(application)
 
 
 def is_submitted_job() -> bool:
