@@ -92,9 +92,8 @@ class VllmEngine:
         self._model = model
         self._model_section = model_section
         self._section = section
-        on_gpu = section.gpus_per_replica > 0
-        self._merged = section.sync == "merged" or (section.sync == "auto" and not on_gpu)
-        self._on_gpu = on_gpu
+        self._merged = section.merges_policies
+        self._on_gpu = section.gpus_per_replica > 0
         self._llm: AsyncLLM | None = None
         self._lora: LoRARequest | None = None
         self._num_loaded = 0

@@ -18,6 +18,7 @@ from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.errors import TrainingError
 from ehr.loaders import build_cohort
 from ehr.rewards import RewardContext
+from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
 from services.types import BASE_POLICY, PolicyVersion
 from training.config import RunConfig
@@ -35,10 +36,7 @@ from training.run_folder import RunFolder, write_json
 from training.session import Session
 from training.stages import Pipeline, Stage
 
-CANARY_TEXT = (
-    "<Final subquestion>\nNow the probability of the outcome can be estimated.\n"
-    "</Final subquestion>\n<Important Features>\n"
-)
+CANARY_TEXT = f"<Final subquestion>\n{FINAL_SENTENCE}\n</Final subquestion>\n<Important Features>\n"
 """A fixed answer whose log-probabilities learner and generator must agree on after every sync."""
 
 STAGE1 = PolicyVersion(lineage="stage1", version=0)
@@ -349,7 +347,6 @@ def serve(config: RunConfig, run_dir: Path) -> None:
 STAGES = (
     Stage(
         name="cohort",
-        title="build the cohort and its splits",
         sections=("cohort",),
         needs=(),
         outputs=("summary.json",),
@@ -357,7 +354,6 @@ STAGES = (
     ),
     Stage(
         name="expert",
-        title="train the ConCare ensembles",
         sections=("expert",),
         needs=("cohort",),
         outputs=("salience.parquet", "checkpoint"),
@@ -365,7 +361,6 @@ STAGES = (
     ),
     Stage(
         name="search",
-        title="expert-guided Monte Carlo tree search",
         sections=("search", "prompt", "reward", "model"),
         needs=("cohort", "expert"),
         outputs=("trajectories.parquet",),
@@ -374,7 +369,6 @@ STAGES = (
     ),
     Stage(
         name="sft",
-        title="fine-tuning on the best trajectories",
         sections=("sft", "learner", "model"),
         needs=("search",),
         outputs=("adapter",),
@@ -383,7 +377,6 @@ STAGES = (
     ),
     Stage(
         name="grpo",
-        title="attention-aligned policy optimization",
         sections=("grpo", "learner", "prompt", "reward", "model", "generator.sync"),
         needs=("cohort", "expert", "search", "sft"),
         outputs=("adapter",),
@@ -392,7 +385,6 @@ STAGES = (
     ),
     Stage(
         name="evaluate",
-        title="every method on the test split",
         sections=("evaluate", "prompt", "model", "grpo.method"),
         needs=("cohort", "expert", "sft", "grpo"),
         outputs=("results.json",),
@@ -400,7 +392,6 @@ STAGES = (
     ),
     Stage(
         name="report",
-        title="the report page",
         sections=(),
         needs=("cohort", "expert", "search", "sft", "grpo", "evaluate"),
         outputs=(),

@@ -41,8 +41,6 @@ class Stage:
     """One stage of the main job."""
 
     name: str
-    title: str
-    """What it does, in a few words."""
     sections: tuple[str, ...]
     """Configuration it reads: whole sections, or single `section.field`s."""
     needs: tuple[str, ...]

@@ -23,7 +23,6 @@ class Work:
         return [
             Stage(
                 name="first",
-                title="",
                 sections=("sft",),
                 needs=(),
                 outputs=("out.txt",),
@@ -31,7 +30,6 @@ class Work:
             ),
             Stage(
                 name="second",
-                title="",
                 sections=("search.num_rollouts",),
                 needs=("first",),
                 outputs=("out.txt",),
