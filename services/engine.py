@@ -212,6 +212,9 @@ class VllmEngine:
         else:
             arguments["kv_cache_memory_bytes"] = int(section.cache_gib * 2**30)
             arguments["block_size"] = _BLOCK_TOKENS
+            # A prompt prefilled in parts rewinds its seeded generator, which CPU generators refuse:
+            # that ends vLLM 0.32's CPU engine.
+            arguments["enable_chunked_prefill"] = False
         if self._merged:
             arguments["worker_extension_cls"] = "services.merged_weights.WorkerExtension"
             arguments["weight_transfer_config"] = {"backend": _merged_backend()}

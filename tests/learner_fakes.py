@@ -137,6 +137,23 @@ async def load_scripted(
     return ScriptedEngine()
 
 
+class DeafEngine(ScriptedEngine):
+    """Acknowledges version 1 and serves something else."""
+
+    async def load_policy(self, policy: Policy) -> None:
+        """Take a policy's name, and score as no model of `tiny_model` would."""
+        await super().load_policy(policy)
+        if self.version.version == 1:
+            self._policy.logprob -= 10.0
+
+
+async def load_deaf(
+    model: LocalModel, model_section: ModelSection, section: GeneratorSection
+) -> DeafEngine:
+    """Loads the script with a sync that fails in silence."""
+    return DeafEngine()
+
+
 class LearnerKillingEngine(ScriptedEngine):
     """Kills every learner rank when version 1 arrives: after its commit, before its canary."""
 

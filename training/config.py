@@ -112,7 +112,8 @@ class GrpoSection(Section):
     seed: int = 17
     """Seeds patients, sampling and mini-batches."""
     canary_tolerance: float = Field(default=0.25, gt=0)
-    """Largest mean |log-probability difference| of the canary prompt, learner against generator."""
+    """Largest mean |log-probability difference| of the canary prompt, learner against generator;
+    behind version 0 three times the difference found there, where that is more."""
 
     @model_validator(mode="after")
     def _clip(self) -> "GrpoSection":

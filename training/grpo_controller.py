@@ -458,10 +458,8 @@ class GrpoController:
         ]
         found = fmean(pairs)
         self._sync.metrics["canary/mean_abs"] = found
-        if self._record.version == 0:
-            write_file(self._canary_file, json.dumps({"mean_abs": found}) + "\n")
-        baseline = 0.0
-        if self._canary_file.exists():
+        baseline = 0.0  # at version 0 the tolerance alone decides
+        if self._record.version > 0 and self._canary_file.exists():
             baseline = json.loads(self._canary_file.read_text())["mean_abs"]
         limit = max(self._inputs.grpo.canary_tolerance, _CANARY_GROWTH * baseline)
         self._sync.metrics["canary/limit"] = limit
@@ -472,6 +470,8 @@ class GrpoController:
                 f"{found:.3f} ({baseline:.3f} at version 0); the generators do not serve what was "
                 "trained; look at their logs, or raise grpo.canary_tolerance"
             )
+        if self._record.version == 0:
+            write_file(self._canary_file, json.dumps({"mean_abs": found}) + "\n")
 
     def _write_line(self) -> None:
         record = self._record

@@ -1,5 +1,6 @@
 """The real engine: one vLLM for the session, on the packaged model."""
 
+import asyncio
 import hashlib
 import re
 from pathlib import Path
@@ -93,6 +94,26 @@ def test_samples_of_one_request_differ_and_repeat_with_the_seed(
 
     assert len({each.text for each in first}) == 3
     assert [each.token_ids[0] for each in first] == [each.token_ids[0] for each in again]
+
+
+def test_seeded_prompts_that_together_exceed_a_batch_are_all_answered(
+    engine: EngineThread, prompt: tuple[int, ...]
+) -> None:
+    # vLLM's CPU engine died of a seeded prompt that it prefilled in parts.
+    requests = [
+        GenerateRequest(
+            prompt_token_ids=prompt + tuple(range(1000 + 1500 * i, 2500 + 1500 * i)),
+            sampling=Sampling(max_tokens=4, temperature=1.0, seed=i),
+            least=BASE_POLICY,
+            session=f"p{i}",
+        )
+        for i in range(3)
+    ]
+
+    async def together() -> list[list[Completion]]:
+        return await asyncio.gather(*map(engine.engine.generate, requests))
+
+    assert [len(sample.token_ids) for (sample,) in engine.run(together())] == [4, 4, 4]
 
 
 @pytest.mark.parametrize("pattern", [r"[^<\n]+\n", r"0\.[0-9]{2}", r"100|[1-9][0-9]?"])

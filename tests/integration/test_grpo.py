@@ -14,7 +14,13 @@ from services.generator import deploy_generator, stop_generator, wait_for_genera
 from services.policy_store import read_record
 from services.types import PolicyVersion
 from tests.fakes import fake_model
-from tests.learner_fakes import LEARNER, grpo_inputs, load_learner_killer, load_scripted, tiny_model
+from tests.learner_fakes import (
+    grpo_inputs,
+    load_deaf,
+    load_learner_killer,
+    load_scripted,
+    tiny_model,
+)
 from training.config import GrpoSection
 from training.grpo import train_grpo
 
@@ -112,11 +118,10 @@ def test_a_learner_that_is_killed_after_a_commit_neither_loses_nor_repeats_a_ste
 
 
 @pytest.mark.slow
-def test_a_canary_that_disagrees_is_the_error_of_the_stage(serve, model_path, tmp_path):
-    # Everything but the tolerance agrees; nothing can agree to within this.
-    strict = section(1, canary_tolerance=1e-9, learning_rate=0.3)
+def test_a_sync_that_did_not_happen_is_the_error_of_the_stage(serve, model_path, tmp_path):
+    restart_generator(serve, tmp_path, load_deaf)
 
-    with pytest.raises(TrainingError, match="agree on the canary"):
-        train_grpo(
-            inputs(serve, tmp_path, model_path, grpo=strict, learner=LEARNER), lambda *_: None
-        )
+    with pytest.raises(
+        TrainingError, match=r"the sync of version 1: .* at most 1\.000, got 1?\d\."
+    ):
+        train_grpo(inputs(serve, tmp_path, model_path, grpo=section(1)), lambda *_: None)

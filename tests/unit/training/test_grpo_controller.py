@@ -240,6 +240,17 @@ async def test_a_canary_that_disagrees_stops_the_stage(tmp_path):
     assert "at most 0.250, got 1.000" in str(parts.controller.failure)
 
 
+async def test_a_generator_that_serves_something_else_from_the_start_stops_the_stage(tmp_path):
+    parts = Parts(tmp_path)
+    start = parts.controller.join(FRESH)
+    await parts.advance()
+
+    parts.controller.report_canary(start.attempt, tuple(value - 0.5 for value in EXACT))
+
+    assert parts.controller.state is GrpoState.FAILED
+    assert "version 0" in str(parts.controller.failure)
+
+
 async def test_a_canary_may_be_off_by_three_times_what_it_was_at_version_0(tmp_path):
     parts = Parts(tmp_path, grpo=GrpoSection(steps=2, group_size=4, canary_tolerance=1.0))
     start = parts.controller.join(FRESH)
