@@ -4,6 +4,7 @@ from datetime import date, timedelta
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ehr.catalogue import AGE_AND_SEX, Feature
 from ehr.cohort import Cohort, PatientCase, Sex, cohort_hash
@@ -84,7 +85,17 @@ def tiny_cohort(num_patients: int = 48, seed: int = 0) -> Cohort:
 
 
 def fit_in_process(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsemble]:
-    """The ensembles that the expert stage would train, without Ray."""
+    """The ensembles that the expert stage would train, without Ray, to the last bit."""
+    # Sums depend on the number of threads, and a worker has one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _fit_in_process(cohort, section)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit_in_process(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsemble]:
     data_sha256 = cohort_hash(cohort)
     scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
     ids = [*cohort.splits["train"], *cohort.splits["val"]]

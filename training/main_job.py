@@ -58,10 +58,28 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
                 # Wrong data is said before Ray and the engine take their time to start.
                 first = [stage for stage in todo if not stage.needs]
                 later = [stage for stage in todo if stage.needs]
-                pipeline.run(first, session)
+                page = _GrowingReport(session)
+                pipeline.run(first, session, page.write)
                 _start_early(session, [stage.name for stage in later])
-                pipeline.run(later, session)
+                pipeline.run(later, session, page.write)
     return _results(folder)
+
+
+class _GrowingReport:
+    """Writes the report after every stage, so that there is something to look at early."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._told = False
+
+    def write(self) -> None:
+        """Writes what there is; says where, once."""
+        from training.report import write_report
+
+        path = write_report(self._session.folder.path)
+        if not self._told:
+            self._session.reporter.say(f"report, which grows with every stage: {path}")
+            self._told = True
 
 
 def _describe_model(session: Session) -> dict[str, str]:

@@ -109,8 +109,8 @@ class Pipeline:
                 todo.append(stage)
         return todo
 
-    def run(self, todo: list[Stage], session: Any) -> None:
-        """Runs the stages, marking each as running and then as done."""
+    def run(self, todo: list[Stage], session: Any, after: Callable[[], None]) -> None:
+        """Runs the stages, marking each as running and then as done, and calls `after` each."""
         for stage in todo:
             if self._is_done(stage):  # its inputs came out as they were
                 continue
@@ -130,6 +130,7 @@ class Pipeline:
             record.finish(
                 time.monotonic() - started, "+".join(file_hash(path)[:16] for path in outputs)
             )
+            after()
 
     def _is_done(self, stage: Stage) -> bool:
         record = self.folder.stage(stage.name)

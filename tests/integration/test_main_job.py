@@ -145,6 +145,8 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tmp_path):
         cwd=ROOT,
         env=environment(),
         start_new_session=True,
+        # A shell that started the tests in the background has made them deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 600
     while not (folder / "search" / "stage.json").exists():

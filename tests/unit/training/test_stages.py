@@ -61,8 +61,8 @@ def pipeline(work, **sections):
     return Pipeline(work.stages(), RunFolder(work.path), config, Reporter(console))
 
 
-def run(pipe, target=None, redo=None):
-    pipe.run(pipe.check(target, redo), session=None)
+def run(pipe, target=None, redo=None, after=lambda: None):
+    pipe.run(pipe.check(target, redo), session=None, after=after)
 
 
 def test_a_second_run_with_the_same_inputs_does_nothing(work):
@@ -70,6 +70,20 @@ def test_a_second_run_with_the_same_inputs_does_nothing(work):
     run(pipeline(work))
 
     assert work.calls == ["first", "second"]
+
+
+def test_whoever_waits_is_told_after_every_stage_that_ran(work):
+    states = []
+
+    def note():
+        states.append(
+            [work.path.joinpath(name, "out.txt").exists() for name in ("first", "second")]
+        )
+
+    run(pipeline(work), target="first", after=note)
+    run(pipeline(work), after=note)
+
+    assert states == [[True, False], [True, True]]
 
 
 def test_an_interrupted_stage_is_run_again_and_the_finished_one_is_not(work):
