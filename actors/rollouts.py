@@ -23,6 +23,10 @@ _STOPS: dict[str, str] = {
 }
 
 
+MAX_IN_FLIGHT = 64
+"""Rollouts sampled at a time where the cache sets no lower limit."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutPlan:
     """What is sampled, and within which limits."""
@@ -80,8 +84,27 @@ class RolloutBatch:
     """The oldest policy that may answer."""
     seed: int
     """Together with patient and index it decides every sampling seed."""
-    max_in_flight: int = 64
-    """Rollouts that are sampled at a time."""
+    max_in_flight: int = MAX_IN_FLIGHT
+    """Rollouts that are sampled at a time; see `rollouts_in_flight`."""
+
+
+def rollouts_in_flight(
+    prompts: Sequence[RolloutPrompt], group_size: int, max_new_tokens: int, cache_tokens: int
+) -> int:
+    """Rollouts that may be sampled at a time before one's prompt pushes out another's.
+
+    A rollout comes back to the engine for every piece it writes. With more of them than the cache
+    holds, each finds its prompt gone and has it computed again.
+
+    Args:
+        prompts: of the batch; the longest counts.
+        group_size: rollouts that share a prompt.
+        max_new_tokens: of a rollout.
+        cache_tokens: KV cache of all replicas, in tokens.
+    """
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    groups = max(1, cache_tokens // (longest + group_size * max_new_tokens))
+    return min(MAX_IN_FLIGHT, groups * group_size)
 
 
 class RolloutSampler:

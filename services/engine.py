@@ -42,6 +42,8 @@ class Engine(Protocol):
     """The policy that is loaded."""
     checksum: str
     """Its checksum."""
+    cache_tokens: int
+    """Size of the KV cache, in tokens."""
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """The samples of a request."""
@@ -89,6 +91,7 @@ class VllmEngine:
     ) -> None:
         self.version = BASE_POLICY
         self.checksum = ""
+        self.cache_tokens = 0
         self._model = model
         self._model_section = model_section
         self._section = section
@@ -119,6 +122,8 @@ class VllmEngine:
                 "(generator.cache_gib, generator.gpu_memory_utilization) or model.max_model_len "
                 "beyond what the model supports; run with run.verbose=true for its own log"
             ) from error
+        cache = self._llm.vllm_config.cache_config
+        self.cache_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         if self._merged:
             await self._init_merging()
 

@@ -76,7 +76,7 @@ class PolicyFollower:
         # Fetch and load are one step: two of them mixed up could load the older policy last.
         self._syncing = asyncio.Lock()
         self._broken: str | None = None
-        self._stats = GeneratorStats(replica=replica)
+        self._stats = GeneratorStats(replica=replica, cache_tokens=engine.cache_tokens)
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """The completions of a request, by a policy that it accepts.

@@ -111,6 +111,8 @@ class GeneratorStats:
     decode_tokens: int = 0
     syncs: int = 0
     sync_s: float = 0.0
+    cache_tokens: int = 0
+    """Size of its KV cache, in tokens."""
 
 
 class Generator(Protocol):

@@ -48,6 +48,7 @@ class FakeEngine:
     script: Mapping[str, str] = field(default_factory=dict)
     version: PolicyVersion = BASE_POLICY
     checksum: str = ""
+    cache_tokens: int = 1 << 20
     scaling: float = 0.0
     prefixes: set[tuple[int, ...]] = field(default_factory=set)
     is_broken: bool = False

@@ -106,6 +106,7 @@ class ScriptedEngine:
         self._policy = ScriptedPolicy()
         self.version = BASE_POLICY
         self.checksum = ""
+        self.cache_tokens = 1 << 20
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """Scripted completions under the loaded policy's version."""
@@ -211,6 +212,7 @@ def grpo_inputs(folder: Path, model_path: Path = Path("unused"), **changes: Any)
         "stage1_adapter": None,
         "canary": Canary(prompt_token_ids=(1, 2, 3), response_token_ids=(4, 5, 6, 7)),
         "merged_sync": True,
+        "cache_tokens": 1 << 20,
         "out_dir": folder / "grpo",
         "storage": folder / "ray_train",
         "make_generator": ScriptedPolicy,

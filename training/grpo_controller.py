@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from actors.rollouts import Rollout, RolloutBatch, RolloutPlan, RolloutPrompt
+from actors.rollouts import Rollout, RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
 from ehr.catalogue import Feature
 from ehr.config import RewardSection
 from ehr.errors import EagRlError, TrainingError
@@ -119,6 +119,8 @@ class GrpoInputs:
     canary: Canary
     merged_sync: bool
     """The generator merges adapters into the base (`services.engine`)."""
+    cache_tokens: int
+    """KV cache of all generator replicas, in tokens."""
     out_dir: Path
     """RUN/grpo."""
     storage: Path
@@ -433,15 +435,18 @@ class GrpoController:
     async def _sample(self, step: int, refill: int) -> list[ScoredGroup]:
         section = self._inputs.grpo
         patients = self._stream.draw(step, refill)
+        prompts = tuple(
+            RolloutPrompt(patient_id=p.patient_id, token_ids=p.prompt_token_ids) for p in patients
+        )
         batch = RolloutBatch(
-            prompts=tuple(
-                RolloutPrompt(patient_id=p.patient_id, token_ids=p.prompt_token_ids)
-                for p in patients
-            ),
+            prompts=prompts,
             group_size=section.group_size,
             least=PolicyVersion(lineage=LINEAGE, version=self.steps_done),
             # Patients differ between refills; the step alone makes every request's seed new.
             seed=section.seed * 1_000_003 + step,
+            max_in_flight=rollouts_in_flight(
+                prompts, section.group_size, section.max_new_tokens, self._inputs.cache_tokens
+            ),
         )
         rollouts = await self._sampler.sample_groups(batch)
         return [

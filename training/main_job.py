@@ -13,7 +13,7 @@ import ray
 
 from actors.case_prompts import PromptKind
 from actors.pool import SearchSetup, run_search
-from actors.rollouts import RolloutBatch, RolloutPlan
+from actors.rollouts import RolloutBatch, RolloutPlan, rollouts_in_flight
 from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.errors import TrainingError
 from ehr.loaders import build_cohort
@@ -240,6 +240,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
             response_token_ids=tuple(session.tokenizer.encode(CANARY_TEXT)),
         ),
         merged_sync=config.generator.merges_policies,
+        cache_tokens=session.cache_tokens,
         out_dir=session.path("grpo"),
         storage=session.train_storage,
         make_generator=session.make_generator(),
@@ -332,11 +333,15 @@ def _answers(
         temperature=0.0,
         think_tokens=config.prompt.think_budget_tokens,
     )
+    prompts = session.prompts(patients, kind)
     batch = RolloutBatch(
-        prompts=session.prompts(patients, kind),
+        prompts=prompts,
         group_size=1,
         least=least,
         seed=config.evaluate.seed,
+        max_in_flight=rollouts_in_flight(
+            prompts, 1, config.evaluate.max_new_tokens, session.cache_tokens
+        ),
     )
     groups = ray.get(session.rollout_actor.sample_groups.remote(plan, batch))
     return kind, {group[0].patient_id: (group[0].text, group[0].truncated) for group in groups}

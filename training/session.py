@@ -180,6 +180,12 @@ class Session:
             wait_for_generator(self.run_id, self.config.generator)
             self._generator_ready = True
 
+    @cached_property
+    def cache_tokens(self) -> int:
+        """KV cache of all generator replicas, in tokens."""
+        self.start_generator()
+        return sum(each.cache_tokens for each in asyncio.run(self.make_generator()().stats()))
+
     def start_http(self) -> str:
         """Returns the address of the HTTP endpoint, once it answers."""
         cluster = self.connect(listen=self.config.serve)

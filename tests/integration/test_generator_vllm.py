@@ -208,6 +208,11 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_setting_to_change(
         ask(engine, prompt * 80)
 
 
+def test_the_engine_says_how_much_its_cache_holds(engine: EngineThread) -> None:
+    # 1 GiB of 30 layers x 3 heads x 64 x (key and value) x 2 bytes, in whole blocks
+    assert engine.engine.cache_tokens == pytest.approx(2**30 / (30 * 3 * 64 * 2 * 2), rel=0.01)
+
+
 def test_a_sync_changes_the_model_and_empties_the_prefix_cache(
     engine: EngineThread, prompt: tuple[int, ...], smollm2: LocalModel
 ) -> None:

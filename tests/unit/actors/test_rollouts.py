@@ -4,7 +4,14 @@ import asyncio
 
 import pytest
 
-from actors.rollouts import Rollout, RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
+from actors.rollouts import (
+    Rollout,
+    RolloutBatch,
+    RolloutPlan,
+    RolloutPrompt,
+    RolloutSampler,
+    rollouts_in_flight,
+)
 from ehr.trajectory import parse_think, parse_trajectory, parse_vanilla
 from services.types import BASE_POLICY, Completion, GenerateRequest, PolicyVersion
 from tests.scripted import (
@@ -166,3 +173,13 @@ def test_the_first_failed_rollout_is_raised_as_itself() -> None:
 
     with pytest.raises(ConnectionError, match="the script ends here"):
         asyncio.run(sampler.sample_groups(batch))
+
+
+@pytest.mark.parametrize(
+    ("group_size", "cache_tokens", "expected"),
+    [(1, 1000, 9), (4, 1000, 28), (1, 50, 1), (8, 50, 8), (1, 10**9, 64)],
+)
+def test_no_more_rollouts_run_at_a_time_than_the_cache_holds(group_size, cache_tokens, expected):
+    prompts = [RolloutPrompt(patient_id=f"p{n}", token_ids=(0,) * n) for n in (10, 90, 100)]
+
+    assert rollouts_in_flight(prompts, group_size, 10, cache_tokens) == expected
