@@ -2,12 +2,14 @@
 .PHONY: env demo test test-slow lint bench serve clean
 
 PYTHON_ENV := .venv/bin/python
+# The environment of a machine with a GPU has no CPU engine: the demo runs on the GPU there.
+GPU_PRESET = $(shell grep -q '^gpu ' .venv/.eag-rl && echo configs/presets/one_gpu.yaml)
 
 env: ## create .venv from the pinned requirements (CPU, or GPU where there is one)
 	@bash requirements/install.sh
 
 demo: env ## the whole main job on embedded defaults; prints the table and the report's path
-	@$(PYTHON_ENV) -m training.cli run configs/demo.yaml
+	@$(PYTHON_ENV) -m training.cli run configs/demo.yaml $(GPU_PRESET)
 
 lint: env ## format check, lint, types, import layers
 	@.venv/bin/ruff format --check .
@@ -25,7 +27,7 @@ bench: env ## every benchmark this machine can run; writes benchmarks/results/*.
 	@$(PYTHON_ENV) -m benchmarks
 
 serve: env ## the services on this machine; trains the demo expert first if there is none
-	@$(PYTHON_ENV) -m training.cli serve configs/demo.yaml
+	@$(PYTHON_ENV) -m training.cli serve configs/demo.yaml $(GPU_PRESET)
 
 clean: ## remove caches; run folders and .venv stay
 	@rm -rf .ruff_cache .hypothesis build *.egg-info

@@ -25,7 +25,17 @@ class RolloutActor:
     ) -> None:
         self._generator = make_generator()
         self._tokenizer = make_tokenizer()
+        self._num_done = 0
 
     async def sample_groups(self, plan: RolloutPlan, batch: RolloutBatch) -> list[list[Rollout]]:
         """A group of rollouts for every prompt of the batch, in order."""
-        return await RolloutSampler(self._generator, self._tokenizer, plan).sample_groups(batch)
+        self._num_done = 0
+        sampler = RolloutSampler(self._generator, self._tokenizer, plan)
+        return await sampler.sample_groups(batch, self._count)
+
+    async def num_done(self) -> int:
+        """Finished rollouts of the batch that is being sampled."""
+        return self._num_done
+
+    def _count(self) -> None:
+        self._num_done += 1

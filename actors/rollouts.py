@@ -6,7 +6,7 @@ the free format the whole answer is one call.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -137,15 +137,24 @@ class RolloutSampler:
             return calls.rollout(await self._free(calls))
         return calls.rollout(await self._guided(calls, self._writer(self._layout)))
 
-    async def sample_groups(self, batch: RolloutBatch) -> list[list[Rollout]]:
-        """A group of rollouts for every prompt, in the order of the prompts."""
+    async def sample_groups(
+        self, batch: RolloutBatch, on_rollout: Callable[[], None] = lambda: None
+    ) -> list[list[Rollout]]:
+        """A group of rollouts for every prompt, in the order of the prompts.
+
+        Args:
+            batch: what to sample.
+            on_rollout: called whenever one is finished.
+        """
         slots = asyncio.Semaphore(batch.max_in_flight)
 
         async def sample(prompt: RolloutPrompt, index: int) -> Rollout:
             async with slots:
-                return await self.sample_rollout(
+                rollout = await self.sample_rollout(
                     prompt, least=batch.least, seed=batch.seed, index=index
                 )
+            on_rollout()
+            return rollout
 
         try:
             async with asyncio.TaskGroup() as group:

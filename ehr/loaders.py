@@ -1,6 +1,7 @@
 """Which loader reads which source, and the checks that every cohort passes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from ehr import synthetic, tjh
 from ehr.cohort import Cohort, check_splits
@@ -10,6 +11,20 @@ _LOADERS: dict[str, Callable[[CohortSection], Cohort]] = {
     "synthetic": synthetic.generate,
     "tjh": tjh.load,
 }
+
+_FILES: dict[str, Callable[[CohortSection], list[Path]]] = {
+    "synthetic": lambda section: [],
+    "tjh": tjh.source_files,
+}
+
+
+def source_files(section: CohortSection) -> list[Path]:
+    """The files that a cohort is read from: what its content depends on besides the settings.
+
+    Raises:
+        DataError: if one is missing or unreadable.
+    """
+    return _FILES[section.source](section)
 
 
 def build_cohort(section: CohortSection) -> Cohort:

@@ -5,6 +5,7 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 # pyright: reportOperatorIssue=false, reportReturnType=false, reportGeneralTypeIssues=false
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,15 @@ def load(section: CohortSection) -> Cohort:
     )
 
 
+def source_files(section: CohortSection) -> list[Path]:
+    """The workbook.
+
+    Raises:
+        DataError: if it is missing or must not be read.
+    """
+    return [_workbook(section.path)]
+
+
 def _workbook(path: str | None) -> Path:
     if path is None:
         raise DataError(
@@ -107,6 +117,8 @@ def _workbook(path: str | None) -> Path:
     try:
         found = given / FILE_NAME if given.is_dir() else given
         is_there, reason = found.is_file(), "there is no such file"
+        if is_there and not os.access(found, os.R_OK):
+            is_there, reason = False, "it must not be read"
     except OSError as error:
         found, is_there, reason = given, False, error.strerror
     if not is_there:

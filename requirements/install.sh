@@ -28,6 +28,9 @@ fi
 [ -n "$python" ] || { echo "Python 3.11 is needed and was not found; install it or set PYTHON=/path/to/python3.11" >&2; exit 2; }
 
 echo "Installing the $target environment into .venv (once; about a minute on a fast connection) ..."
+exec 9>.venv.lock
+flock 9 # two makes at once: the second finds the work done
+if [ "$(cat .venv/.eag-rl 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 rm -rf .venv
 "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
@@ -36,6 +39,8 @@ rm -rf .venv
 links=()
 configured=${PIP_FIND_LINKS:-$(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true)}
 for place in $configured; do links+=(--find-links "$place"); done
+index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)}}
+[ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
 
 # The pins are complete, so nothing is resolved: --no-deps also keeps away what has no CPU build.
 install() {

@@ -62,6 +62,14 @@ def wait_for_application(name: str, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
+def request_deletion(*names: str) -> None:
+    """Ask Serve to end those of the applications that it has; does not wait."""
+    running = serve.status().applications
+    for name in names:
+        if name in running:
+            serve.delete(name, _blocking=False)
+
+
 def delete_application(name: str) -> None:
     """End an application, if there is one, and wait until its replicas are gone.
 

@@ -1,5 +1,6 @@
 """Ray itself: started here or joined, checked for resources, and left without a trace."""
 
+import json
 import logging
 import os
 import socket
@@ -7,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -105,33 +107,48 @@ def connect(section: ClusterSection, verbose: bool = False) -> Cluster:
         ) from error
 
 
-def start_serve(section: ServeSection | None) -> None:
-    """Start Serve, with an HTTP port or without; a Serve that runs already is kept as it is.
+def start_serve(section: ServeSection, listen: bool, shared: bool) -> None:
+    """Start Serve; one that runs already is kept as it is.
 
     Args:
-        section: where to listen; None opens no port.
+        section: where to listen.
+        listen: an HTTP port is needed.
+        shared: others use this cluster. A Serve cannot open its port later, so there it is opened
+            even for a run that needs none, if it is free.
 
     Raises:
         ResourceError: if the port is taken, or the Serve that runs has none.
     """
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     if _serve_runs():
-        if section is not None and not serve.status().proxies:
+        if listen and not serve.status().proxies:
             raise ResourceError(
                 "Serve runs on this cluster without an HTTP port, and one cannot be added; when no "
                 "other run needs it, end it with `serve shutdown` and start again"
             )
         return
-    if section is None:
+    is_free = port_is_free(section.host, section.port)
+    if not listen and not (shared and is_free):
         serve.start(proxy_location="Disabled", logging_config=quiet)
         return
-    if not port_is_free(section.host, section.port):
+    if not is_free:
         raise ResourceError(
             f"port {section.port} on {section.host} is in use; stop what listens there or choose "
             "another with serve.port=PORT"
         )
     options = {"host": section.host, "port": section.port}
     serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
+
+
+def serve_address() -> tuple[str, int]:
+    """Host and port of the Serve that runs, whoever started it."""
+    # Serve offers this to Python only here; its REST interface needs the dashboard.
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None, "Serve runs"
+    options = client.http_config
+    return str(options.host), int(options.port)
 
 
 def preflight(requirements: Sequence[Requirement]) -> None:
@@ -184,6 +201,11 @@ def check_requirements(
     )
 
 
+def logical_cpus(section: ClusterSection) -> int:
+    """CPUs of a Ray started on this machine, as Ray counts them."""
+    return section.num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1)
+
+
 def port_is_free(host: str, port: int) -> bool:
     """Whether a server could listen there."""
     with socket.socket() as probe:
@@ -219,7 +241,7 @@ def _start_once(section: ClusterSection, verbose: bool) -> Cluster:
     port = _next_free_port(section.dashboard_port) if section.dashboard else None
     context = ray.init(
         address="local",
-        num_cpus=section.num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1),
+        num_cpus=logical_cpus(section),
         object_store_memory=int(section.object_store_gib * 2**30),
         include_dashboard=section.dashboard,
         dashboard_host="127.0.0.1",
@@ -234,19 +256,36 @@ def _start_once(section: ClusterSection, verbose: bool) -> Cluster:
 
 
 def _join(address: str, verbose: bool) -> Cluster:
-    environment: dict[str, object] = {"env_vars": process_environment(verbose)}
-    if not is_submitted_job():
-        # A submitted job brings its working directory; anybody else brings the packages.
-        root = _root()
-        environment["py_modules"] = [str(root / name) for name in _PACKAGES]
     context = ray.init(
         address=address,
         namespace=NAMESPACE,
-        runtime_env=environment,
+        runtime_env=joined_environment(verbose),
         logging_level=logging.INFO if verbose else logging.ERROR,
         log_to_driver=verbose,
     )
     return Cluster(dashboard_url=_dashboard_url(context), started_here=False)
+
+
+def joined_environment(verbose: bool) -> dict[str, Any]:
+    """Runtime environment of this run's workers on a cluster that somebody else started."""
+    variables = process_environment(verbose)
+    # Ray refuses a variable that the job's own environment sets, even to the same value.
+    taken = _job_variables()
+    kept = {name: value for name, value in variables.items() if name not in taken}
+    if is_submitted_job():  # its working directory has the packages
+        return {"env_vars": kept}
+    root = _root()
+    return {"env_vars": kept, "py_modules": [str(root / name) for name in _PACKAGES]}
+
+
+def _job_variables() -> set[str]:
+    """Variables that `ray job submit --runtime-env-json` gave the job this process is."""
+    try:
+        job = json.loads(os.environ.get(_JOB_VARIABLE, "{}"))
+    except ValueError:
+        return set()
+    environment = job.get("runtime_env") or {}
+    return set(environment.get("env_vars") or {})
 
 
 def _worker_environment(verbose: bool) -> dict[str, str]:

@@ -20,7 +20,7 @@ from services.applications import (
 
 _SERVED_ENSEMBLE = 0
 """The other one only measures how far two ensembles agree."""
-_CPUS = 0.5
+EXPERT_CPUS = 0.5
 """Logical CPUs of the expert: an answer takes milliseconds."""
 
 
@@ -115,7 +115,7 @@ def start_expert(run_id: str, run_dir: Path, timeout_s: float) -> None:
     """
     delete_application(expert_application(run_id))
     deployment = serve.deployment(
-        name="ExpertReplica", max_ongoing_requests=64, ray_actor_options={"num_cpus": _CPUS}
+        name="ExpertReplica", max_ongoing_requests=64, ray_actor_options={"num_cpus": EXPERT_CPUS}
     )(ExpertReplica)
     application = deployment.bind(str(run_dir / "expert"))
     deploy_application(application, expert_application(run_id), route_prefix=None)

@@ -33,6 +33,8 @@ from services.environment import default_cache_dir, process_environment
 logger = logging.getLogger(__name__)
 
 _RECORD = "model.json"
+_CONVERSION = 2
+"""Raised when the cache of a converted model holds something else than before."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _SAMPLED_BYTES = 1 << 20
@@ -152,7 +154,7 @@ def _unknown_name(name: str) -> str:
 
 
 def _packaged(name: str, packaged: PackagedModel, cache: Path) -> LocalModel:
-    folder = cache / f"{name}-{packaged.sha256[:12]}"
+    folder = cache / f"{name}-{packaged.sha256[:12]}-v{_CONVERSION}"
 
     def build(target: Path) -> None:
         source = _packaged_file(name, packaged)
@@ -165,6 +167,7 @@ def _packaged(name: str, packaged: PackagedModel, cache: Path) -> LocalModel:
             {
                 "source": f"{packaged.distribution}: {source.name}",
                 "sha256": packaged.sha256,
+                "converted_sha256": _folder_sha256(target),
                 "quantisation": packaged.quantisation,
                 "licence": packaged.licence,
                 "description": packaged.description,
@@ -172,7 +175,29 @@ def _packaged(name: str, packaged: PackagedModel, cache: Path) -> LocalModel:
         )
 
     _build_once(folder, build)
+    _verify_converted(folder)
     return _read_record(name, folder, folder)
+
+
+def _verify_converted(folder: Path) -> None:
+    """The cached conversion is what was written: a damaged one is named, not served."""
+    expected = json.loads((folder / _RECORD).read_text())["converted_sha256"]
+    if _folder_sha256(folder) != expected:
+        raise ModelError(
+            f"expected the converted model at {folder} as it was written, but its files have "
+            "changed; remove that folder, and the next run converts the model again"
+        )
+
+
+def _folder_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name == _RECORD:
+            continue
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _packaged_file(name: str, packaged: PackagedModel) -> Path:

@@ -21,7 +21,7 @@ STAGES = {
     "sft": "Stage 1: fine-tune on the best trajectories",
     "grpo": "Stage 2: attention-aligned policy optimization",
     "evaluate": "score every method on the test split",
-    "report": "write report.html from what is there",
+    "report": "write report.html",
 }
 
 EPILOG = """\
@@ -103,13 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ehr.errors import EagRlError
 
         if isinstance(error, EagRlError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            _print_error(str(error))
             return error.exit_status
         logging.getLogger(__name__).exception("unexpected failure")
-        print(
-            f"error: {type(error).__name__}: {' '.join(str(error).split())[:2000]}", file=sys.stderr
-        )
+        _print_error(f"{type(error).__name__}: {' '.join(str(error).split())[:2000]}")
         return 1
+
+
+def _print_error(text: str) -> None:
+    """The error as the last line; a table in it (indented lines) stands before that."""
+    lines = text.splitlines()
+    table = [line for line in lines if line.startswith("  ")]
+    rest = [line for line in lines if not line.startswith("  ")]
+    print(*table, f"error: {' '.join(' '.join(rest).split())}", sep="\n", file=sys.stderr)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -140,6 +146,9 @@ def _run(parsed: argparse.Namespace) -> int:
     run_dir = Path(parsed.run_dir or Path("runs") / str(config.run.name))
     _refuse_relative_paths_in_a_job(parsed.run_dir, config.cohort.path)
 
+    from services.environment import prepare_process
+
+    prepare_process(config.run.verbose)  # Ray reads some of it when it is imported
     from training.main_job import run_stages, serve
 
     if parsed.command == "serve":

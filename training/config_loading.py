@@ -29,7 +29,10 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
     for override in overrides:
         _merge(tree, _read_override(override))
     if files:
-        tree.setdefault("run", {}).setdefault("name", files[0].stem)
+        if tree.get("run") is None:
+            tree["run"] = {}
+        if isinstance(tree["run"], dict):
+            tree["run"].setdefault("name", files[0].stem)
     _check_keys(tree, RunConfig, ())
     try:
         return RunConfig.model_validate(tree)

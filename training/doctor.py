@@ -47,7 +47,14 @@ class Finding:
 
 def examine(config: RunConfig, write: Callable[[str], None]) -> int:
     """Writes the findings; 0 if a run can start here, 2 if something must be fixed first."""
-    findings = [*_software(), *_machine(), *_ports(config), *_model(config), *_data(config)]
+    findings = [
+        *_software(),
+        *_machine(),
+        *_resources(config),
+        *_ports(config),
+        *_model(config),
+        *_data(config),
+    ]
     width = max(len(finding.subject) for finding in findings)
     for finding in findings:
         write(f"{finding.verdict:<4}  {finding.subject:<{width}}  {finding.found}")
@@ -75,7 +82,7 @@ def _software() -> Iterator[Finding]:
                 yield Finding(Verdict.BAD, package, "not installed", "run `make env`")
             continue
         wanted = pinned.get(package)
-        if wanted in (None, found[package]):
+        if wanted in (None, found[package].removesuffix("+cpu")):
             yield Finding(Verdict.GOOD, package, found[package])
         else:
             yield Finding(
@@ -138,6 +145,24 @@ def _machine() -> Iterator[Finding]:
         if shared >= 1
         else "Ray's object store falls back to disk; give /dev/shm at least 1 GiB",
     )
+
+
+def _resources(config: RunConfig) -> Iterator[Finding]:
+    import torch
+
+    from services.cluster import check_requirements, logical_cpus
+    from training.session import requirements
+
+    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return  # a cluster's resources are compared when a run joins it
+    here = {"CPU": logical_cpus(config.cluster), "GPU": float(torch.cuda.device_count())}
+    for stage in ("expert", "search", "sft", "grpo", "evaluate"):
+        try:
+            check_requirements(requirements(config, stage), [here])
+        except EagRlError as error:
+            yield Finding(Verdict.BAD, f"resources of {stage}", "too few here", str(error))
+            return
+    yield Finding(Verdict.GOOD, "resources", "every stage fits on this machine")
 
 
 def _ports(config: RunConfig) -> Iterator[Finding]:

@@ -7,10 +7,9 @@ what makes a killed worker or run resume.
 
 import json
 import logging
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +42,12 @@ from ehr.salience import salience_table, salient_sets
 from ehr.schema import SALIENT_COLUMNS
 from training.progress import OnProgress
 from training.run_folder import write_json
+from training.worker_group import fit_and_watch
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 2
 """Restarts of the worker group; each loses at most the members in training at that moment."""
-
-_POLL_S = 0.5
-"""How often the driver looks at what the workers have written."""
-
-_JOIN_S = 10
-"""How long the driver waits for its own watching thread, which sleeps `_POLL_S` at most."""
 
 _AGREEMENT_KEYS = ("jaccard", "jaccard_permuted", "jaccard_constant", "kappa")
 
@@ -108,8 +102,7 @@ def train_expert(
             data_sha256=data_sha256,
             folder=folder.absolute(),
         )
-        with _watching(folder, plans, section.epochs, on_progress):
-            _fit_on_workers(work, storage)
+        _fit_on_workers(work, storage, partial(_tell, folder, plans, section.epochs, on_progress))
     on_progress(len(plans), len(plans), "reading salience")
     ensembles = _load_ensembles(folder, plans, scaler, section, data_sha256)
     save_ensembles(ensembles, folder)
@@ -138,7 +131,7 @@ def _remove_stale(
     return list(missing.values())
 
 
-def _fit_on_workers(work: _Work, storage: Path) -> None:
+def _fit_on_workers(work: _Work, storage: Path, watch: Callable[[], None]) -> None:
     section = work.section
     use_gpu = section.gpus_per_worker > 0
     resources = {"CPU": section.cpus_per_worker}
@@ -159,12 +152,15 @@ def _fit_on_workers(work: _Work, storage: Path) -> None:
         ),
     )
     try:
-        trainer.fit()
+        fit_and_watch(trainer, watch)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"The expert's workers must finish {len(work.plans)} members, but failed more than "
             f"{MAX_FAILURES} times: {error}. Finished members are kept; run the same command again."
         ) from error
+    finally:
+        for path in work.folder.glob(_progress_file(work.folder, "*").name):
+            path.unlink(missing_ok=True)
 
 
 def _train_members(config: dict[str, Any]) -> None:
@@ -206,31 +202,14 @@ def _note_epoch(folder: Path, rank: int, epoch: int, loss: float) -> None:
     write_atomically(_progress_file(folder, rank), note.encode())
 
 
-@contextmanager
-def _watching(
-    folder: Path, plans: Sequence[MemberPlan], epochs: int, on_progress: OnProgress
-) -> Iterator[None]:
-    """Reports finished members, and epochs of those in training, while the body waits."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(_POLL_S):
-            done = sum((folder / member_file(plan)).exists() for plan in plans)
-            notes = [_read_note(path) for path in folder.glob(_progress_file(folder, "*").name)]
-            running = [note for note in notes if note]
-            part = sum(min(note["epoch"] / epochs, 1.0) for note in running)
-            text = ", ".join(f"validation loss {note['loss']:.3f}" for note in running)
-            on_progress(min(done + part, len(plans)), len(plans), text)
-
-    thread = threading.Thread(target=watch, name="expert-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=_JOIN_S)
-        for path in folder.glob(_progress_file(folder, "*").name):
-            path.unlink(missing_ok=True)
+def _tell(folder: Path, plans: Sequence[MemberPlan], epochs: int, on_progress: OnProgress) -> None:
+    """Reports finished members, and epochs of those in training."""
+    done = sum((folder / member_file(plan)).exists() for plan in plans)
+    notes = [_read_note(path) for path in folder.glob(_progress_file(folder, "*").name)]
+    running = [note for note in notes if note]
+    part = sum(min(note["epoch"] / epochs, 1.0) for note in running)
+    text = ", ".join(f"validation loss {note['loss']:.3f}" for note in running)
+    on_progress(min(done + part, len(plans)), len(plans), text)
 
 
 def _read_note(path: Path) -> dict[str, float] | None:

@@ -7,9 +7,13 @@ import signal
 
 
 def raise_on_signals() -> None:
-    """Install the handlers; call it again after Ray has connected, which installs its own."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    """Install the handlers; call it again after Ray has connected, which installs its own.
+
+    A hang-up that is ignored already (`nohup`) stays ignored.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -3,10 +3,13 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import json
+import logging
 import random
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import ray
@@ -36,8 +39,13 @@ from training.run_folder import RunFolder, write_json
 from training.session import Session
 from training.stages import Pipeline, Stage
 
+logger = logging.getLogger(__name__)
+
 CANARY_TEXT = f"<Final subquestion>\n{FINAL_SENTENCE}\n</Final subquestion>\n<Important Features>\n"
 """A fixed answer whose log-probabilities learner and generator must agree on after every sync."""
+
+_WATCH_INTERVAL_S = 2.0
+"""How often the driver looks at how far the answers are."""
 
 STAGE1 = PolicyVersion(lineage="stage1", version=0)
 """The policy after SFT, as evaluation publishes it."""
@@ -49,20 +57,20 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
     reporter = Reporter()
     folder = RunFolder(run_dir)
     folder.create()
-    with folder.lock():
-        pipeline = Pipeline(STAGES, folder, config, reporter)
+    with folder.lock(), Session(config, folder, reporter) as session:
+        pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.sha256[:16])
         todo = pipeline.check(target, redo)
-        with Session(config, folder, reporter) as session:
-            if todo:
-                folder.write_config(config, _describe_model(session))
-                # Wrong data is said before Ray and the engine take their time to start.
-                first = [stage for stage in todo if not stage.needs]
-                later = [stage for stage in todo if stage.needs]
-                page = _GrowingReport(session)
-                pipeline.run(first, session, page.write)
-                _start_early(session, [stage.name for stage in later])
-                pipeline.run(later, session, page.write)
-    return _results(folder)
+        if todo:
+            folder.write_config(config, _describe_model(session, todo))
+            # Wrong data is said before Ray and the engine take their time to start.
+            first = [stage for stage in todo if not stage.needs]
+            later = [stage for stage in todo if stage.needs]
+            session.stages = tuple(stage.name for stage in later)
+            page = _GrowingReport(session)
+            pipeline.run(first, session, page.write)
+            _start_early(session)
+            pipeline.run(later, session, page.write)
+    return _results(folder, config)
 
 
 class _GrowingReport:
@@ -76,13 +84,19 @@ class _GrowingReport:
         """Writes what there is; says where, once."""
         from training.report import write_report
 
-        path = write_report(self._session.folder.path)
+        try:
+            path = write_report(self._session.folder.path)
+        except Exception:  # a page is not worth a run; the last stage writes it again and raises
+            logger.exception("the report could not be written yet")
+            return
         if not self._told:
             self._session.reporter.say(f"report, which grows with every stage: {path}")
             self._told = True
 
 
-def _describe_model(session: Session) -> dict[str, str]:
+def _describe_model(session: Session, todo: list[Stage]) -> dict[str, str] | None:
+    if not any("model" in stage.sections for stage in todo):
+        return None  # cohort and expert need none
     model = session.model
     return {
         "name": model.name,
@@ -92,17 +106,18 @@ def _describe_model(session: Session) -> dict[str, str]:
     }
 
 
-def _start_early(session: Session, todo: list[str]) -> None:
+def _start_early(session: Session) -> None:
     """Loads the engine while the first stages work: it takes as long as they do."""
-    if any(name in todo for name in ("search", "grpo", "evaluate")):
+    if {"search", "grpo", "evaluate"} & set(session.stages):
         session.deploy_generator()
 
 
-def _results(folder: RunFolder) -> list[str]:
+def _results(folder: RunFolder, config: RunConfig) -> list[str]:
     lines = []
     if folder.stage("evaluate").done:
         rows = json.loads((folder.path / "evaluate" / "results.json").read_text())
         lines.append(result_table(rows))
+        lines.append(f"answers in the {config.prompt.format} format, greedy")
     if folder.stage("report").done:
         lines.append(f"report: {folder.path / 'report.html'}")
     return lines
@@ -159,6 +174,7 @@ def search(session: Session, on_progress: OnProgress) -> None:
         make_ask_salience=session.make_ask_salience(),
     )
     run_search(session.cohort, patients, setup, session.path("search"), on_progress)
+    session.stop_expert()
 
 
 def fine_tune(session: Session, on_progress: OnProgress) -> None:
@@ -277,14 +293,18 @@ def evaluate(session: Session, on_progress: OnProgress) -> None:
     asked = [method for method in section.methods if _is_available(method, config)]
     for place, method in enumerate(asked):
         name = config.grpo.method if method == "stage2" else method
-        on_progress(place, len(asked), name)
+        on_progress(place * len(patients), len(asked) * len(patients), name)
         part = folder / "parts" / f"{name}.parquet"
         if method in EXPERT_METHODS:
             table = expert_rows(method, stored)
         elif part.exists():
             table = pd.read_parquet(part)
         else:
-            table = reader.rows(name, *_answers(session, method, patients))
+
+            def tell(done: int, before: int = place * len(patients), text: str = name) -> None:
+                on_progress(before + done, len(asked) * len(patients), text)
+
+            table = reader.rows(name, *_answers(session, method, patients, tell))
             part.parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(part.with_suffix(".partial"))
             part.with_suffix(".partial").rename(part)
@@ -309,7 +329,7 @@ def _is_available(method: str, config: RunConfig) -> bool:
 
 
 def _answers(
-    session: Session, method: str, patients: list[str]
+    session: Session, method: str, patients: list[str], tell: Callable[[int], None]
 ) -> tuple[PromptKind, dict[str, tuple[str, bool]]]:
     """A language model row: which prompt it uses, and its greedy answers."""
     config = session.config
@@ -343,7 +363,11 @@ def _answers(
             prompts, 1, config.evaluate.max_new_tokens, session.cache_tokens
         ),
     )
-    groups = ray.get(session.rollout_actor.sample_groups.remote(plan, batch))
+    actor: Any = session.rollout_actor
+    sampling = actor.sample_groups.remote(plan, batch)
+    while not ray.wait([sampling], timeout=_WATCH_INTERVAL_S)[0]:
+        tell(ray.get(actor.num_done.remote()))
+    groups = ray.get(sampling)
     return kind, {group[0].patient_id: (group[0].text, group[0].truncated) for group in groups}
 
 

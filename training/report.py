@@ -130,7 +130,7 @@ def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:
         "model": {key: model.get(key) for key in ("description", "source", "sha256")},
         "warning": _size_warning(records),
         "problems": records.problems,
-        "make": lambda stage: f"eag-rl {stage} CONFIG --run-dir {run_dir.name}",
+        "make": lambda stage: f"eag-rl {stage} CONFIG --run-dir {run_dir}",
         "switched_off": _switched_off(records),
         "tiles": _tiles(records),
         "results": _results(records),

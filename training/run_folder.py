@@ -70,6 +70,8 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not any(self.path.iterdir()):  # made by somebody else, still empty
+                self.path.chmod(0o700)
         except OSError as error:
             raise RunFolderError(
                 f"cannot make the run folder {self.path}: {error.strerror}; choose another with "
@@ -101,12 +103,20 @@ class RunFolder:
             stream.flush()
             yield
 
-    def write_config(self, config: RunConfig, model: dict[str, Any]) -> None:
-        """Writes config.json: the resolved configuration and what it ran with."""
+    def write_config(self, config: RunConfig, model: dict[str, Any] | None) -> None:
+        """Writes config.json: the resolved configuration and what it ran with.
+
+        Args:
+            config: the resolved configuration.
+            model: the language model, or None where no stage has needed it; what an earlier run
+                of the folder knew stays.
+        """
         created = datetime.now(UTC).isoformat(timespec="seconds")
         path = self.path / "config.json"
         if path.exists():
-            created = _read_record(path).get("created", created)
+            earlier = _read_record(path)
+            created = earlier.get("created", created)
+            model = model or earlier.get("model")
         write_json(
             path,
             {
@@ -197,7 +207,8 @@ class StageRecord:
         )
 
     def remove(self) -> None:
-        """Deletes the stage's folder."""
+        """Deletes the stage's folder; interrupted, it leaves none that looks finished."""
+        self._path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ is closed in one place.
 
 import asyncio
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -24,10 +25,22 @@ from ehr.pieces import TextTokenizer
 from ehr.prompts import PromptContext
 from ehr.salience import salient_sets
 from services.adapters import adapter_checksum
+from services.applications import (
+    expert_application,
+    generator_application,
+    http_application,
+    request_deletion,
+)
 from services.clients import ExpertClient, GeneratorClient
-from services.cluster import Cluster, Requirement, connect, preflight, start_serve
-from services.config import ServeSection
-from services.expert import start_expert, stop_expert
+from services.cluster import (
+    Cluster,
+    Requirement,
+    connect,
+    preflight,
+    serve_address,
+    start_serve,
+)
+from services.expert import EXPERT_CPUS, start_expert, stop_expert
 from services.generator import deploy_generator, stop_generator, wait_for_generator
 from services.http_app import start_http_app, stop_http_app
 from services.models import LocalModel, load_tokenizer, resolve_model
@@ -50,6 +63,8 @@ class Session:
         self._generator_asked = False
         self._generator_ready = False
         self._expert_ready = False
+        self.stages: tuple[str, ...] = ()
+        """Stages that will run, for what they ask of the cluster."""
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +75,13 @@ class Session:
         cluster, self._cluster = self._cluster, None
         try:
             if not cluster.started_here:
-                # What others run on a shared cluster stays; this run's own goes, by name.
+                # What others run on a shared cluster stays; this run's own goes, by name. All is
+                # asked for at once: `ray job stop` kills this process after three seconds.
+                request_deletion(
+                    http_application(self.run_id),
+                    generator_application(self.run_id),
+                    expert_application(self.run_id),
+                )
                 stop_http_app(self.run_id)
                 stop_expert(self.run_id)
                 stop_generator(self.run_id)
@@ -145,19 +166,21 @@ class Session:
             for patient in patient_ids
         )
 
-    def connect(self, listen: ServeSection | None = None) -> Cluster:
+    def connect(self, listen: bool = False) -> Cluster:
         """Starts Ray or joins a cluster, and checks that the configuration fits it.
 
         Args:
-            listen: where Ray Serve answers HTTP; None = it does not.
+            listen: Ray Serve must answer HTTP.
         """
         if self._cluster is None:
             self._cluster = connect(self.config.cluster, self.config.run.verbose)
             if self._cluster.dashboard_url:
                 self.reporter.say(f"Ray dashboard: {self._cluster.dashboard_url}")
             raise_on_signals()
-            preflight(requirements(self.config))
-            start_serve(listen)
+            for stage in self.stages:
+                preflight(requirements(self.config, stage))
+            shared = not self._cluster.started_here
+            start_serve(self.config.serve, listen=listen, shared=shared)
         return self._cluster
 
     def deploy_generator(self) -> None:
@@ -188,12 +211,13 @@ class Session:
 
     def start_http(self) -> str:
         """Returns the address of the HTTP endpoint, once it answers."""
-        cluster = self.connect(listen=self.config.serve)
+        cluster = self.connect(listen=True)
         self.start_expert()
         # A shared cluster has one port for all runs: each answers below its own name.
         prefix = "/" if cluster.started_here else f"/{self.run_id}"
         start_http_app(self.run_id, prefix, self.config.generator.request_timeout_s)
-        return f"http://{self.config.serve.host}:{self.config.serve.port}{prefix.rstrip('/')}"
+        host, port = serve_address()
+        return f"http://{host}:{port}{prefix.rstrip('/')}"
 
     def start_expert(self) -> None:
         """Returns when the expert service answers."""
@@ -201,6 +225,11 @@ class Session:
         if not self._expert_ready:
             start_expert(self.run_id, self.folder.path, self.config.generator.startup_timeout_s)
             self._expert_ready = True
+
+    def stop_expert(self) -> None:
+        """Ends the expert service, whose share of the cluster others need."""
+        stop_expert(self.run_id)
+        self._expert_ready = False
 
     def serve_base(self) -> PolicyVersion:
         """Makes the generator serve the model without an adapter."""
@@ -229,41 +258,43 @@ class Session:
         return version
 
 
-def requirements(config: RunConfig) -> list[Requirement]:
-    """What the parts of a run ask of the cluster while they are up together."""
+def requirements(config: RunConfig, stage: str) -> list[Requirement]:
+    """What a stage asks of the cluster, with the generator that stays up through all of them."""
     generator, search, learner, expert = (
         config.generator,
         config.search,
         config.learner,
         config.expert,
     )
-    wanted = [
-        Requirement(
-            name="generator replica",
-            count=generator.num_replicas,
-            cpus=generator.cpus_per_replica,
-            gpus=generator.gpus_per_replica,
-        ),
-        Requirement(
-            name="expert training worker",
-            count=expert.num_workers,
-            cpus=expert.cpus_per_worker,
-            gpus=expert.gpus_per_worker,
-        ),
-        Requirement(
-            name="search actor", count=search.num_actors, cpus=search.cpus_per_actor, gpus=0
-        ),
-    ]
-    if config.sft.enabled or config.grpo.enabled:
-        wanted.append(
-            Requirement(
-                name="learner rank",
-                count=learner.num_workers,
-                cpus=learner.cpus_per_worker,
-                gpus=learner.gpus_per_worker,
-            )
-        )
-    return wanted
+    engine = Requirement(
+        name="generator replica",
+        count=generator.num_replicas,
+        cpus=generator.cpus_per_replica,
+        gpus=generator.gpus_per_replica,
+    )
+    rank = Requirement(
+        name="learner rank",
+        count=learner.num_workers,
+        cpus=learner.cpus_per_worker,
+        gpus=learner.gpus_per_worker,
+    )
+    actor = Requirement(
+        name="search actor", count=search.num_actors, cpus=search.cpus_per_actor, gpus=0
+    )
+    worker = Requirement(
+        name="expert training worker",
+        count=expert.num_workers,
+        cpus=expert.cpus_per_worker,
+        gpus=expert.gpus_per_worker,
+    )
+    service = Requirement(name="expert service", count=1, cpus=EXPERT_CPUS, gpus=0)
+    return {
+        "expert": [worker],
+        "search": [engine, service, actor],
+        "sft": [engine, rank],
+        "grpo": [engine, rank],
+        "evaluate": [engine, replace(actor, name="rollout actor", count=1)],
+    }.get(stage, [])
 
 
 def _ask_salience(run_id: str, timeout_s: float, data_sha256: str) -> ServedSalience:

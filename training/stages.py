@@ -7,10 +7,10 @@ refused when it was begun under another key (unless it is to be redone).
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ehr.errors import RunFolderError
+from ehr.loaders import source_files
 from training.config import RunConfig
 from training.progress import OnProgress, Reporter
 from training.run_folder import RunFolder, file_hash
@@ -25,6 +25,8 @@ OPERATIONAL = frozenset(
         "search.num_actors",
         "search.cpus_per_actor",
         "search.trees_in_flight",
+        "search.max_invalid_scores",  # limits that stop a stage change nothing of what it wrote
+        "grpo.canary_tolerance",
         "learner.num_workers",
         "learner.cpus_per_worker",
         "learner.gpus_per_worker",
@@ -57,12 +59,19 @@ class Pipeline:
     """Runs stages in order, each at most once per key."""
 
     def __init__(
-        self, stages: Iterable[Stage], folder: RunFolder, config: RunConfig, reporter: Reporter
+        self,
+        stages: Iterable[Stage],
+        folder: RunFolder,
+        config: RunConfig,
+        reporter: Reporter,
+        describe_model: Callable[[], str],
     ) -> None:
         self.stages = {stage.name: stage for stage in stages}
         self.folder = folder
         self.config = config
         self.reporter = reporter
+        self._describe_model = describe_model
+        self._stale: set[str] = set()
 
     def wanted(self, target: str | None) -> list[Stage]:
         """The stages that lead to `target` in order; all of them for None."""
@@ -85,8 +94,11 @@ class Pipeline:
                 full = f"{section}.{key}"
                 if full not in OPERATIONAL and field in ("", key):
                     settings[full] = value
-        if "cohort" in stage.sections and self.config.cohort.path:
-            settings["cohort data"] = file_hash(Path(self.config.cohort.path))[:16]
+        if "cohort" in stage.sections:
+            for file in source_files(self.config.cohort):
+                settings[f"cohort data {file.name}"] = file_hash(file)[:16]
+        if "model" in stage.sections:
+            settings["model content"] = self._describe_model()
         inputs = {
             name: (self.folder.stage(name).read() or {}).get("output")
             for name in stage.needs
@@ -97,20 +109,27 @@ class Pipeline:
     def check(self, target: str | None, redo: str | None = None) -> list[Stage]:
         """The stages still to run, before any long work begins.
 
+        Nothing is removed yet: what `redo` names goes when the first stage runs.
+
         Raises:
             RunFolderError: if a stage was begun under another key; lists what differs.
+            DataError: if the cohort's files cannot be read.
         """
-        if redo is not None:
-            self._forget(redo)
+        wanted = self.wanted(target)
+        self._stale = self._downstream(redo, wanted) if redo is not None else set()
         todo: list[Stage] = []
-        for stage in self.wanted(target):
+        for stage in wanted:
             upstream_changes = any(before.name in stage.needs for before in todo)
-            if upstream_changes or not self._is_done(stage):
+            if stage.name in self._stale or upstream_changes or not self._is_done(stage):
+                self.key(stage)  # reads what it depends on: errors come before any work
                 todo.append(stage)
         return todo
 
     def run(self, todo: list[Stage], session: Any, after: Callable[[], None]) -> None:
         """Runs the stages, marking each as running and then as done, and calls `after` each."""
+        for name in self._stale:
+            self.folder.stage(name).remove()
+        self._stale = set()
         for stage in todo:
             if self._is_done(stage):  # its inputs came out as they were
                 continue
@@ -142,16 +161,22 @@ class Pipeline:
                 f"({'; '.join(differences[:5])}{more}); give --redo {stage.name} to replace it and "
                 "all after it, or another folder with --run-dir"
             )
-        if record.done:
+        lost = [name for name in stage.outputs if not (record.folder / name).exists()]
+        if record.done and lost:
+            self.reporter.say(f"{stage.name}: {', '.join(lost)} is gone; it runs again")
+        elif record.done:
             self.reporter.say(f"{stage.name}: already done, same inputs; skipped")
-        return record.done
+        return record.done and not lost
 
-    def _forget(self, redo: str) -> None:
-        if redo not in self.stages:
-            raise RunFolderError(f"--redo takes one of {', '.join(self.stages)}, got {redo!r}")
+    def _downstream(self, redo: str, wanted: list[Stage]) -> set[str]:
+        names = [stage.name for stage in wanted]
+        if redo not in names:
+            raise RunFolderError(
+                f"--redo takes a stage of this command ({', '.join(names)}), got {redo!r}; "
+                "`eag-rl run` has them all"
+            )
         stale = {redo}
         for stage in self.stages.values():
             if stale & set(stage.needs):
                 stale.add(stage.name)
-        for name in stale:
-            self.folder.stage(name).remove()
+        return stale

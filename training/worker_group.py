@@ -48,23 +48,10 @@ class WorkerGroup:
         Raises:
             TrainingError: if the ranks failed once more than `learner.max_failures` allows.
         """
-        trainer = self._trainer(train, config)
-        failures: list[BaseException] = []
-
-        def fit() -> None:
-            try:
-                trainer.fit()
-            except BaseException as error:  # handed to the calling thread
-                failures.append(error)
-
-        # Off the main thread Ray Train installs no interrupt handler of its own: Ctrl-C stays ours.
-        thread = threading.Thread(target=fit, name=f"fit-{self.name}", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(_WATCH_INTERVAL_S)
-            watch()
-        if failures:
-            raise _as_own_error(self.name, failures[0]) from failures[0]
+        try:
+            fit_and_watch(self._trainer(train, config), watch)
+        except WorkerGroupError as error:
+            raise _as_own_error(self.name, error) from error
 
     def _trainer(
         self, train: Callable[[dict[str, Any]], None], config: dict[str, Any]
@@ -93,6 +80,33 @@ class WorkerGroup:
         )
 
 
+def fit_and_watch(trainer: TorchTrainer, watch: Callable[[], None]) -> None:
+    """Run a trainer to its end; its error is raised here.
+
+    Off the main thread Ray Train installs no interrupt handler of its own: Ctrl-C stays ours, here
+    and for the rest of the process.
+
+    Args:
+        trainer: what to run.
+        watch: called on this thread about every second until it has ended.
+    """
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the calling thread
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_WATCH_INTERVAL_S)
+        watch()
+    if failures:
+        raise failures[0]
+
+
 def prepare_rank(section: LearnerSection) -> torch.device:
     """Set a rank's CPU threads; its device comes back."""
     threads = section.threads or max(1, (os.cpu_count() or 1) // section.num_workers)
@@ -100,9 +114,7 @@ def prepare_rank(section: LearnerSection) -> torch.device:
     return get_device()
 
 
-def _as_own_error(name: str, error: BaseException) -> BaseException:
-    if not isinstance(error, WorkerGroupError):
-        return error
+def _as_own_error(name: str, error: WorkerGroupError) -> EagRlError:
     causes = list(error.worker_failures.values())
     for cause in causes:
         inner: BaseException | None = cause

@@ -34,7 +34,7 @@ def local_ray(http_port: int) -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="eag-ray-", dir="/tmp")
     section = ClusterSection(num_cpus=16, dashboard=False, object_store_gib=0.5, temp_dir=folder)
     cluster = connect(section)
-    start_serve(ServeSection(port=http_port))
+    start_serve(ServeSection(port=http_port), listen=True, shared=False)
     yield cluster
     cluster.close()
     shutil.rmtree(folder, ignore_errors=True)

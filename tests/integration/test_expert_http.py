@@ -103,4 +103,4 @@ def test_a_port_that_is_taken_is_refused_before_serve_starts(
         taken = ServeSection(port=server.getsockname()[1])
 
         with pytest.raises(ResourceError, match=r"serve.port=PORT"):
-            start_serve(taken)
+            start_serve(taken, listen=True, shared=False)

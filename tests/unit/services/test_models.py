@@ -1,5 +1,7 @@
 """Finding the language model, and refusing what is none."""
 
+import dataclasses
+import hashlib
 import json
 import threading
 from pathlib import Path
@@ -137,6 +139,24 @@ def test_a_packaged_file_with_another_hash_is_refused_before_it_is_converted(
         resolve_model(section("smollm2-135m", tmp_path))
 
     assert rendered == []
+
+
+def test_a_conversion_that_changed_in_the_cache_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendered: list[str]
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"abc")
+    packaged = models.PACKAGED["smollm2-135m"]
+    monkeypatch.setattr(models, "_packaged_file", lambda name, packaged: file)
+    sha256 = hashlib.sha256(b"abc").hexdigest()
+    monkeypatch.setitem(models.PACKAGED, "small", dataclasses.replace(packaged, sha256=sha256))
+    model = resolve_model(section("small", tmp_path))
+    assert resolve_model(section("small", tmp_path)) == model
+
+    (model.path / models.CHAT_FILE).write_text("{}")
+
+    with pytest.raises(ModelError, match="its files have changed; remove that folder"):
+        resolve_model(section("small", tmp_path))
 
 
 def test_a_missing_distribution_is_named_with_how_to_install_it(

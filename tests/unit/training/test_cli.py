@@ -48,6 +48,7 @@ def test_help_imports_nothing_heavy():
         (["run", DEMO, "search.num_rollout=1"], "did you mean 'search.num_rollouts'"),
         (["run", DEMO, "cohort.source=tjh", "cohort.path=/nowhere"], "/nowhere"),
         (["cohort", "search.num_rollouts=1"], "at least one configuration file"),
+        (["cohort", DEMO, "run=3"], "an override is section.key=value"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_a_one_line_error(arguments, expected, tmp_path):
@@ -57,6 +58,16 @@ def test_bad_input_ends_with_status_2_and_a_one_line_error(arguments, expected, 
     assert expected in done.stderr.strip().splitlines()[-1]
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_table_in_an_error_keeps_its_lines_before_the_last(capsys):
+    cli._print_error("too much:\n  part   CPU\n  rank   900\nlower it")
+
+    assert capsys.readouterr().err.splitlines() == [
+        "  part   CPU",
+        "  rank   900",
+        "error: too much: lower it",
+    ]
 
 
 def test_relative_paths_are_refused_inside_a_submitted_job(monkeypatch, capsys):

@@ -18,6 +18,7 @@ class Work:
         self.path = path
         self.calls = []
         self.fail = set()
+        self.model = "weights 1"
 
     def stages(self):
         return [
@@ -30,7 +31,7 @@ class Work:
             ),
             Stage(
                 name="second",
-                sections=("search.num_rollouts",),
+                sections=("search.num_rollouts", "model"),
                 needs=("first",),
                 outputs=("out.txt",),
                 function=self._do("second"),
@@ -58,7 +59,9 @@ def work(tmp_path):
 def pipeline(work, **sections):
     console = Console(file=io.StringIO(), force_terminal=False)
     config = RunConfig.model_validate(sections)
-    return Pipeline(work.stages(), RunFolder(work.path), config, Reporter(console))
+    return Pipeline(
+        work.stages(), RunFolder(work.path), config, Reporter(console), lambda: work.model
+    )
 
 
 def run(pipe, target=None, redo=None, after=lambda: None):
@@ -124,6 +127,41 @@ def test_redo_replaces_the_stage_and_all_after_it(work):
     assert work.calls == ["first", "second", "first", "second"]
 
 
+def test_a_redo_that_is_refused_has_removed_nothing(work):
+    run(pipeline(work))
+
+    with pytest.raises(RunFolderError, match=r"sft\.epochs"):
+        run(pipeline(work, sft={"epochs": 3}), redo="second")
+
+    assert (work.path / "second" / "out.txt").exists()
+
+
+def test_a_redo_beyond_the_command_is_refused(work):
+    run(pipeline(work))
+
+    with pytest.raises(RunFolderError, match=r"--redo takes a stage of this command \(first\)"):
+        run(pipeline(work), target="first", redo="second")
+
+    assert (work.path / "second" / "out.txt").exists()
+
+
+def test_a_stage_whose_output_is_gone_runs_again(work):
+    run(pipeline(work))
+    (work.path / "second" / "out.txt").unlink()
+
+    run(pipeline(work))
+
+    assert work.calls == ["first", "second", "second"]
+
+
+def test_another_models_weights_under_the_same_name_are_refused(work):
+    run(pipeline(work))
+    work.model = "weights 2"
+
+    with pytest.raises(RunFolderError, match=r"model content.*weights 1.*weights 2"):
+        run(pipeline(work))
+
+
 def test_a_stage_whose_deleted_input_comes_out_the_same_is_kept(work):
     run(pipeline(work))
     RunFolder(work.path).stage("first").remove()
@@ -154,6 +192,14 @@ def test_a_run_folder_is_readable_by_its_owner_only(tmp_path):
     folder.create()
 
     assert (folder.path.stat().st_mode & 0o777) == 0o700
+
+
+def test_an_empty_folder_that_was_there_becomes_its_owners_too(tmp_path):
+    (tmp_path / "run").mkdir(mode=0o755)
+
+    RunFolder(tmp_path / "run").create()
+
+    assert ((tmp_path / "run").stat().st_mode & 0o777) == 0o700
 
 
 def test_a_folder_of_another_layout_is_refused(tmp_path):
