@@ -18,6 +18,7 @@ def handlers():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_interrupts_once_and_a_second_does_not_break_the_cleanup(number):
+    signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
     raise_on_signals()
 
     with pytest.raises(KeyboardInterrupt):
