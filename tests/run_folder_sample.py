@@ -368,6 +368,7 @@ class SampleRun:
                 "difference": 0.06,
                 "low": -0.21,
                 "high": 0.33,
+                "minimal_detectable": 0.386,
                 "n": NUM_LANGUAGE_MODEL_PATIENTS,
             }
             for method in ("vanilla", "question_decomposition", "stage1", "concare")

@@ -150,7 +150,10 @@ def result_rows(
 def difference_rows(
     predictions: pd.DataFrame, reference: str, num_resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Paired differences `reference` minus each other method, on the patients both answered."""
+    """Paired differences `reference` minus each other method, on the patients both answered.
+
+    `minimal_detectable` is the smallest true difference that so many patients would show.
+    """
     tables = {
         method: table.set_index("patient_id") for method, table in predictions.groupby("method")
     }
@@ -182,6 +185,7 @@ def difference_rows(
                     "difference": found.difference,
                     "low": found.low,
                     "high": found.high,
+                    "minimal_detectable": found.minimal_detectable,
                     "n": len(patients),
                 }
             )

@@ -3,6 +3,7 @@ import pytest
 
 from ehr.config import CohortSection
 from ehr.loaders import build_cohort
+from ehr.metrics import paired_difference
 from ehr.names import FeatureMatcher
 from training.evaluation import AnswerReader, difference_rows, expert_rows, result_rows
 
@@ -95,6 +96,19 @@ def test_differences_are_paired_on_the_patients_that_both_answered():
 
     assert {(row["metric"], row["n"]) for row in rows} == {("auroc", 8), ("auprc", 8)}
     assert rows[0]["difference"] == pytest.approx(1.0)
+
+
+def test_a_difference_says_what_so_many_patients_could_have_shown():
+    labels, probabilities = [0, 0, 1, 1] * 5, [0.1, 0.4, 0.35, 0.8] * 5
+    predictions = pd.concat(
+        [table("eag_rl", labels, probabilities), table("vanilla", labels, probabilities[::-1])]
+    )
+
+    row = difference_rows(predictions, "eag_rl", num_resamples=200, seed=1)[0]
+
+    found = paired_difference(labels, probabilities, probabilities[::-1], "auroc", 200, 1)
+    assert row["minimal_detectable"] == found.minimal_detectable
+    assert row["minimal_detectable"] > 0
 
 
 def test_expert_rows_take_the_test_split_only():
