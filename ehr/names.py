@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ehr.catalogue import (
     AGE_AND_SEX,
@@ -19,6 +20,7 @@ _SEPARATOR = re.compile(r"[,;\n\r]")
 _LIST_MARK = re.compile(r"^\s*(?:[-*\u2022]+|\d{1,2}[.)])\s+")
 _BRACKETS = re.compile(r"[(\[{]([^()\[\]{}]*)(?:[)\]}]|$)")
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_][^\W_]*")
+_PIECE = re.compile(r"\d+(?:\.\d+)?|[^\W\d_][^\W_]*|[%#+]")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?$")
 
 _SYMBOLS = {
@@ -73,6 +75,10 @@ _TELLING = frozenset(
 )
 
 
+# Two letters with a small one among them that mean one thing in a sentence.
+_SHORT_NAMES = frozenset(("pH", "Hb"))
+
+
 def split_names(text: str) -> list[str]:
     """Names of a written list: parted at commas, semicolons and line ends, duplicates kept.
 
@@ -80,6 +86,17 @@ def split_names(text: str) -> list[str]:
     """
     parts = (_LIST_MARK.sub("", part).strip(" \t.\"'`*") for part in _SEPARATOR.split(text))
     return [part for part in parts if any(character.isalpha() for character in part)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mention:
+    """One place in a text that names a feature."""
+
+    name: str
+    """Canonical."""
+    start: int
+    end: int
+    """Characters [start, end) of the text."""
 
 
 class FeatureMatcher:
@@ -132,6 +149,25 @@ class FeatureMatcher:
         """Set C of Eq. 6: canonical names, and unknown ones as casefolded members of their own."""
         written = [name for name in names if name.strip()]
         return frozenset(self.match(name) or " ".join(name.casefold().split()) for name in written)
+
+    def mentions(self, text: str) -> list[Mention]:
+        """Where a sentence names features, in order and without overlap.
+
+        More careful than `match`, which reads a list of names: no spelling is mended, names of two
+        letters count in capitals only, and a word beside a name that makes it another quantity
+        ("urine", "ratio") rules it out.
+        """
+        words, places = _placed_words(text)
+        found: list[Mention] = []
+        for start, end in sorted(self._spans(words), key=lambda span: (span[0], -span[1])):
+            first, last = places[start][0], places[end - 1][1]
+            beside = (*words[max(0, start - 1) : start], *words[end : end + 1])
+            is_other = _OTHER_QUANTITY.intersection(beside)
+            is_word = len(text[first:last]) == 2 and text[first:last] not in _SHORT_NAMES
+            is_unclear = is_word and not text[first:last].isupper()
+            if not (is_other or is_unclear or (found and first < found[-1].end)):
+                found.append(Mention(name=self._names[words[start:end]], start=first, end=last))
+        return found
 
     def _add(self, alias: str, name: str) -> None:
         words = _words(alias)
@@ -211,6 +247,20 @@ def _words(text: str) -> tuple[str, ...]:
         if not words or words[-1] != spelled or _NUMBER.match(spelled):
             words.append(spelled)
     return tuple(words)
+
+
+def _placed_words(text: str) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
+    """Words of a text as `_words` makes them, and the characters [start, end) behind each."""
+    words: list[str] = []
+    places: list[tuple[int, int]] = []
+    for piece in _PIECE.finditer(text):
+        for word in _words(piece.group()):
+            if words and words[-1] == word and not _NUMBER.match(word):
+                places[-1] = (places[-1][0], piece.end())
+            else:
+                words.append(word)
+                places.append(piece.span())
+    return tuple(words), places
 
 
 def _singular(word: str) -> str:

@@ -406,6 +406,10 @@ class SampleRun:
             "parse_failure_rate": 0.0625,
             "reward_att": 0.27 if names_features else None,
             "reward_att_excess": -0.04 if names_features else None,
+            "grounding_error_rate": 0.125 if names_features else None,
+            "num_checked_claims": 24 if names_features else None,
+            "num_wrong_claims": 3 if names_features else None,
+            "num_unsupported_numbers": 5 if names_features else None,
             "n": NUM_LANGUAGE_MODEL_PATIENTS,
         }
 

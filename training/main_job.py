@@ -13,7 +13,7 @@ import ray
 
 from actors.case_prompts import PromptKind
 from actors.pool import SearchSetup, run_search
-from actors.rollouts import RolloutBatch, RolloutPlan
+from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt
 from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.errors import TrainingError
 from ehr.loaders import build_cohort
@@ -25,6 +25,7 @@ from training.config import RunConfig
 from training.evaluation import (
     EXPERT_METHODS,
     AnswerReader,
+    Answers,
     concatenate,
     difference_rows,
     expert_rows,
@@ -283,7 +284,7 @@ def evaluate(session: Session, on_progress: OnProgress) -> None:
         elif part.exists():
             table = pd.read_parquet(part)
         else:
-            table = reader.rows(name, *_answers(session, method, patients))
+            table = reader.rows(name, _answers(session, method, patients))
             part.parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(part.with_suffix(".partial"))
             part.with_suffix(".partial").rename(part)
@@ -307,9 +308,7 @@ def _is_available(method: str, config: RunConfig) -> bool:
     return {"stage1": config.sft.enabled, "stage2": config.grpo.enabled}.get(method, True)
 
 
-def _answers(
-    session: Session, method: str, patients: list[str]
-) -> tuple[PromptKind, dict[str, tuple[str, bool]]]:
+def _answers(session: Session, method: str, patients: list[str]) -> Answers:
     """A language model row: which prompt it uses, and its greedy answers."""
     config = session.config
     kind: PromptKind = "question_decomposition"
@@ -332,14 +331,22 @@ def _answers(
         temperature=0.0,
         think_tokens=config.prompt.think_budget_tokens,
     )
+    shown = session.case_prompts(patients, kind)
     batch = RolloutBatch(
-        prompts=session.prompts(patients, kind),
+        prompts=tuple(
+            RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
+            for patient, prompt in shown.items()
+        ),
         group_size=1,
         least=least,
         seed=config.evaluate.seed,
     )
     groups = ray.get(session.rollout_actor.sample_groups.remote(plan, batch))
-    return kind, {group[0].patient_id: (group[0].text, group[0].truncated) for group in groups}
+    return Answers(
+        kind=kind,
+        texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
+        shown={patient: prompt.case for patient, prompt in shown.items()},
+    )
 
 
 def report(session: Session, on_progress: OnProgress) -> None:
