@@ -163,3 +163,11 @@ def test_features_that_share_a_spelling_are_refused():
 
     with pytest.raises(DataError, match="'calcium' and 'Corrected calcium' share"):
         FeatureMatcher(features)
+
+
+@pytest.mark.parametrize(
+    "written", ["pt with fever", "history of HT", "urine pH", "BUN/creatinine ratio", "troponinT"]
+)
+def test_words_beside_a_name_can_make_it_another_thing(written: str):
+    assert BENCHMARK.match(written) is None
+    assert TJH.match(written) is None
