@@ -31,7 +31,7 @@ class Feature:
     """Other spellings of the whole name."""
 
 
-CATALOGUE_VERSION = "1"
+CATALOGUE_VERSION = "2"
 """Grows whenever a name, an alias, a unit or a range changes: matched names depend on it."""
 
 AGE_AND_SEX = "Age & Sex"
@@ -617,3 +617,217 @@ TJH_LABS: tuple[Feature, ...] = (
     _lab("creatinine", "umol/L", 45, 104, "serum creatinine", "blood creatinine", "crea"),
 )
 """The 73 labs of the Tongji workbook in its order; names as there, blanks at the ends stripped."""
+
+_NOT_IN_PHYSIONET2012 = frozenset(
+    (
+        "Capillary refill rate",
+        "Glasgow coma scale eye opening",
+        "Glasgow coma scale motor response",
+        "Glasgow coma scale verbal response",
+    )
+)
+
+PHYSIONET2012_BENCHMARK: tuple[Feature, ...] = tuple(
+    feature for feature in BENCHMARK_17 if feature.name not in _NOT_IN_PHYSIONET2012
+)
+"""The 13 benchmark features that PhysioNet 2012 records, in the benchmark's order."""
+
+PHYSIONET2012: tuple[Feature, ...] = (
+    *PHYSIONET2012_BENCHMARK,
+    _numeric("Albumin", "g/dL", (0.5, 7), (3.5, 5.2), "serum albumin", "alb"),
+    _numeric("Alkaline phosphatase", "U/L", (1, 5000), (40, 150), "alp", "alk phos"),
+    _numeric(
+        "Alanine aminotransferase",
+        "U/L",
+        (0, 30000),
+        (7, 45),
+        "alanine transaminase",
+        "glutamic pyruvic transaminase",
+        "alt",
+        "sgpt",
+    ),
+    _numeric(
+        "Aspartate aminotransferase",
+        "U/L",
+        (0, 40000),
+        (8, 40),
+        "aspartate transaminase",
+        "glutamic oxaloacetic transaminase",
+        "ast",
+        "sgot",
+    ),
+    _numeric(
+        "Bicarbonate",
+        "mmol/L",
+        (2, 60),
+        (22, 29),
+        "serum bicarbonate",
+        "blood bicarbonate",
+        "hco3",
+    ),
+    _numeric(
+        "Bilirubin",
+        "mg/dL",
+        (0, 80),
+        (0.2, 1.2),
+        "total bilirubin",
+        "bilirubin total",
+        "serum bilirubin",
+        "serum total bilirubin",
+        "tbil",
+    ),
+    _numeric(
+        "Blood urea nitrogen",
+        "mg/dL",
+        (0.5, 300),
+        (7, 20),
+        "urea nitrogen",
+        "serum urea nitrogen",
+        "blood urea",
+        "urea",
+        "bun",
+    ),
+    _numeric(
+        "Cholesterol",
+        "mg/dL",
+        (10, 1000),
+        (115, 200),
+        "total cholesterol",
+        "cholesterol total",
+        "serum cholesterol",
+    ),
+    _numeric(
+        "Creatinine",
+        "mg/dL",
+        (0.05, 40),
+        (0.6, 1.3),
+        "serum creatinine",
+        "blood creatinine",
+        "crea",
+    ),
+    _numeric("Hematocrit", "%", (5, 75), (36, 50), "hct"),
+    _numeric(
+        "Lactate",
+        "mmol/L",
+        (0.1, 40),
+        (0.5, 2),
+        "lactic acid",
+        "serum lactate",
+        "blood lactate",
+        "arterial lactate",
+        "lactate concentration",
+    ),
+    # No "mg", "k" or "na": the first two are units too, and "NA" is how models write "missing".
+    # The challenge's list gives magnesium in mmol/L, but its median, 2.0, is one in mg/dL.
+    _numeric("Magnesium", "mg/dL", (0.3, 15), (1.6, 2.6), "serum magnesium", "blood magnesium"),
+    # The record writes 1 only; see the loader.
+    _categorical(
+        "Mechanical ventilation",
+        ("no", "yes"),
+        0,
+        "mechanical ventilation status",
+        "mechanical ventilator",
+        "mechanically ventilated",
+        "mechanical respiration",
+        "mechvent",
+        "mech vent",
+        "ventilation",
+        "ventilator",
+        "ventilated",
+    ),
+    _numeric(
+        "Partial pressure of carbon dioxide",
+        "mmHg",
+        (5, 200),
+        (35, 45),
+        "partial pressure of arterial carbon dioxide",
+        "partial pressure of arterial co2",
+        "partial pressure of co2",
+        "arterial partial pressure of carbon dioxide",
+        "arterial carbon dioxide",
+        "arterial co2",
+        "carbon dioxide partial pressure",
+        "carbon dioxide pressure",
+        "carbon dioxide tension",
+        "paco2",
+        "pco2",
+    ),
+    _numeric(
+        "Partial pressure of oxygen",
+        "mmHg",
+        (15, 700),
+        (75, 100),
+        "partial pressure of arterial oxygen",
+        "partial pressure of arterial o2",
+        "partial pressure of o2",
+        "arterial partial pressure of oxygen",
+        "arterial oxygen",
+        "arterial o2",
+        "oxygen partial pressure",
+        "oxygen pressure",
+        "oxygen tension",
+        "pao2",
+        "po2",
+    ),
+    _numeric(
+        "Platelets",
+        "10^9/L",
+        (1, 3000),
+        (150, 400),
+        "platelet count",
+        "plt",
+        "plt count",
+        "thrombocytes",
+        "thrombocyte count",
+    ),
+    _numeric("Potassium", "mmol/L", (1, 14), (3.5, 5.1), "serum potassium", "blood potassium"),
+    _numeric("Sodium", "mmol/L", (80, 200), (136, 145), "serum sodium", "blood sodium"),
+    _numeric(
+        "Troponin I",
+        "ng/mL",
+        (0, 500),
+        (0, 0.4),
+        "cardiac troponin i",
+        "trop i",
+        "troponini",
+        "tni",
+        "ctni",
+    ),
+    _numeric(
+        "Troponin T",
+        "ng/mL",
+        (0, 100),
+        (0, 0.01),
+        "cardiac troponin t",
+        "trop t",
+        "troponint",
+        "tnt",
+        "ctnt",
+    ),
+    _numeric(
+        "Urine output",
+        "mL",
+        (0, 5000),
+        None,
+        "urine",
+        "urine volume",
+        "urinary output",
+        "uop",
+    ),
+    _numeric(
+        "White blood cell count",
+        "10^9/L",
+        (0, 600),
+        (4, 11),
+        "white blood cell",
+        "white cell count",
+        "leukocyte count",
+        "leukocyte",
+        "wbc",
+        "wbc count",
+    ),
+)
+"""The 35 series of PhysioNet 2012, with height: the 13 benchmark features first, then by name."""
+
+KNOWN_FEATURES: tuple[Feature, ...] = (*BENCHMARK_17, *TJH_LABS, *PHYSIONET2012)
+"""Features of every source, benchmark features twice; names alike have units alike."""

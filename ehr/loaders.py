@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from ehr import synthetic, tjh
+from ehr import physionet2012, synthetic, tjh
 from ehr.cohort import Cohort, check_splits
 from ehr.config import CohortSection
 
 _LOADERS: dict[str, Callable[[CohortSection], Cohort]] = {
     "synthetic": synthetic.generate,
     "tjh": tjh.load,
+    "physionet2012": physionet2012.load,
 }
 
 

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from ehr.catalogue import AGE_AND_SEX, AGE_AND_SEX_ALIASES, BENCHMARK_17, TJH_LABS, Feature
+from ehr.catalogue import AGE_AND_SEX, AGE_AND_SEX_ALIASES, KNOWN_FEATURES, Feature
 from ehr.errors import DataError
 
 _SEPARATOR = re.compile(r"[,;\n\r]")
@@ -85,7 +85,7 @@ class FeatureMatcher:
         # "mean corpuscular hemoglobin" is not it.
         self._phrases = {
             _words(alias)
-            for feature in (*BENCHMARK_17, *TJH_LABS)
+            for feature in KNOWN_FEATURES
             for alias in (feature.name, *feature.aliases)
         } | set(self._names)
         self._longest = max(len(phrase) for phrase in self._phrases)
@@ -188,7 +188,7 @@ def _without_brackets(text: str) -> str:
 
 _UNITS = frozenset(
     word
-    for unit in (*(feature.unit for feature in (*BENCHMARK_17, *TJH_LABS)), *_MORE_UNITS)
+    for unit in (*(feature.unit for feature in KNOWN_FEATURES), *_MORE_UNITS)
     for word in _words(unit)
 ) - {_PERCENT}
 
