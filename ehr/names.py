@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from ehr.catalogue import (
     AGE_AND_SEX,
     AGE_AND_SEX_ALIASES,
-    BENCHMARK_17,
+    KNOWN_FEATURES,
     OTHER_MEASUREMENTS,
-    TJH_LABS,
     Feature,
 )
 from ehr.errors import DataError
@@ -121,7 +120,7 @@ class FeatureMatcher:
         # "mean corpuscular hemoglobin" is not it.
         self._phrases = {
             _words(alias)
-            for feature in (*BENCHMARK_17, *TJH_LABS)
+            for feature in KNOWN_FEATURES
             for alias in (feature.name, *feature.aliases)
         }
         self._phrases |= set(self._names) | {_words(other) for other in OTHER_MEASUREMENTS}
@@ -281,7 +280,7 @@ def _without_brackets(text: str) -> str:
 
 _UNITS = frozenset(
     word
-    for unit in (*(feature.unit for feature in (*BENCHMARK_17, *TJH_LABS)), *_MORE_UNITS)
+    for unit in (*(feature.unit for feature in KNOWN_FEATURES), *_MORE_UNITS)
     for word in _words(unit)
 ) - {_PERCENT}
 
