@@ -1,5 +1,4 @@
 import dataclasses
-import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from ehr.config import ExpertSection
 from ehr.expert_member import Member, MemberState, halves, member_file, member_key, write_member
 from ehr.salience import salience_table
 from tests.expert_cohort import fit_in_process, tiny_cohort, tiny_section
-from training.expert import _metrics, _note_epoch, _predict, _remove_stale, _truth, _watching
+from training.expert import _metrics, _note_epoch, _predict, _remove_stale, _tell, _truth
 
 COHORT = tiny_cohort()
 SECTION = tiny_section()
@@ -52,25 +51,15 @@ def test_a_broken_member_and_one_too_many_are_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == len(PLANS) - 1
 
 
-def test_progress_counts_finished_members_and_epochs_in_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("training.expert._POLL_S", 0.01)
+def test_progress_counts_finished_members_and_epochs_in_training(tmp_path: Path) -> None:
     write(tmp_path, SECTION, "data")
     (tmp_path / member_file(PLANS[0])).unlink()
     _note_epoch(tmp_path, 0, 5, 0.25)
-    seen = threading.Event()
     moves: list[tuple[float, float, str]] = []
 
-    def on_progress(done: float, total: float, text: str) -> None:
-        moves.append((done, total, text))
-        seen.set()
+    _tell(tmp_path, PLANS, 10, lambda *move: moves.append(move))
 
-    with _watching(tmp_path, PLANS, 10, on_progress):
-        assert seen.wait(timeout=10)
-
-    assert moves[0] == (3.5, 4, "validation loss 0.250")
-    assert not list(tmp_path.glob(".epoch-*"))
+    assert moves == [(3.5, 4, "validation loss 0.250")]
 
 
 def test_a_cohort_without_truth_has_no_comparison_with_it() -> None:

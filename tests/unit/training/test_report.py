@@ -148,7 +148,7 @@ def test_a_run_that_stopped_early_names_the_next_command(tmp_path, count):
     page = read_page(run_dir)
 
     assert page.open == []
-    assert f"eag-rl {STAGES[count]} CONFIG --run-dir run" in page.text
+    assert f"eag-rl {STAGES[count]} CONFIG --run-dir {run_dir}" in page.text
     for done in STAGES[: min(count, 5)]:
         assert f"eag-rl {done} CONFIG" not in page.text
 
