@@ -10,16 +10,18 @@ Agreement and curves are about training patients (out of fold), whose C_exp the 
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.record import RESULTS, write_result
 from ehr.agreement import agreement
 from ehr.cohort import SPLITS, Cohort, cohort_hash
 from ehr.config import ExpertSection
-from ehr.deletion import Bench, Curve, bench, forest_judge, method_orders, own_judge
+from ehr.deletion import Bench, Curve, Judge, bench, common_judges, method_orders, own_judge
 from ehr.errors import ConfigurationError, DataError
 from ehr.expert import ExpertEnsemble
 from ehr.expert_member import Member, fit_member, halves, member_key
@@ -27,13 +29,17 @@ from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.integrated_gradients import IntegratedGradients
 from ehr.loaders import build_cohort
 from ehr.metrics import auroc, bootstrap_interval
-from ehr.opinions import SalienceEnsemble
+from ehr.opinions import Opinions, SalienceEnsemble
 from ehr.salience import salience_table, salient_sets, true_overlap
 from ehr.salience_methods import CHEAP_METHODS, CONCARE_METHODS, cheap_plans, fit_cheap
 from ehr.vote import Vote
 from training.config_loading import load_config
 
 METHODS = (*CONCARE_METHODS, *CHEAP_METHODS)
+MAX_PATIENTS = 500
+"""Patients of the curves by default: a curve asks each judge some 200 times about each."""
+JUDGES = ("own", "forest", "gaussian_process")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 Inputs = Mapping[str, ExpertInput]
@@ -47,6 +53,7 @@ def main() -> None:
     parser.add_argument("config", nargs="*", help="YAML files and section.key=value")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--split", choices=SPLITS, default="train", help="patients of the curves")
+    parser.add_argument("--max-patients", type=int, default=MAX_PATIENTS, help="of the curves")
     parser.add_argument("--run-dir", type=Path, help="take ConCare from this finished run")
     parser.add_argument("--quick", action="store_true", help="only methods that fit in seconds")
     parser.add_argument("--json", type=Path, default=RESULTS / "salience.json")
@@ -57,7 +64,14 @@ def main() -> None:
         config = load_config(files or [ROOT / "configs" / "demo.yaml"], overrides)
         cohort = build_cohort(config.cohort)
         methods = tuple(CHEAP_METHODS) if arguments.quick else tuple(arguments.methods)
-        rows = study(cohort, config.expert, methods, arguments.split, arguments.run_dir)
+        rows = study(
+            cohort,
+            config.expert,
+            methods,
+            arguments.split,
+            arguments.run_dir,
+            arguments.max_patients,
+        )
     except (ConfigurationError, DataError) as error:
         parser.error(str(error))
     print(table(rows))
@@ -71,13 +85,21 @@ def study(
     methods: Sequence[str],
     split: str,
     run_dir: Path | None = None,
+    max_patients: int = MAX_PATIENTS,
 ) -> list[dict[str, Any]]:
     """One row a method, and one for the vote of all if there are several."""
     scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
     inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
     plans = cheap_plans(cohort.splits["train"], cohort.labels, section)
-    asked = [inputs[patient] for patient in cohort.splits[split]]
-    common = bench(forest_judge(plans[0], inputs, cohort.labels), scaler, asked, seed=section.seed)
+    asked = _judged(cohort, inputs, split, max_patients, section.seed)
+
+    def against(judge: Judge) -> Bench:
+        return bench(judge, scaler, asked, seed=section.seed)
+
+    common = {
+        name: against(judge)
+        for name, judge in common_judges(plans[0], inputs, cohort.labels).items()
+    }
     ensembles: dict[str, list[SalienceEnsemble]] = {}
     if set(methods) & set(CONCARE_METHODS):
         concare = (
@@ -88,9 +110,12 @@ def study(
     for method in CHEAP_METHODS:
         if method in methods:
             ensembles[method] = fit_cheap(method, plans, inputs, cohort.labels, scaler)
-    ensembles = {method: ensembles[method] for method in methods}
+    ensembles = {
+        method: [_Remembering(each, inputs) for each in ensembles[method]] for method in methods
+    }
     if len(methods) > 1:
-        ensembles["vote"] = [Vote(parts) for parts in zip(*ensembles.values(), strict=True)]
+        votes = [Vote(parts) for parts in zip(*ensembles.values(), strict=True)]
+        ensembles["vote"] = [_Remembering(vote, inputs) for vote in votes]
     own: dict[str, Bench] = {}
     rows: list[dict[str, Any]] = []
     for method, both in ensembles.items():
@@ -98,36 +123,80 @@ def study(
         # The two methods that read ConCare have one model, and so one judge.
         model = "concare" if method in CONCARE_METHODS else method
         if model not in own:
-            own[model] = bench(own_judge(both[0]), scaler, asked, seed=section.seed)
+            own[model] = against(own_judge(both[0]))
+        judges = {"own": own[model], **common}
         rows.append(
             {"cohort": cohort.name, "method": method, "members": len(both[0].plans), "split": split}
             | _risk(cohort, inputs, both[0], section.seed)
             | _agreement(cohort, both, method, section, split)
+            | {"judged_patients": len(asked)}
             | {
-                "own_judge": _deletion(cohort, own[model], both[0], split),
-                "common_judge": _deletion(cohort, common, both[0], split),
-                "seconds": time.perf_counter() - started,
+                "judges": {
+                    name: _deletion(cohort, judged, both[0]) for name, judged in judges.items()
+                }
             }
+            | {"seconds": time.perf_counter() - started}
         )
     return rows
 
 
+class _Remembering:
+    """An ensemble that is asked for the scores of the cohort's patients once.
+
+    Masked patients keep their names: only `risks`, which forgets everything, may be asked for them.
+    """
+
+    def __init__(self, ensemble: SalienceEnsemble, inputs: Inputs) -> None:
+        self._ensemble = ensemble
+        self._inputs = inputs
+        self.scaler = ensemble.scaler
+        self.plans = ensemble.plans
+        self._position = {patient: index for index, patient in enumerate(inputs)}
+
+    def risks(self, inputs: Sequence[ExpertInput]) -> np.ndarray:
+        return self._ensemble.risks(inputs)
+
+    def predict(self, inputs: Sequence[ExpertInput]) -> Opinions:
+        rows = [self._position[entry.patient_id] for entry in inputs]
+        return Opinions(
+            patient_ids=tuple(entry.patient_id for entry in inputs),
+            risk=self._all.risk[:, rows],
+            scores=self._all.scores[:, rows],
+            seen=self._all.seen[:, rows],
+        )
+
+    @cached_property
+    def _all(self) -> Opinions:
+        return self._ensemble.predict(list(self._inputs.values()))
+
+
+def _judged(
+    cohort: Cohort, inputs: Inputs, split: str, max_patients: int, seed: int
+) -> list[ExpertInput]:
+    ids = cohort.splits[split]
+    chosen = np.random.default_rng(seed).permutation(len(ids))[:max_patients]
+    return [inputs[ids[index]] for index in sorted(chosen)]
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The figures to look at first, one line a method."""
-    head = f"{'':<21} {'':>3} {'test':>5} {'':>5} {'':>5} {'':>6} {'':>7} {'true':>5} {'const':>5}"
-    head += f" | {'own judge: area vs':^40} | {'common judge: area vs':^40}\n"
-    head += f"{'method':<21} {'mem':>3} {'auroc':>5} {'kappa':>5} {'J':>5} {'J_perm':>6} "
-    head += f"{'J_const':>7} {'J':>5} {'J':>5}" + f" | {'random':^19}  {'constant':^19}" * 2
-    lines = [head]
+    width = 19
+    head = f"{'':<21} {'':>3} {'test':>5} {'':>5} {'':>5} {'':>6} {'':>7} {'truth':>5} {'truth':>5}"
+    for judge in JUDGES:
+        head += " | " + f"{judge + ': deletion area against':^{2 * width + 2}}"
+    names = f"{'method':<21} {'mem':>3} {'auroc':>5} {'kappa':>5} {'J':>5} {'J_perm':>6} "
+    names += f"{'J_const':>7} {'J':>5} {'const':>5}"
+    names += f" | {'random':^{width}}  {'constant':^{width}}" * len(JUDGES)
+    lines = [head, names]
     for row in rows:
         truth = row["truth"] or {}
         line = f"{row['method']:<21} {row['members']:>3} {_text(row['auroc'])} "
         line += f"{_text(row['kappa'])} {_text(row['jaccard'])} "
         line += f"{_text(row['jaccard_permuted']):>6} {_text(row['jaccard_constant']):>7} "
         line += f"{_text(truth.get('jaccard'))} {_text(truth.get('jaccard_constant'))}"
-        for judge in ("own_judge", "common_judge"):
-            areas = [row[judge]["deletion"][against] for against in ("vs_random", "vs_constant")]
-            line += " | " + "  ".join(_interval(area) for area in areas)
+        for judge in JUDGES:
+            deletion = row["judges"][judge]["deletion"]
+            line += f" | {_interval(deletion['vs_random'])}  {_interval(deletion['vs_constant'])}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -176,10 +245,8 @@ def _agreement(
     return row
 
 
-def _deletion(
-    cohort: Cohort, against: Bench, ensemble: SalienceEnsemble, split: str
-) -> dict[str, Any]:
-    labels = [cohort.labels[patient] for patient in cohort.splits[split]]
+def _deletion(cohort: Cohort, against: Bench, ensemble: SalienceEnsemble) -> dict[str, Any]:
+    labels = [cohort.labels[entry.patient_id] for entry in against.inputs]
     scores = ensemble.predict(against.inputs).mean_scores()
     result: dict[str, Any] = {}
     for kind, curve in against.curves(method_orders(scores, against.inputs)).items():

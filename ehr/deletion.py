@@ -4,12 +4,13 @@ The k first features of each patient are masked, as if they had never been recor
 asked again; insertion masks all features and gives the first k back. Only recorded features (and
 age and sex) are ordered: masking another one changes nothing.
 
-Two judges answer different questions. A method's own out-of-fold ensemble says whether the scores
-explain the model they come from (faithfulness), but is another yardstick for each method. The
-common judge is the same for all: a random forest, cross-fitted on the same half-samples, because it
-is accurate on the last visit and no method takes its scores from it. It says whether the features
-matter for the outcome. It reads the last visit, so it is nearer to regression and trees than to
-ConCare; the own judge stands beside it for that reason.
+Two kinds of judge answer different questions. A method's own out-of-fold ensemble says whether the
+scores explain the model they come from (faithfulness), but is another yardstick for each method.
+Common judges are the same for all and say whether the features matter for the outcome. No model is
+neutral, so there are two, cross-fitted on the same half-samples, of which no method takes scores: a
+random forest, a relative of the boosted trees, and a Gaussian process, whose smooth risk is nearer
+to a regression. On TJH each prefers its relative. A method is better than another only where both
+say so. They read the last visit, as regression and trees do and ConCare does not.
 
 An area is the mean height of a curve over k = 1..K, in log-odds, and is compared with random orders
 and with the best constant order: features by the mean effect of masking each alone, measured by the
@@ -18,6 +19,7 @@ judge itself on the same patients. That flatters the constant order, never the m
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -44,6 +46,9 @@ _PATIENTS = 4096
 _FOREST_TREES = 100
 _FOREST_LEAF = 3
 """Patients in a leaf at least: smoother risks, so that a masked feature can move them."""
+
+_PROCESS_VARIANCE = 4.0
+"""Prior variance of the process's log-odds: risks from .02 to .98 are nothing unusual."""
 
 Judge = Callable[[Sequence[ExpertInput]], Float[np.ndarray, " patients"]]
 """Log-odds of patients, each by members that were not fitted on it."""
@@ -159,10 +164,12 @@ def own_judge(ensemble: SalienceEnsemble) -> Judge:
     return _judge(ensemble.plans, ensemble.risks)
 
 
-def forest_judge(
+def common_judges(
     plans: Sequence[MemberPlan], inputs: Mapping[str, ExpertInput], labels: Mapping[str, int]
-) -> Judge:
-    """The common judge: random forests on the last visit, age and sex, one a half-sample.
+) -> dict[str, Judge]:
+    """The judges that are the same for all methods, `forest` and `gaussian_process`.
+
+    Both read the last visit, age and sex; one member a half-sample.
 
     Args:
         plans: half-samples, as the methods have.
@@ -171,20 +178,41 @@ def forest_judge(
     """
     # scikit-learn's import is slow, and only fitting needs it.
     from sklearn.ensemble import RandomForestClassifier
+    from sklearn.gaussian_process import GaussianProcessClassifier
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-    forests = [
-        RandomForestClassifier(
+    def forest(plan: MemberPlan, num_columns: int) -> RandomForestClassifier:
+        return RandomForestClassifier(
             n_estimators=_FOREST_TREES, min_samples_leaf=_FOREST_LEAF, random_state=plan.seed
-        ).fit(
-            last_visits([inputs[patient] for patient in plan.train_ids]),
-            [labels[patient] for patient in plan.train_ids],
         )
-        for plan in plans
-    ]
+
+    def process(plan: MemberPlan, num_columns: int) -> GaussianProcessClassifier:
+        # Two scaled patients differ by about the square root of twice the number of columns.
+        kernel = ConstantKernel(_PROCESS_VARIANCE) * RBF(num_columns**0.5)
+        # None is a documented choice that the stubs lack: the kernel stays as it is.
+        return GaussianProcessClassifier(kernel, optimizer=None)  # pyright: ignore[reportArgumentType]
+
+    return {
+        name: _fitted_judge(kind, plans, inputs, labels)
+        for name, kind in (("forest", forest), ("gaussian_process", process))
+    }
+
+
+def _fitted_judge(
+    kind: Callable[[MemberPlan, int], Any],
+    plans: Sequence[MemberPlan],
+    inputs: Mapping[str, ExpertInput],
+    labels: Mapping[str, int],
+) -> Judge:
+    members: list[Any] = []
+    for plan in plans:
+        x = last_visits([inputs[patient] for patient in plan.train_ids])
+        y = [labels[patient] for patient in plan.train_ids]
+        members.append(kind(plan, x.shape[1]).fit(x, y))
 
     def risks(asked: Sequence[ExpertInput]) -> Float[np.ndarray, "members patients"]:
         x = last_visits(asked)
-        return np.stack([forest.predict_proba(x)[:, 1] for forest in forests])
+        return np.stack([member.predict_proba(x)[:, 1] for member in members])
 
     return _judge(plans, risks)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ehr.deletion import (
     area_between,
     bench,
-    forest_judge,
+    common_judges,
     method_orders,
     orders_of,
     own_judge,
@@ -178,9 +178,10 @@ def test_a_judge_leaves_out_members_that_were_fitted_on_the_patient() -> None:
         assert judge([patient])[0] == pytest.approx(other)
 
 
-def test_the_common_judge_ranks_patients_it_was_not_fitted_on() -> None:
+@pytest.mark.parametrize("name", ["forest", "gaussian_process"])
+def test_a_common_judge_ranks_patients_it_was_not_fitted_on(name: str) -> None:
     plans = halves(COHORT.splits["train"], COHORT.labels, tiny_section(num_ensembles=1))
-    judge = forest_judge(plans, INPUTS, COHORT.labels)
+    judge = common_judges(plans, INPUTS, COHORT.labels)[name]
     against = bench(judge, SCALER, [INPUTS[patient] for patient in COHORT.splits["train"]])
     labels = [COHORT.labels[patient] for patient in COHORT.splits["train"]]
 

@@ -18,23 +18,23 @@ def test_the_study_has_a_row_a_method_and_one_for_their_vote(rows: list[dict]) -
     assert table(rows).count("\n") == 4
 
 
-@pytest.mark.parametrize("judge", ["own_judge", "common_judge"])
+@pytest.mark.parametrize("judge", ["own", "forest", "gaussian_process"])
 @pytest.mark.parametrize("kind", ["deletion", "insertion"])
 def test_methods_that_know_the_signal_beat_random_orders(
     rows: list[dict], judge: str, kind: str
 ) -> None:
     for row in rows:
-        between = row[judge][kind]["vs_random"]
+        between = row["judges"][judge][kind]["vs_random"]
         assert between["low"] <= between["area"] <= between["high"]
         assert between["area"] > 0
-        steps = row[judge][kind]["method"]
+        steps = row["judges"][judge][kind]["method"]
         assert len(steps["auroc"]) == len(steps["mean_change_of_log_odds"]) == 6
         assert steps["mean_change_of_log_odds"][0] == 0
 
 
 def test_the_methods_share_the_common_judges_random_curves(rows: list[dict]) -> None:
-    first, *others = [row["common_judge"]["deletion"]["random"] for row in rows]
+    first, *others = [row["judges"]["forest"]["deletion"]["random"] for row in rows]
 
     assert all(other == first for other in others)
-    own = [row["own_judge"]["deletion"]["random"] for row in rows]
+    own = [row["judges"]["own"]["deletion"]["random"] for row in rows]
     assert own[0] != own[1]
