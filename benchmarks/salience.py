@@ -254,7 +254,7 @@ def _deletion(cohort: Cohort, against: Bench, ensemble: SalienceEnsemble) -> dic
             "vs_random": _area(against.versus_random(curve, kind)),
             "vs_constant": _area(against.versus_constant(curve, kind)),
             "method": _curve(curve, labels),
-            "random": [_curve(each, labels) for each in against.random[kind]],
+            "random": _mean_curve([_curve(each, labels) for each in against.random[kind]]),
             "constant": _curve(against.constant[kind], labels),
         }
     return result
@@ -268,6 +268,17 @@ def _curve(curve: Curve, labels: Sequence[int]) -> dict[str, list[Any]]:
     return {
         "mean_change_of_log_odds": curve.change().mean(axis=1).tolist(),
         "auroc": curve.auroc(labels),
+    }
+
+
+def _mean_curve(curves: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
+    # An AUROC that does not exist, for lack of a class, exists in no curve of these patients.
+    return {
+        name: [
+            None if steps[0] is None else float(np.mean(steps))
+            for steps in zip(*(curve[name] for curve in curves), strict=True)
+        ]
+        for name in curves[0]
     }
 
 
