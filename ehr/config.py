@@ -119,6 +119,12 @@ class ExpertSection(Section):
     """Most epochs."""
     patience: int = Field(default=6, ge=1)
     """Epochs without a better validation loss before a member stops."""
+    salience: Literal[
+        "attention", "integrated_gradients", "logistic_regression", "tree_shap", "vote"
+    ] = "attention"
+    """What C_exp is read from: ConCare's final attention; integrated gradients of its logit;
+    contributions of a logistic regression; Shapley values of boosted trees; mean rank of all four.
+    The risk is ConCare's in every case. Regression and trees have at least ten members."""
     num_salient_features: int = Field(default=5, ge=1)
     """Size of C_exp."""
     candidates: Literal["observed", "paper"] = "observed"
