@@ -72,7 +72,7 @@ class PatientBody(_Body):
 
 
 class SalientFeature(_Body):
-    """A feature and its share of the expert's attention."""
+    """A feature and its share of the expert's attention (of `expert.salience`, as configured)."""
 
     feature: str
     attention: float

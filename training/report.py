@@ -313,6 +313,7 @@ def _expert(records: RunRecords) -> dict[str, Any] | None:
         "heat_map": heat_map,
         "members": records.setting("expert", "members"),
         "num_ensembles": records.setting("expert", "num_ensembles"),
+        "salience": _text(records.setting("expert", "salience") or "attention").replace("_", " "),
     }
 
 
