@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("main_job",)
+BENCHMARKS = ("salience", "main_job")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from ehr.errors import DataError
-from ehr.imputation import ExpertInput
+from ehr.imputation import ExpertInput, last_visits
 
 _INVERSE_PENALTY = 0.1
 """Of the logistic regression: TJH has half as many features as training patients."""
@@ -35,9 +35,8 @@ def logistic_regression(
     Raises:
         DataError: if the training patients lack a class, or an input is not finite.
     """
-    x, y = _table(training), _both_classes(labels)
-    model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=2000).fit(x, y)
-    return model.predict_proba(_table(asked))[:, 1]
+    model = fitted_logistic_regression(training, labels)
+    return model.predict_proba(last_visits(asked))[:, 1]
 
 
 def gradient_boosting(
@@ -54,15 +53,8 @@ def gradient_boosting(
     Raises:
         DataError: if the training patients lack a class, or an input is not finite.
     """
-    x, y = _table(training), _both_classes(labels)
-    model = GradientBoostingClassifier(
-        n_estimators=_NUM_TREES,
-        learning_rate=_TREE_LEARNING_RATE,
-        subsample=_ROW_SHARE,
-        max_features="sqrt",
-        random_state=seed,
-    )
-    return model.fit(x, y).predict_proba(_table(asked))[:, 1]
+    model = fitted_gradient_boosting(training, labels, seed)
+    return model.predict_proba(last_visits(asked))[:, 1]
 
 
 BASELINES: Mapping[str, Callable[..., Float[np.ndarray, " patients"]]] = MappingProxyType(
@@ -71,25 +63,35 @@ BASELINES: Mapping[str, Callable[..., Float[np.ndarray, " patients"]]] = Mapping
 """Every baseline by its name in result files."""
 
 
-def _table(inputs: Sequence[ExpertInput]) -> Float[np.ndarray, "patients columns"]:
-    """Last visit (carried forward, scaled), age and sex of each patient."""
-    rows: list[np.ndarray] = []
-    for entry in inputs:
-        if not len(entry.values):
-            raise DataError(
-                f"Patient {entry.patient_id!r} must have at least one visit, got none. Drop "
-                "patients without visits from the cohort."
-            )
-        row = np.concatenate([entry.values[-1], entry.demographics])
-        if not np.isfinite(row).all():
-            raise DataError(
-                f"The last visit of patient {entry.patient_id!r} must be finite after imputation, "
-                "got NaN or infinity. Build the input with the cohort's ExpertScaler."
-            )
-        rows.append(row)
-    if not rows:
-        raise DataError("A baseline needs at least one patient, got none.")
-    return np.stack(rows)
+def fitted_logistic_regression(
+    training: Sequence[ExpertInput], labels: Sequence[int]
+) -> LogisticRegression:
+    """The penalised logistic regression behind the baseline, on the columns of `last_visits`.
+
+    Raises:
+        DataError: if the patients lack a class, or an input is not finite.
+    """
+    x, y = last_visits(training), _both_classes(labels)
+    return LogisticRegression(C=_INVERSE_PENALTY, max_iter=2000).fit(x, y)
+
+
+def fitted_gradient_boosting(
+    training: Sequence[ExpertInput], labels: Sequence[int], seed: int
+) -> GradientBoostingClassifier:
+    """The boosted trees behind the baseline, on the columns of `last_visits`.
+
+    Raises:
+        DataError: if the patients lack a class, or an input is not finite.
+    """
+    x, y = last_visits(training), _both_classes(labels)
+    model = GradientBoostingClassifier(
+        n_estimators=_NUM_TREES,
+        learning_rate=_TREE_LEARNING_RATE,
+        subsample=_ROW_SHARE,
+        max_features="sqrt",
+        random_state=seed,
+    )
+    return model.fit(x, y)
 
 
 def _both_classes(labels: Sequence[int]) -> np.ndarray:

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from ehr.catalogue import AGE_AND_SEX
 from ehr.cohort import PatientCase
 from ehr.concare import ConCare
 from ehr.config import ExpertSection
@@ -28,6 +27,7 @@ from ehr.expert_member import (
     PREDICT_PATIENTS,
     ExpertBatch,
     Member,
+    MemberPlan,
     collate,
     concare_shape,
     member_file,
@@ -36,33 +36,10 @@ from ehr.expert_member import (
     write_member,
 )
 from ehr.imputation import ExpertInput, ExpertScaler
+from ehr.opinions import Opinions, SalienceEnsemble, token_names, was_seen
 
 MANIFEST = "expert.json"
 """File that makes a checkpoint folder complete; it is written last."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Opinions:
-    """What every member of an ensemble thinks of some patients."""
-
-    patient_ids: tuple[str, ...]
-    risk: Float[np.ndarray, "members patients"]
-    attention: Float[np.ndarray, "members patients tokens"]
-    """Features in schema order, the demographic token last; sums to 1 over tokens."""
-    seen: Bool[np.ndarray, "members patients"]
-    """Whether the member was trained on the patient."""
-
-    def mean_risk(self) -> Float[np.ndarray, " patients"]:
-        """Risk averaged over the members that did not see the patient; over all if all did."""
-        return (self.risk * self._weights()).sum(axis=0)
-
-    def mean_attention(self) -> Float[np.ndarray, "patients tokens"]:
-        """Attention averaged in the same way."""
-        return (self.attention * self._weights()[:, :, None]).sum(axis=0)
-
-    def _weights(self) -> Float[np.ndarray, "members patients"]:
-        counts = ~self.seen | self.seen.all(axis=0)
-        return counts / counts.sum(axis=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +48,8 @@ class Opinion:
 
     risk: float
     attention: dict[str, float]
-    """Weight of every feature in schema order, `Age & Sex` last; sums to 1."""
+    """Score of every feature by the expert's salience method, in schema order, `Age & Sex` last;
+    sums to 1."""
     salient: tuple[str, ...]
     """C_exp, heaviest first; shorter than asked if the patient has fewer candidates."""
 
@@ -103,9 +81,9 @@ class ExpertEnsemble:
         self._shape = concare_shape(section, len(scaler.features))
 
     @property
-    def tokens(self) -> tuple[str, ...]:
-        """Names of the attention's columns: features in schema order, then `Age & Sex`."""
-        return (*self.scaler.features, AGE_AND_SEX)
+    def plans(self) -> tuple[MemberPlan, ...]:
+        """Which patients each member was trained on."""
+        return tuple(member.plan for member in self.members)
 
     @cached_property
     def model_sha256(self) -> str:
@@ -117,14 +95,14 @@ class ExpertEnsemble:
         return digest.hexdigest()
 
     def predict(self, inputs: Sequence[ExpertInput]) -> Opinions:
-        """Every member's risk and attention, all members in one batched recurrence.
+        """Every member's risk and final attention, all members in one batched recurrence.
 
         Raises:
             DataError: if there is no patient, or one has no visit or values that are not finite.
         """
         risks: list[np.ndarray] = []
         attentions: list[np.ndarray] = []
-        network, parameters = self._stacked
+        network, parameters = self.stacked
         for start in range(0, max(len(inputs), 1), PREDICT_PATIENTS):
             batch = collate(inputs[start : start + PREDICT_PATIENTS], torch.device("cpu"))
 
@@ -139,16 +117,20 @@ class ExpertEnsemble:
             risks.append(risk.numpy())
             attentions.append(attention.numpy())
         ids = tuple(entry.patient_id for entry in inputs)
-        trained_on = [frozenset(member.plan.train_ids) for member in self.members]
         return Opinions(
             patient_ids=ids,
             risk=np.concatenate(risks, axis=1),
-            attention=np.concatenate(attentions, axis=1),
-            seen=np.array([[patient in seen for patient in ids] for seen in trained_on]),
+            scores=np.concatenate(attentions, axis=1),
+            seen=was_seen(self.plans, ids),
         )
 
+    def risks(self, inputs: Sequence[ExpertInput]) -> Float[np.ndarray, "members patients"]:
+        """Every member's risk; the attention comes for nothing."""
+        return self.predict(inputs).risk
+
     @cached_property
-    def _stacked(self) -> tuple[ConCare, dict[str, Tensor]]:
+    def stacked(self) -> tuple[ConCare, dict[str, Tensor]]:
+        """A network to call and the parameters of all members, stacked along a first axis."""
         networks: list[ConCare] = []
         for member in self.members:
             network = ConCare(self._shape).eval()
@@ -213,21 +195,29 @@ def save_ensembles(ensembles: Sequence[ExpertEnsemble], folder: Path) -> None:
     write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def expert_opinion(ensemble: ExpertEnsemble, case: PatientCase) -> Opinion:
+def expert_opinion(
+    ensemble: ExpertEnsemble, case: PatientCase, scorer: SalienceEnsemble | None = None
+) -> Opinion:
     """The ensemble's opinion of one case, which need not belong to any cohort.
+
+    Args:
+        ensemble: gives the risk.
+        case: the patient.
+        scorer: gives the scores; the ensemble's own attention by default.
 
     Raises:
         DataError: if the case has no visit, other features, or values that are not finite.
     """
     entry = ensemble.scaler.transform(case)
     opinions = ensemble.predict([entry])
-    scores = opinions.mean_attention()[0]
+    scores = (opinions if scorer is None else scorer.predict([entry])).mean_scores()[0]
     section = ensemble.section
+    tokens = token_names(ensemble.scaler)
     order = heaviest_tokens(scores, candidate_tokens(entry.observed, section.candidates))
     return Opinion(
         risk=float(opinions.mean_risk()[0]),
-        attention={name: float(score) for name, score in zip(ensemble.tokens, scores, strict=True)},
-        salient=tuple(ensemble.tokens[token] for token in order[: section.num_salient_features]),
+        attention={name: float(score) for name, score in zip(tokens, scores, strict=True)},
+        salient=tuple(tokens[token] for token in order[: section.num_salient_features]),
     )
 
 

@@ -3,8 +3,8 @@
 The prompt view keeps what was recorded; both have the same visits in the same order.
 """
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ CLIP = 10.0
 
 # An unknown sex lies between the two known ones.
 _SEX_CODES = {Sex.FEMALE: 0.0, Sex.MALE: 1.0, Sex.UNKNOWN: 0.5}
+
+_NOBODY = np.array([0.0, _SEX_CODES[Sex.UNKNOWN]], dtype=np.float32)
+"""Demographics of a patient whose age (the mean then) and sex are not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,6 +102,27 @@ class ExpertScaler:
             observed=np.logical_not(missing.all(axis=0)),
         )
 
+    @property
+    def never_seen(self) -> np.ndarray:
+        """float32 [features]: scaled value of a feature that was never recorded, its median."""
+        scaled = (np.array(self.median) - np.array(self.mean)) / np.array(self.std)
+        return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
+
+    def mask(self, entry: ExpertInput, tokens: Collection[int]) -> ExpertInput:
+        """The patient as if some tokens had never been recorded; visits and their days stay.
+
+        Args:
+            entry: a patient.
+            tokens: columns of `features`; the number after the last one is age and sex.
+        """
+        features = [token for token in tokens if token < len(self.features)]
+        values = entry.values.copy()
+        values[:, features] = self.never_seen[features]
+        is_nobody = len(features) < len(tokens)
+        return replace(
+            entry, values=values, demographics=_NOBODY.copy() if is_nobody else entry.demographics
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         return asdict(self)
@@ -114,6 +138,31 @@ class ExpertScaler:
             age_mean=entry["age_mean"],
             age_std=entry["age_std"],
         )
+
+
+def last_visits(inputs: Sequence[ExpertInput]) -> np.ndarray:
+    """float32 [patients, features + 2]: last visit (carried forward, scaled), age and sex.
+
+    Raises:
+        DataError: if there is no patient, or one has no visit or values that are not finite.
+    """
+    rows: list[np.ndarray] = []
+    for entry in inputs:
+        if not len(entry.values):
+            raise DataError(
+                f"Patient {entry.patient_id!r} must have at least one visit, got none. Drop "
+                "patients without visits from the cohort."
+            )
+        row = np.concatenate([entry.values[-1], entry.demographics])
+        if not np.isfinite(row).all():
+            raise DataError(
+                f"The last visit of patient {entry.patient_id!r} must be finite after imputation, "
+                "got NaN or infinity. Build the input with the cohort's ExpertScaler."
+            )
+        rows.append(row)
+    if not rows:
+        raise DataError("A model of the last visit needs at least one patient, got none.")
+    return np.stack(rows)
 
 
 def carry_forward(values: np.ndarray) -> np.ndarray:

@@ -3,18 +3,20 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ehr import synthetic, tjh
+from ehr import physionet2012, physionet2012_files, synthetic, tjh
 from ehr.cohort import Cohort, check_splits
 from ehr.config import CohortSection
 
 _LOADERS: dict[str, Callable[[CohortSection], Cohort]] = {
     "synthetic": synthetic.generate,
     "tjh": tjh.load,
+    "physionet2012": physionet2012.load,
 }
 
 _FILES: dict[str, Callable[[CohortSection], list[Path]]] = {
     "synthetic": lambda section: [],
     "tjh": tjh.source_files,
+    "physionet2012": physionet2012_files.source_files,
 }
 
 

@@ -174,6 +174,12 @@ def fit_case(
     return _latest(case, fits)
 
 
+def shown_number(value: float) -> float:
+    """A recorded number as prompts show it."""
+    # Charted values have at most this many decimals; daily means would show noise digits.
+    return round(value, 2 if abs(value) >= 1 else 3)
+
+
 _LAYOUT = (
     "<Subquestion 1>", "question", "</Subquestion 1>", "<Answer 1>", "answer", "</Answer 1>",
     "<Final subquestion>", FINAL_SENTENCE, "</Final subquestion>",
@@ -256,8 +262,7 @@ def _value(feature: Feature, value: float) -> str:
         return words[value]
     if math.isnan(value):
         return "NaN"
-    # Charted values have at most this many decimals; daily means would show noise digits.
-    return str(round(value, 2 if abs(value) >= 1 else 3))
+    return str(shown_number(value))
 
 
 def _latest(case: PatientCase, num_visits: int) -> PatientCase:

@@ -1,21 +1,27 @@
-"""Salient features: every member's attention as a table, and C_exp read from it."""
+"""Salient features: every member's scores as a table, and C_exp read from it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from ehr.agreement import best_constant_set, mean_jaccard
 from ehr.cohort import Cohort
 from ehr.errors import DataError
-from ehr.expert import ExpertEnsemble, candidate_tokens, heaviest_tokens
+from ehr.expert import candidate_tokens, heaviest_tokens
+from ehr.opinions import SalienceEnsemble, token_names
+from ehr.schema import SALIENT_COLUMNS
 
 
-def salience_table(cohort: Cohort, ensembles: Sequence[ExpertEnsemble]) -> pd.DataFrame:
-    """Every member's whole attention distribution for every patient of every split.
+def salience_table(
+    cohort: Cohort, ensembles: Sequence[SalienceEnsemble], method: str = "attention"
+) -> pd.DataFrame:
+    """Every member's scores of all tokens for every patient of every split, by one method.
 
     Columns: patient_id, split, ensemble, member, out_of_fold (the member was not trained on the
-    patient), feature, score, observed (a feature seen at least once; `Age & Sex` always), rank
-    (1 = the member's heaviest token of that patient). Features stand in schema order.
+    patient), feature, score (sums to 1 over a member's features), observed (a feature seen at
+    least once; `Age & Sex` always), rank (1 = the member's heaviest token of that patient), method
+    (the same in all rows). Features stand in schema order.
     """
     split_of = {patient: split for split, ids in cohort.splits.items() for patient in ids}
     ids = list(split_of)
@@ -23,17 +29,17 @@ def salience_table(cohort: Cohort, ensembles: Sequence[ExpertEnsemble]) -> pd.Da
     for index, ensemble in enumerate(ensembles):
         inputs = [ensemble.scaler.transform(cohort.cases[patient]) for patient in ids]
         opinions = ensemble.predict(inputs)
-        tokens = ensemble.tokens
+        tokens = token_names(ensemble.scaler)
         observed = np.array([candidate_tokens(entry.observed, "observed") for entry in inputs])
-        shape = (len(ensemble.members), len(ids), len(tokens))
-        order = np.argsort(-opinions.attention, axis=-1, kind="stable")
+        shape = (len(ensemble.plans), len(ids), len(tokens))
+        order = np.argsort(-opinions.scores, axis=-1, kind="stable")
         ranks = np.empty(shape, dtype=np.int32)
         np.put_along_axis(ranks, order, np.arange(1, len(tokens) + 1, dtype=np.int32), axis=-1)
 
         def spread(values: np.ndarray, shape: tuple[int, int, int] = shape) -> np.ndarray:
             return np.broadcast_to(values, shape).ravel()
 
-        numbers = np.array([member.plan.member for member in ensemble.members])
+        numbers = np.array([plan.member for plan in ensemble.plans])
         frames.append(
             pd.DataFrame(
                 {
@@ -43,9 +49,10 @@ def salience_table(cohort: Cohort, ensembles: Sequence[ExpertEnsemble]) -> pd.Da
                     "member": spread(numbers[:, None, None]),
                     "out_of_fold": spread(~opinions.seen[:, :, None]),
                     "feature": spread(np.array(tokens, dtype=object)),
-                    "score": opinions.attention.ravel(),
+                    "score": opinions.scores.ravel(),
                     "observed": spread(observed),
                     "rank": ranks.ravel(),
+                    "method": method,
                 }
             )
         )
@@ -93,3 +100,24 @@ def salient_features(
             f"The salience table has no patient {patient_id!r}. Use the table of the same cohort."
         )
     return salient_sets(rows, num_features, candidates)[patient_id]
+
+
+def true_overlap(
+    cohort: Cohort, salient: Mapping[str, Sequence[str]], ids: Sequence[str], size: int
+) -> tuple[float, float]:
+    """Mean Jaccard of C_exp with a generated cohort's true salient features.
+
+    Args:
+        cohort: has its truth.
+        salient: C_exp of these patients.
+        ids: patients to compare.
+        size: of the best constant set.
+
+    Returns:
+        The method's mean Jaccard, and that of the best constant set for everybody.
+    """
+    assert cohort.truth is not None, "only a generated cohort knows the truth"
+    rows = cohort.truth.set_index("patient_id").loc[list(ids), list(SALIENT_COLUMNS)]
+    true_sets = [frozenset(name for name in row if name) for row in rows.to_numpy()]
+    reached = mean_jaccard([salient[patient] for patient in ids], true_sets)
+    return reached, best_constant_set(true_sets, size)[1]

@@ -102,6 +102,22 @@ def parse_think(text: str) -> ParsedTrajectory:
     return ParsedTrajectory(probability=probability, failure=failure)
 
 
+def reasoning_of(text: str) -> str:
+    """The prose of an answer of any format: answers to subquestions, or what stands in `<think>`.
+
+    Questions, feature lists and the final probability leave; an answer of another shape has none.
+    """
+    thoughts = [block for block in _blocks(text) if block.name == "think"]
+    if thoughts:
+        close = text.lower().rfind("</think>")
+        text = text[thoughts[0].start : close if close > thoughts[0].start else len(text)]
+    first_tag = _TAG.search(text)
+    # What stands before any tag is prose where the model thinks, and a preamble elsewhere.
+    opening = text[: first_tag.start() if first_tag else len(text)] if thoughts else ""
+    parts = [opening.strip(), *(step.answer for step in _steps(text, _blocks(text)))]
+    return "\n".join(part for part in parts if part)
+
+
 def parse_probability(text: str) -> float | None:
     """The one probability that a text states, or None.
 

@@ -1,4 +1,4 @@
-"""The expert on Ray Serve: risk and feature attention of a patient, stored or computed."""
+"""The expert on Ray Serve: risk and feature scores of a patient, stored or computed."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,9 @@ from ray import serve
 from ehr.cohort import PatientCase
 from ehr.errors import DataError
 from ehr.expert import ExpertEnsemble, Opinion, expert_opinion
+from ehr.opinions import SalienceEnsemble
 from ehr.salience import salient_features
+from ehr.salience_methods import load_scorer
 from services.applications import (
     delete_application,
     deploy_application,
@@ -39,8 +41,21 @@ class ExpertAnswer:
 class StoredOpinions:
     """Answers for cohort patients from the salience table, for everybody else from the members."""
 
-    def __init__(self, ensemble: ExpertEnsemble, table: pd.DataFrame) -> None:
+    def __init__(
+        self,
+        ensemble: ExpertEnsemble,
+        table: pd.DataFrame,
+        scorer: SalienceEnsemble | None = None,
+    ) -> None:
+        """Answers of one run's expert.
+
+        Args:
+            ensemble: gives the risk.
+            table: the run's salience, by the method of `scorer`.
+            scorer: scores features of unknown patients; by default the ensemble's attention.
+        """
         self._ensemble = ensemble
+        self._scorer = scorer
         self._table = {
             str(patient): rows for patient, rows in table.groupby("patient_id", observed=True)
         }
@@ -52,7 +67,8 @@ class StoredOpinions:
             opinion = self._stored(case)
         else:
             # A stranger with a training patient's name must not lose the members that saw the name.
-            opinion = expert_opinion(self._ensemble, replace(case, patient_id=""))
+            stranger = replace(case, patient_id="")
+            opinion = expert_opinion(self._ensemble, stranger, self._scorer)
         return ExpertAnswer(
             opinion=opinion,
             source="stored" if known else "computed",
@@ -88,7 +104,9 @@ class ExpertReplica:
 
     def __init__(self, expert_dir: str) -> None:
         folder = Path(expert_dir)
-        ensemble = ExpertEnsemble.load(folder / "checkpoint", _SERVED_ENSEMBLE)
+        checkpoint = folder / "checkpoint"
+        ensemble = ExpertEnsemble.load(checkpoint, _SERVED_ENSEMBLE)
+        scorer = load_scorer(checkpoint, ensemble, _SERVED_ENSEMBLE)
         try:
             table = pd.read_parquet(folder / "salience.parquet")
         except OSError as error:
@@ -96,7 +114,7 @@ class ExpertReplica:
                 f"expected {folder / 'salience.parquet'} beside the expert's checkpoint, it cannot "
                 f"be read ({error}); run the expert stage of this run folder"
             ) from error
-        self._opinions = StoredOpinions(ensemble, table)
+        self._opinions = StoredOpinions(ensemble, table, scorer)
 
     async def opinion(self, case: PatientCase, data_sha256: str | None) -> ExpertAnswer:
         """The opinion of a case."""

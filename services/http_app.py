@@ -11,7 +11,7 @@ from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from ehr.catalogue import AGE_AND_SEX, BENCHMARK_17, TJH_LABS, Feature
+from ehr.catalogue import AGE_AND_SEX, KNOWN_FEATURES, Feature
 from ehr.cohort import PatientCase, Sex
 from ehr.errors import DataError, ServiceError
 from services.applications import (
@@ -72,7 +72,7 @@ class PatientBody(_Body):
 
 
 class SalientFeature(_Body):
-    """A feature and its share of the expert's attention."""
+    """A feature and its share of the expert's attention (of `expert.salience`, as configured)."""
 
     feature: str
     attention: float
@@ -140,7 +140,7 @@ def reply_from_answer(patient_id: str, answer: "ExpertAnswer") -> AttentionReply
 
 def features_by_name(names: Sequence[str]) -> tuple[Feature, ...]:
     """Catalogue entries of an expert's columns; a column the catalogue lacks is plain numeric."""
-    catalogue = {feature.name: feature for feature in (*BENCHMARK_17, *TJH_LABS)}
+    catalogue = {feature.name: feature for feature in KNOWN_FEATURES}
     return tuple(catalogue.get(name, Feature(name=name)) for name in names)
 
 

@@ -368,6 +368,7 @@ class SampleRun:
                 "difference": 0.06,
                 "low": -0.21,
                 "high": 0.33,
+                "minimal_detectable": 0.386,
                 "n": NUM_LANGUAGE_MODEL_PATIENTS,
             }
             for method in ("vanilla", "question_decomposition", "stage1", "concare")
@@ -405,6 +406,10 @@ class SampleRun:
             "parse_failure_rate": 0.0625,
             "reward_att": 0.27 if names_features else None,
             "reward_att_excess": -0.04 if names_features else None,
+            "grounding_error_rate": 0.125 if names_features else None,
+            "num_checked_claims": 24 if names_features else None,
+            "num_wrong_claims": 3 if names_features else None,
+            "num_unsupported_numbers": 5 if names_features else None,
             "n": NUM_LANGUAGE_MODEL_PATIENTS,
         }
 

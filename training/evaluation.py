@@ -12,11 +12,18 @@ from typing import Any
 
 import pandas as pd
 
-from ehr.cohort import Cohort
+from ehr.cohort import Cohort, PatientCase
+from ehr.grounding import GroundingChecker, grounding_error_rate
 from ehr.metrics import Metric, excess_jaccard, paired_difference, performance
 from ehr.names import FeatureMatcher
 from ehr.rewards import MAX_FEATURE_NAMES, attention_reward
-from ehr.trajectory import ParsedTrajectory, parse_think, parse_trajectory, parse_vanilla
+from ehr.trajectory import (
+    ParsedTrajectory,
+    parse_think,
+    parse_trajectory,
+    parse_vanilla,
+    reasoning_of,
+)
 
 EXPERT_METHODS = ("concare", "logistic_regression", "gradient_boosting")
 """Rows of models that read the record itself; they need no language model."""
@@ -31,13 +38,29 @@ PREDICTION_COLUMNS = (
     "features",
     "salient",
     "reward_att",
+    "num_claims",
+    "wrong_claims",
+    "unsupported_numbers",
 )
+"""The last three say how the answer's prose agrees with the record (`ehr.grounding`)."""
 
 _PARSERS: dict[str, Callable[[str], ParsedTrajectory]] = {
     "vanilla": parse_vanilla,
     "think_then_answer": parse_think,
     "question_decomposition": parse_trajectory,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a language model answered about patients."""
+
+    kind: str
+    """Prompt kind that the answers reply to."""
+    texts: Mapping[str, tuple[str, bool]]
+    """Text of each patient's answer, and whether it was cut off."""
+    shown: Mapping[str, PatientCase]
+    """What each prompt showed of its patient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,22 +78,25 @@ class AnswerReader:
         train = self.cohort.splits["train"]
         return sum(self.cohort.labels[patient] for patient in train) / len(train)
 
-    def rows(self, method: str, kind: str, answers: Mapping[str, tuple[str, bool]]) -> pd.DataFrame:
+    def rows(self, method: str, answers: Answers) -> pd.DataFrame:
         """Prediction rows of one method.
 
         Args:
             method: name of the row in the result table.
-            kind: prompt kind that the answers reply to.
-            answers: text of each patient's answer, and whether it was cut off.
+            answers: of the language model.
         """
+        checker = GroundingChecker(self.cohort.features, self.matcher)
         rows = []
-        for patient, (text, truncated) in answers.items():
-            parsed = _PARSERS[kind](text)
+        for patient, (text, truncated) in answers.texts.items():
+            parsed = _PARSERS[answers.kind](text)
             too_many = len(parsed.features) > MAX_FEATURE_NAMES
             failed = truncated or parsed.probability is None or too_many
             names = self.matcher.canonical_set(parsed.features) if not failed else frozenset()
             salient = self.salient[patient]
-            decomposed = kind == "question_decomposition"
+            decomposed = answers.kind == "question_decomposition"
+            # A vanilla answer is a number: it has no prose to check.
+            has_prose = answers.kind != "vanilla"
+            grounding = checker.check(reasoning_of(text), answers.shown[patient])
             rows.append(
                 {
                     "method": method,
@@ -82,6 +108,11 @@ class AnswerReader:
                     "features": sorted(names),
                     "salient": sorted(salient),
                     "reward_att": attention_reward(names, salient) if decomposed else None,
+                    "num_claims": len(grounding.claims) if has_prose else None,
+                    "wrong_claims": [
+                        f"{checked.claim.text}: {checked.problem}" for checked in grounding.wrong
+                    ],
+                    "unsupported_numbers": list(grounding.unsupported_numbers),
                 }
             )
         return pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
@@ -101,6 +132,9 @@ def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
             "features": None,
             "salient": None,
             "reward_att": None,
+            "num_claims": None,
+            "wrong_claims": None,
+            "unsupported_numbers": None,
         },
         columns=list(PREDICTION_COLUMNS),
     )
@@ -109,7 +143,7 @@ def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
 def result_rows(
     predictions: pd.DataFrame, num_salient_features: int, num_resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """One row a method, in order of appearance: metrics, intervals, failures, R_att, excess."""
+    """One row a method, in order of appearance: metrics, intervals, failures, R_att, grounding."""
     rows = []
     asked = _asked_patients(predictions)
     for method, table in predictions.groupby("method", sort=False):
@@ -122,6 +156,7 @@ def result_rows(
             "reward_att": None,
             "reward_att_constant": None,
             "reward_att_excess": None,
+            **_grounding(table),
         }
         named = table[table["reward_att"].notna()]
         if len(named):
@@ -150,7 +185,10 @@ def result_rows(
 def difference_rows(
     predictions: pd.DataFrame, reference: str, num_resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Paired differences `reference` minus each other method, on the patients both answered."""
+    """Paired differences `reference` minus each other method, on the patients both answered.
+
+    `minimal_detectable` is the smallest true difference that so many patients would show.
+    """
     tables = {
         method: table.set_index("patient_id") for method, table in predictions.groupby("method")
     }
@@ -182,10 +220,31 @@ def difference_rows(
                     "difference": found.difference,
                     "low": found.low,
                     "high": found.high,
+                    "minimal_detectable": found.minimal_detectable,
                     "n": len(patients),
                 }
             )
     return rows
+
+
+def _grounding(table: pd.DataFrame) -> dict[str, Any]:
+    """Checked and wrong claims of one method's answers; None where its answers have no prose."""
+    answers = table[table["num_claims"].notna()]
+    if not len(answers):
+        return {
+            "grounding_error_rate": None,
+            "num_checked_claims": None,
+            "num_wrong_claims": None,
+            "num_unsupported_numbers": None,
+        }
+    checked = int(answers["num_claims"].sum())
+    wrong = sum(len(claims) for claims in answers["wrong_claims"])
+    return {
+        "grounding_error_rate": grounding_error_rate(wrong, checked),
+        "num_checked_claims": checked,
+        "num_wrong_claims": wrong,
+        "num_unsupported_numbers": sum(len(found) for found in answers["unsupported_numbers"]),
+    }
 
 
 def _asked_patients(predictions: pd.DataFrame) -> set[str]:

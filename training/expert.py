@@ -1,5 +1,7 @@
 """The expert stage: Ray Train fits the ensemble's members, the driver reads salience from them.
 
+Methods of salience that fit models of their own take seconds, and fit them on the driver.
+
 Members are dealt out among the workers of one `TorchTrainer`. Each is written as soon as it is
 finished, under a key of all it depends on, and a finished member is never trained again: that is
 what makes a killed worker or run resume.
@@ -19,7 +21,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
-from ehr.agreement import agreement, best_constant_set, mean_jaccard
+from ehr.agreement import agreement
 from ehr.baselines import BASELINES
 from ehr.cohort import Cohort, cohort_hash
 from ehr.config import ExpertSection
@@ -38,8 +40,8 @@ from ehr.expert_member import (
 )
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.metrics import auroc, performance
-from ehr.salience import salience_table, salient_sets
-from ehr.schema import SALIENT_COLUMNS
+from ehr.salience import salience_table, salient_sets, true_overlap
+from ehr.salience_methods import salience_ensembles, save_scorers
 from training.progress import OnProgress
 from training.run_folder import write_json
 from training.worker_group import fit_and_watch
@@ -106,7 +108,9 @@ def train_expert(
     on_progress(len(plans), len(plans), "reading salience")
     ensembles = _load_ensembles(folder, plans, scaler, section, data_sha256)
     save_ensembles(ensembles, folder)
-    table = salience_table(cohort, ensembles)
+    scorers = salience_ensembles(section.salience, ensembles, inputs, cohort.labels, section)
+    save_scorers(scorers, folder)
+    table = salience_table(cohort, scorers, section.salience)
     predictions = _predict(cohort, inputs, ensembles[0])
     _write_parquet(out_dir / "salience.parquet", table)
     _write_parquet(out_dir / "predictions.parquet", predictions)
@@ -291,6 +295,7 @@ def _metrics(
         "selection": "each member keeps the epoch with its lowest validation loss",
         "num_salient_features": section.num_salient_features,
         "candidates": section.candidates,
+        "salience": section.salience,
         "truth": _truth(cohort, section, sets[0]),
         "data_sha256": ensembles[0].data_sha256,
         "model_sha256": [ensemble.model_sha256 for ensemble in ensembles],
@@ -326,19 +331,15 @@ def _truth(
     """How close salience comes to a generated cohort's truth, and the best AUROC there is."""
     if cohort.truth is None:
         return None
-    truth = cohort.truth.set_index("patient_id")
+    true_risk = cohort.truth.set_index("patient_id")["true_risk"]
     result: dict[str, dict[str, float | None]] = {}
     for split, ids in cohort.splits.items():
-        true_sets = [
-            frozenset(name for name in truth.loc[patient, list(SALIENT_COLUMNS)] if name)
-            for patient in ids
-        ]
+        reached, constant = true_overlap(cohort, salient, ids, section.num_salient_features)
         result[split] = {
-            "jaccard": mean_jaccard([salient[patient] for patient in ids], true_sets),
-            "jaccard_constant": best_constant_set(true_sets, section.num_salient_features)[1],
+            "jaccard": reached,
+            "jaccard_constant": constant,
             "auroc_of_true_risk": auroc(
-                [cohort.labels[patient] for patient in ids],
-                truth["true_risk"].loc[list(ids)].to_numpy(),
+                [cohort.labels[patient] for patient in ids], true_risk.loc[list(ids)].to_numpy()
             ),
         }
     return result

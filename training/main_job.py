@@ -16,7 +16,7 @@ import ray
 
 from actors.case_prompts import PromptKind
 from actors.pool import SearchSetup, run_search
-from actors.rollouts import RolloutBatch, RolloutPlan, rollouts_in_flight
+from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
 from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.errors import TrainingError
 from ehr.loaders import build_cohort
@@ -28,6 +28,7 @@ from training.config import RunConfig
 from training.evaluation import (
     EXPERT_METHODS,
     AnswerReader,
+    Answers,
     concatenate,
     difference_rows,
     expert_rows,
@@ -304,7 +305,7 @@ def evaluate(session: Session, on_progress: OnProgress) -> None:
             def tell(done: int, before: int = place * len(patients), text: str = name) -> None:
                 on_progress(before + done, len(asked) * len(patients), text)
 
-            table = reader.rows(name, *_answers(session, method, patients, tell))
+            table = reader.rows(name, _answers(session, method, patients, tell))
             part.parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(part.with_suffix(".partial"))
             part.with_suffix(".partial").rename(part)
@@ -330,7 +331,7 @@ def _is_available(method: str, config: RunConfig) -> bool:
 
 def _answers(
     session: Session, method: str, patients: list[str], tell: Callable[[int], None]
-) -> tuple[PromptKind, dict[str, tuple[str, bool]]]:
+) -> Answers:
     """A language model row: which prompt it uses, and its greedy answers."""
     config = session.config
     kind: PromptKind = "question_decomposition"
@@ -353,7 +354,11 @@ def _answers(
         temperature=0.0,
         think_tokens=config.prompt.think_budget_tokens,
     )
-    prompts = session.prompts(patients, kind)
+    shown = session.case_prompts(patients, kind)
+    prompts = tuple(
+        RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
+        for patient, prompt in shown.items()
+    )
     batch = RolloutBatch(
         prompts=prompts,
         group_size=1,
@@ -368,7 +373,11 @@ def _answers(
     while not ray.wait([sampling], timeout=_WATCH_INTERVAL_S)[0]:
         tell(ray.get(actor.num_done.remote()))
     groups = ray.get(sampling)
-    return kind, {group[0].patient_id: (group[0].text, group[0].truncated) for group in groups}
+    return Answers(
+        kind=kind,
+        texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
+        shown={patient: prompt.case for patient, prompt in shown.items()},
+    )
 
 
 def report(session: Session, on_progress: OnProgress) -> None:

@@ -62,11 +62,13 @@ from training.report_search import (
 from training.report_text import printable
 from training.result_table import (
     COLUMNS,
+    GROUNDING_COLUMNS,
     LANGUAGE_MODEL_METHODS,
     Row,
     finite_number,
     format_number,
     format_percentage,
+    grounding_cells,
     method_label,
     ordered_rows,
     table_cells,
@@ -237,6 +239,7 @@ def _results(records: RunRecords) -> dict[str, Any] | None:
         roc_figure(scores),
         precision_recall_figure(scores),
     ]
+    grounded = [row for row in rows if finite_number(row.get("num_checked_claims")) is not None]
     differences = [difference_figure(records.differences, metric) for metric in ("auroc", "auprc")]
     return {
         "columns": COLUMNS,
@@ -249,6 +252,8 @@ def _results(records: RunRecords) -> dict[str, Any] | None:
             for row in rows
         ],
         "figures": _present(figures),
+        "grounding": [[_text(cell) for cell in grounding_cells(row, MISSING)] for row in grounded],
+        "grounding_columns": GROUNDING_COLUMNS,
         "differences": _present(differences),
         "calibration": _present([calibration_figure(*item) for item in scores.items()]),
     }
@@ -308,6 +313,7 @@ def _expert(records: RunRecords) -> dict[str, Any] | None:
         "heat_map": heat_map,
         "members": records.setting("expert", "members"),
         "num_ensembles": records.setting("expert", "num_ensembles"),
+        "salience": _text(records.setting("expert", "salience") or "attention").replace("_", " "),
     }
 
 

@@ -40,7 +40,7 @@ CELL_WIDTH, CELL_HEIGHT = 13, 19
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Salience:
-    """The first ensemble's mean feature attention of the test patients."""
+    """The first ensemble's mean scores of the test patients."""
 
     patients: tuple[str, ...]
     features: tuple[str, ...]
@@ -127,7 +127,7 @@ def jaccard_figure(
 
 
 def heat_map_figure(salience: Salience, expert: Scores | None) -> Figure:
-    """Feature attention of the test patients, by feature and patient."""
+    """Salience of the test patients, by feature and patient."""
     risks, labels = _risks_and_labels(expert)
     share_in_top = Counter(name for names in salience.top.values() for name in names)
     means = dict(zip(salience.features, salience.scores.mean(axis=0), strict=True))
@@ -178,10 +178,10 @@ def heat_map_figure(salience: Salience, expert: Scores | None) -> Figure:
     )
     note = (
         f"{len(patients)} of {len(salience.top)} test patients, {len(features)} of "
-        f"{len(salience.features)} features. Darker is more attention; a dot marks a patient's "
+        f"{len(salience.features)} features. Darker matters more; a dot marks a patient's "
         "salient features; the percentage counts all test patients."
     )
-    svg = document(right + 74, bottom + 44, "Feature attention by patient and feature", parts)
+    svg = document(right + 74, bottom + 44, "Salience by patient and feature", parts)
     return Figure(title="What the expert looks at", svg=svg, note=note, is_wide=True)
 
 

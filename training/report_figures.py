@@ -53,6 +53,9 @@ METHOD_COLOURS: dict[str, str] = {
 MIN_BIN_PATIENTS = 8
 """Fewer patients in a calibration bin make its observed share meaningless."""
 
+UNDETECTABLE = "#e9edf1"
+"""Behind differences that so few patients could hardly show."""
+
 UNIT_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -117,13 +120,18 @@ def difference_figure(rows: Sequence[Row], metric: str) -> Figure | None:
         left=max(text_width(label) for label in labels) + 14,
         bottom=26,
     )
+    for index, row in enumerate(shown):
+        reach = min(finite_number(row.get("minimal_detectable")) or 0.0, 1.0)
+        if reach > 0:
+            chart.bar((-reach, reach), (index - 0.34, index + 0.34), UNDETECTABLE)
     chart.line([(0, len(shown) - 0.5), (0, -0.5)], GREY, width=1.5)
     for index, row in enumerate(shown):
         colour = method_colour(str(row.get("minus")))
         low, high = finite_number(row.get("low")), finite_number(row.get("high"))
         tip = (
             f"minus {labels[index]}: {format_number(row['difference'])} "
-            f"[{format_number(low)}, {format_number(high)}], n {format_number(row.get('n'), 0)}"
+            f"[{format_number(low)}, {format_number(high)}], n {format_number(row.get('n'), 0)}, "
+            f"detectable from {format_number(row.get('minimal_detectable'))}"
         )
         if low is not None and high is not None:
             chart.line([(low, index), (high, index)], colour, width=3, tip=tip)
@@ -131,7 +139,9 @@ def difference_figure(rows: Sequence[Row], metric: str) -> Figure | None:
     return Figure(
         title=f"{metric.upper()}: {reference} minus ...",
         svg=chart.render(),
-        note="The same patients on both sides. An interval across 0 is no evidence.",
+        note="The same patients on both sides. An interval across 0 is no evidence. A true "
+        "difference inside the pale band would be found by fewer than 80 % of such comparisons "
+        "(5 %, two-sided).",
     )
 
 

@@ -46,6 +46,16 @@ COLUMNS: tuple[str, ...] = (
 """Headings; `Unreadable` is the parse failure rate, `Excess` R_att above the best constant set."""
 
 
+GROUNDING_COLUMNS: tuple[str, ...] = (
+    "Method",
+    "Checked claims",
+    "Wrong claims",
+    "Error rate",
+    "Unsupported numbers",
+)
+"""Headings of the table that says how answers agree with the record."""
+
+
 def finite_number(value: object) -> float | None:
     """The value as a float, or None where it is no finite number."""
     if isinstance(value, bool) or value is None or isinstance(value, str | bytes):
@@ -122,6 +132,17 @@ def table_cells(row: Row, missing: str = "-") -> list[str]:
         format_number(row.get("reward_att"), missing=missing),
         format_number(row.get("reward_att_excess"), missing=missing),
         format_number(row.get("n"), 0, missing),
+    ]
+
+
+def grounding_cells(row: Row, missing: str = "-") -> list[str]:
+    """One row's cells in the order of `GROUNDING_COLUMNS`."""
+    return [
+        row_label(row),
+        format_number(row.get("num_checked_claims"), 0, missing),
+        format_number(row.get("num_wrong_claims"), 0, missing),
+        format_percentage(row.get("grounding_error_rate"), missing),
+        format_number(row.get("num_unsupported_numbers"), 0, missing),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import pandas as pd
 from ray.actor import ActorProxy
 
-from actors.case_prompts import PromptKind, case_prompt
+from actors.case_prompts import CasePrompt, PromptKind, case_prompt
 from actors.rollout_actor import RolloutActor
 from actors.rollouts import RolloutPrompt
 from actors.salience import ServedSalience
@@ -153,17 +153,21 @@ class Session:
         sets = salient_sets(table, expert.num_salient_features, expert.candidates)
         return {patient: frozenset(sets[patient]) for patient in patient_ids}
 
-    def prompts(self, patient_ids: Collection[str], kind: PromptKind) -> tuple[RolloutPrompt, ...]:
-        """The prompts of patients, as every stage shows them."""
+    def case_prompts(self, patient_ids: Collection[str], kind: PromptKind) -> dict[str, CasePrompt]:
+        """The prompts of patients and what each shows of its patient."""
         context = PromptContext.of(self.cohort, self.config.prompt)
-        return tuple(
-            RolloutPrompt(
-                patient_id=patient,
-                token_ids=case_prompt(
-                    self.cohort.cases[patient], kind, context, self.tokenizer, self.model.chat
-                ).token_ids,
+        return {
+            patient: case_prompt(
+                self.cohort.cases[patient], kind, context, self.tokenizer, self.model.chat
             )
             for patient in patient_ids
+        }
+
+    def prompts(self, patient_ids: Collection[str], kind: PromptKind) -> tuple[RolloutPrompt, ...]:
+        """The prompts of patients, as every stage shows them."""
+        return tuple(
+            RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
+            for patient, prompt in self.case_prompts(patient_ids, kind).items()
         )
 
     def connect(self, listen: bool = False) -> Cluster:

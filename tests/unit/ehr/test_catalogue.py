@@ -1,6 +1,14 @@
 import pytest
 
-from ehr.catalogue import AGE_AND_SEX, BENCHMARK_17, TJH_LABS, Feature, FeatureKind
+from ehr.catalogue import (
+    AGE_AND_SEX,
+    BENCHMARK_17,
+    KNOWN_FEATURES,
+    PHYSIONET2012,
+    TJH_LABS,
+    Feature,
+    FeatureKind,
+)
 from ehr.names import FeatureMatcher
 
 CATEGORICAL = [feature for feature in BENCHMARK_17 if feature.kind is FeatureKind.CATEGORICAL]
@@ -39,7 +47,7 @@ def test_tjh_has_73_labs_without_the_constant_one_and_without_blanks_at_the_ends
 
 
 def test_the_demographic_feature_is_in_no_visit_row():
-    names = {feature.name for feature in (*BENCHMARK_17, *TJH_LABS)}
+    names = {feature.name for feature in KNOWN_FEATURES}
 
     assert AGE_AND_SEX not in names
 
@@ -64,7 +72,27 @@ def test_coma_scale_words_have_their_codes():
     )
 
 
-@pytest.mark.parametrize("feature", [*BENCHMARK_17, *TJH_LABS], ids=lambda feature: feature.name)
+def test_physionet2012_has_the_13_benchmark_features_it_records_before_its_22_others():
+    benchmark = set(BENCHMARK_17) & set(PHYSIONET2012)
+
+    assert set(PHYSIONET2012[:13]) == benchmark
+    assert len(benchmark) == 13
+    assert len({feature.name for feature in PHYSIONET2012}) == 35
+
+
+def test_features_of_one_name_have_one_unit_and_kind_in_every_source():
+    first = {feature.name: feature for feature in reversed(KNOWN_FEATURES)}
+
+    unlike = [
+        feature.name
+        for feature in KNOWN_FEATURES
+        if (feature.unit, feature.kind) != (first[feature.name].unit, first[feature.name].kind)
+    ]
+
+    assert unlike == []
+
+
+@pytest.mark.parametrize("feature", KNOWN_FEATURES, ids=lambda feature: feature.name)
 def test_ranges_ascend_and_reference_ranges_are_plausible(feature: Feature):
     low, high = feature.reference or (0.0, 0.0)
     least, most = feature.plausible or (low, high)
@@ -73,7 +101,11 @@ def test_ranges_ascend_and_reference_ranges_are_plausible(feature: Feature):
     assert least <= most
 
 
-@pytest.mark.parametrize("features", [BENCHMARK_17, TJH_LABS], ids=["benchmark", "tjh"])
+@pytest.mark.parametrize(
+    "features",
+    [BENCHMARK_17, TJH_LABS, PHYSIONET2012],
+    ids=["benchmark", "tjh", "physionet2012"],
+)
 def test_every_alias_means_one_feature_and_every_name_itself(features: tuple[Feature, ...]):
     matcher = FeatureMatcher(features)
 

@@ -11,7 +11,7 @@ from ehr.catalogue import AGE_AND_SEX
 from ehr.cohort import cohort_hash
 from ehr.config import ExpertSection
 from ehr.errors import DataError, TrainingError
-from ehr.expert import ExpertEnsemble, Opinions, expert_opinion, save_ensembles
+from ehr.expert import ExpertEnsemble, expert_opinion, save_ensembles
 from ehr.expert_member import (
     MemberState,
     fit_member,
@@ -21,6 +21,7 @@ from ehr.expert_member import (
     read_member,
 )
 from ehr.imputation import ExpertInput, ExpertScaler
+from ehr.opinions import Opinions, token_names
 from ehr.salience import salience_table, salient_features, salient_sets
 from tests.expert_cohort import FEATURES, fit_in_process, tiny_case, tiny_cohort, tiny_section
 
@@ -208,7 +209,7 @@ def test_members_answer_together_as_they_do_alone(trained: list[ExpertEnsemble])
     for index, member in enumerate(ensemble.members):
         alone = ExpertEnsemble([member], SCALER, ensemble.section, "").predict(INPUTS)
         np.testing.assert_allclose(together.risk[index], alone.risk[0], atol=1e-6)
-        np.testing.assert_allclose(together.attention[index], alone.attention[0], atol=1e-6)
+        np.testing.assert_allclose(together.scores[index], alone.scores[0], atol=1e-6)
 
 
 def test_an_opinion_does_not_depend_on_the_other_patients(trained: list[ExpertEnsemble]) -> None:
@@ -216,7 +217,7 @@ def test_an_opinion_does_not_depend_on_the_other_patients(trained: list[ExpertEn
 
     alone = trained[0].predict(INPUTS[:1])
 
-    np.testing.assert_allclose(together.attention[:, :1], alone.attention, atol=1e-6)
+    np.testing.assert_allclose(together.scores[:, :1], alone.scores, atol=1e-6)
 
 
 def test_more_patients_than_one_pass_takes_are_answered_in_order(
@@ -233,12 +234,12 @@ def test_a_training_patients_opinion_leaves_out_members_that_saw_it() -> None:
     opinions = Opinions(
         patient_ids=("train", "new", "everywhere"),
         risk=np.array([[0.2, 0.2, 0.2], [0.8, 0.8, 0.8]]),
-        attention=np.array([[[1.0, 0.0]] * 3, [[0.0, 1.0]] * 3]),
+        scores=np.array([[[1.0, 0.0]] * 3, [[0.0, 1.0]] * 3]),
         seen=np.array([[True, False, True], [False, False, True]]),
     )
 
     np.testing.assert_allclose(opinions.mean_risk(), [0.8, 0.5, 0.5])
-    np.testing.assert_allclose(opinions.mean_attention(), [[0, 1], [0.5, 0.5], [0.5, 0.5]])
+    np.testing.assert_allclose(opinions.mean_scores(), [[0, 1], [0.5, 0.5], [0.5, 0.5]])
 
 
 def test_a_saved_ensemble_answers_the_same_after_loading(
@@ -252,7 +253,7 @@ def test_a_saved_ensemble_answers_the_same_after_loading(
         assert expert_opinion(loaded, case) == expert_opinion(ensemble, case)
         assert loaded.model_sha256 == ensemble.model_sha256
         assert loaded.data_sha256 == cohort_hash(COHORT)
-        assert loaded.tokens == (*FEATURES, AGE_AND_SEX)
+        assert token_names(loaded.scaler) == (*FEATURES, AGE_AND_SEX)
 
 
 def test_saving_twice_writes_the_same_bytes(trained: list[ExpertEnsemble], tmp_path: Path) -> None:
@@ -369,6 +370,7 @@ def test_the_table_has_every_member_patient_and_token_once(table: pd.DataFrame) 
         "score",
         "observed",
         "rank",
+        "method",
     ]
     assert len(table) == 2 * 4 * len(IDS) * (len(FEATURES) + 1)
     assert not table.duplicated(["patient_id", "ensemble", "member", "feature"]).any()

@@ -1,11 +1,12 @@
 import pytest
 
-from ehr.catalogue import BENCHMARK_17, TJH_LABS, Feature
+from ehr.catalogue import BENCHMARK_17, PHYSIONET2012, TJH_LABS, Feature
 from ehr.errors import DataError
 from ehr.names import FeatureMatcher, split_names
 
 BENCHMARK = FeatureMatcher(BENCHMARK_17)
 TJH = FeatureMatcher(TJH_LABS)
+ICU = FeatureMatcher(PHYSIONET2012)
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
@@ -163,3 +164,41 @@ def test_features_that_share_a_spelling_are_refused():
 
     with pytest.raises(DataError, match="'calcium' and 'Corrected calcium' share"):
         FeatureMatcher(features)
+
+
+@pytest.mark.parametrize(
+    "written", ["pt with fever", "history of HT", "urine pH", "BUN/creatinine ratio", "troponinT"]
+)
+def test_words_beside_a_name_can_make_it_another_thing(written: str):
+    assert BENCHMARK.match(written) is None
+    assert TJH.match(written) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("PaO2 (mmHg)", "Partial pressure of oxygen"),
+        ("low PaO2: 60 mmHg", "Partial pressure of oxygen"),
+        ("Arterial oxygen saturation", "Oxygen saturation"),
+        ("PaCO2", "Partial pressure of carbon dioxide"),
+        ("Serum lactate 4.1 mmol/L", "Lactate"),
+        ("BUN", "Blood urea nitrogen"),
+        ("elevated total bilirubin", "Bilirubin"),
+        ("Troponin-T", "Troponin T"),
+        ("WBC count", "White blood cell count"),
+        ("GCS", "Glasgow coma scale total"),
+        ("MAP", "Mean blood pressure"),
+        ("reduced urine output", "Urine output"),
+        ("mechanical ventilation (yes)", "Mechanical ventilation"),
+        ("troponin", None),
+        ("lactate dehydrogenase", None),
+        ("NA", None),
+    ],
+)
+def test_names_of_an_icu_record_are_found(written: str, name: str | None):
+    assert ICU.match(written) == name
+
+
+def test_troponin_t_is_not_the_workbooks_troponin():
+    assert TJH.match("troponin") == "Hypersensitive cardiac troponinI"
+    assert TJH.match("troponin T") is None

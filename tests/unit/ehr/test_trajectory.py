@@ -6,6 +6,7 @@ from ehr.trajectory import (
     parse_think,
     parse_trajectory,
     parse_vanilla,
+    reasoning_of,
 )
 
 WHOLE = """<Subquestion 1>
@@ -157,3 +158,23 @@ def test_think_reads_the_answer_and_never_the_reasoning():
     assert parse_think("<think>0.9?</think><answer>0.3</answer>").probability == 0.3
     assert parse_think("<think>0.9 <answer>0.8</answer></think>\n0.3").probability == 0.3
     assert parse_think("<think>it may be 0.9").failure == "no final answer"
+
+
+@pytest.mark.parametrize(
+    ("text", "prose"),
+    [
+        ("<Subquestion 1>\nq?\n</Subquestion 1>\n<Answer 1>\nA is 1.\n</Answer 1>", "A is 1."),
+        (
+            "hello <Answer 1>a<Answer 2>b</Answer 2><Final subquestion>c</Final subquestion>"
+            "<Important Features>d</Important Features><Final answer>0.5</Final answer>",
+            "a\nb",
+        ),
+        ("<think>pH fell.\nOK.</think><answer>0.5</answer>", "pH fell.\nOK."),
+        ("<think>cut off", "cut off"),
+        ("<think>x<Subquestion 1>q<Answer 1>y</think><answer>0.5</answer>", "x\ny"),
+        ("<Final answer>\n0.50\n</Final answer>", ""),
+        ("0.5", ""),
+    ],
+)
+def test_the_prose_of_an_answer_has_no_questions_lists_or_probability(text: str, prose: str):
+    assert reasoning_of(text) == prose

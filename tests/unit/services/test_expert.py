@@ -8,6 +8,7 @@ from ehr.cohort import cohort_hash
 from ehr.expert import ExpertEnsemble
 from ehr.expert_member import Member, fit_member, halves, member_key
 from ehr.imputation import ExpertScaler
+from ehr.integrated_gradients import IntegratedGradients
 from ehr.salience import salience_table, salient_features
 from services.expert import StoredOpinions
 from tests.expert_cohort import tiny_case, tiny_cohort, tiny_section
@@ -65,7 +66,7 @@ def test_a_stored_opinion_leaves_out_the_members_that_saw_the_patient(
     outside = [m for m in range(len(ensemble.members)) if not raw.seen[m, 0]]
     assert len(outside) == 1
     assert answer.opinion.risk == pytest.approx(raw.risk[outside[0], 0])
-    assert list(answer.opinion.attention.values()) == pytest.approx(raw.attention[outside[0], 0])
+    assert list(answer.opinion.attention.values()) == pytest.approx(raw.scores[outside[0], 0])
 
 
 def test_a_stranger_is_computed_by_all_members(opinions: StoredOpinions) -> None:
@@ -95,3 +96,18 @@ def test_answers_carry_the_hashes_of_model_and_data(
     answer = opinions.answer(tiny_case("stranger", seed=5), None)
 
     assert (answer.model_sha256, answer.data_sha256) == (ensemble.model_sha256, HASH)
+
+
+def test_a_stranger_is_scored_by_the_runs_method(ensemble: ExpertEnsemble) -> None:
+    scorer = IntegratedGradients(ensemble)
+    table = salience_table(COHORT, [scorer], "integrated_gradients")
+    case = tiny_case("stranger", seed=5)
+    entry = replace(ensemble.scaler.transform(case), patient_id="")
+
+    answer = StoredOpinions(ensemble, table, scorer).answer(case, HASH)
+
+    assert answer.source == "computed"
+    assert list(answer.opinion.attention.values()) == pytest.approx(
+        scorer.predict([entry]).mean_scores()[0]
+    )
+    assert answer.opinion.risk == StoredOpinions(ensemble, table).answer(case, HASH).opinion.risk

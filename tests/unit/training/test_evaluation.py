@@ -3,8 +3,9 @@ import pytest
 
 from ehr.config import CohortSection
 from ehr.loaders import build_cohort
+from ehr.metrics import paired_difference
 from ehr.names import FeatureMatcher
-from training.evaluation import AnswerReader, difference_rows, expert_rows, result_rows
+from training.evaluation import AnswerReader, Answers, difference_rows, expert_rows, result_rows
 
 SALIENT = frozenset({"pH", "Glucose", "Heart Rate", "Temperature", "Age & Sex"})
 
@@ -25,10 +26,18 @@ def reader():
     )
 
 
-def test_a_readable_answer_gives_its_probability_and_its_overlap_with_the_expert(reader):
+def rows_of(reader, kind, text, truncated=False):
     patient = reader.cohort.splits["test"][0]
+    answers = Answers(
+        kind=kind,
+        texts={patient: (text, truncated)},
+        shown={patient: reader.cohort.cases[patient]},
+    )
+    return reader.rows("eag_rl", answers)
 
-    row = reader.rows("eag_rl", "question_decomposition", {patient: (GOOD, False)}).iloc[0]
+
+def test_a_readable_answer_gives_its_probability_and_its_overlap_with_the_expert(reader):
+    row = rows_of(reader, "question_decomposition", GOOD).iloc[0]
 
     assert row["probability"] == 0.85
     assert not row["parse_failed"]
@@ -40,13 +49,56 @@ def test_a_readable_answer_gives_its_probability_and_its_overlap_with_the_expert
     [("garbage", False), ("", False), (GOOD, True), ("<Final answer>1.7</Final answer>", False)],
 )
 def test_an_unreadable_answer_counts_at_the_base_rate_and_is_marked(reader, text, truncated):
-    patient = reader.cohort.splits["test"][0]
-
-    row = reader.rows("eag_rl", "question_decomposition", {patient: (text, truncated)}).iloc[0]
+    row = rows_of(reader, "question_decomposition", text, truncated).iloc[0]
 
     assert row["parse_failed"]
     assert row["probability"] == pytest.approx(reader.base_rate)
     assert row["reward_att"] == 0.0
+
+
+def test_prose_is_checked_against_the_record_and_questions_are_not(reader):
+    case = reader.cohort.cases[reader.cohort.splits["test"][0]]
+    step = (
+        "<Subquestion 1>\nIs heart rate 999?\n</Subquestion 1>\n"
+        f"<Answer 1>\nAge is {case.age:.0f}. Heart rate was 999. Lactate was 77.7.\n</Answer 1>\n"
+    )
+
+    row = rows_of(reader, "question_decomposition", step + GOOD).iloc[0]
+    think = rows_of(reader, "think_then_answer", f"<think>{step}</think><answer>0.5</answer>")
+    vanilla = rows_of(reader, "vanilla", "<Final answer>\n0.50\n</Final answer>")
+
+    assert row["num_claims"] == 2
+    assert row["wrong_claims"] == ["Heart rate was 999: Heart Rate was never 999"]
+    assert row["unsupported_numbers"] == ["77.7"]
+    assert think["num_claims"].iloc[0] == 2
+    assert vanilla["num_claims"].isna().all()
+
+
+def test_a_row_says_which_share_of_its_claims_is_wrong():
+    grounded = table("eag_rl", [0, 1], [0.2, 0.9])
+    grounded["num_claims"] = [3, 1]
+    grounded["wrong_claims"] = [["a: b"], []]
+    grounded["unsupported_numbers"] = [["1", "2"], ["3"]]
+
+    checked, silent = result_rows(
+        pd.concat([grounded, table("vanilla", [0, 1], [0.2, 0.9])]), 5, num_resamples=20, seed=1
+    )
+
+    assert checked["grounding_error_rate"] == 1 / 4
+    assert (checked["num_checked_claims"], checked["num_wrong_claims"]) == (4, 1)
+    assert checked["num_unsupported_numbers"] == 3
+    assert silent["grounding_error_rate"] is None
+    assert silent["num_checked_claims"] is None
+
+
+def test_a_method_that_claims_nothing_has_no_error_rate():
+    silent = table("eag_rl", [0, 1], [0.2, 0.9])
+    silent["num_claims"] = [0, 0]
+    silent["wrong_claims"] = silent["unsupported_numbers"] = [[], []]
+
+    row = result_rows(silent, 5, num_resamples=20, seed=1)[0]
+
+    assert (row["grounding_error_rate"], row["num_checked_claims"]) == (None, 0)
 
 
 def table(method, labels, probabilities, **more):
@@ -61,6 +113,9 @@ def table(method, labels, probabilities, **more):
             "features": None,
             "salient": None,
             "reward_att": None,
+            "num_claims": None,
+            "wrong_claims": None,
+            "unsupported_numbers": None,
         }
         | more
     )
@@ -95,6 +150,19 @@ def test_differences_are_paired_on_the_patients_that_both_answered():
 
     assert {(row["metric"], row["n"]) for row in rows} == {("auroc", 8), ("auprc", 8)}
     assert rows[0]["difference"] == pytest.approx(1.0)
+
+
+def test_a_difference_says_what_so_many_patients_could_have_shown():
+    labels, probabilities = [0, 0, 1, 1] * 5, [0.1, 0.4, 0.35, 0.8] * 5
+    predictions = pd.concat(
+        [table("eag_rl", labels, probabilities), table("vanilla", labels, probabilities[::-1])]
+    )
+
+    row = difference_rows(predictions, "eag_rl", num_resamples=200, seed=1)[0]
+
+    found = paired_difference(labels, probabilities, probabilities[::-1], "auroc", 200, 1)
+    assert row["minimal_detectable"] == found.minimal_detectable
+    assert row["minimal_detectable"] > 0
 
 
 def test_expert_rows_take_the_test_split_only():

@@ -350,3 +350,20 @@ def test_best_path_and_questions_of_the_largest_tree_are_listed(page, sample):
     assert f"Patient {largest['patient_id']} , of {len(trees)} searched" in page.text
     assert "\u2605" in page.text
     assert re.search(r"#1\s", page.text)
+
+
+def test_grounding_is_a_table_of_the_rows_with_prose(page, tmp_path):
+    run_dir = write_sample_run(tmp_path / "run", stages=("cohort",))
+    (run_dir / "evaluate").mkdir()
+    rows = [{"method": "eag_rl", "auroc": 0.5, "num_checked_claims": None}]
+    (run_dir / "evaluate" / "results.json").write_text(json.dumps(rows))
+
+    assert "Grounding in the record Method Checked claims Wrong claims Error rate" in page.text
+    assert "EAG-RL 24 3 12.5 % 5" in page.text
+    assert "Vanilla 24 3" not in page.text
+    assert "Grounding in the record" not in read_page(run_dir).text
+
+
+def test_the_report_says_what_a_difference_could_have_shown(page):
+    assert "detectable from 0.386" in page.text
+    assert "inside the pale band" in page.text

@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 
 from training.report_data import Scores, scores_by_method
 from training.report_figures import (
+    UNDETECTABLE,
     calibration_bins,
     calibration_figure,
     difference_figure,
@@ -16,6 +19,13 @@ from training.report_figures import (
 from training.report_learning import Panel, curve_points, curves_figure, step_time_figure
 from training.report_search import read_tree, tree_figure
 from training.report_text import MAX_CHARACTERS, text_blocks
+
+
+def band_width(svg):
+    """Width of the pale rectangle."""
+    band = re.search(rf'<rect [^>]*width="([\d.]+)"[^>]*fill="{UNDETECTABLE}"', svg)
+    assert band is not None
+    return float(band.group(1))
 
 
 def row(method, patient, label, probability, parse_failed=False):
@@ -120,6 +130,22 @@ def test_differences_are_drawn_with_their_intervals_and_patients():
     assert "minus Stage-1: 0.050 [-0.100, 0.200], n 16" in figure.svg
     assert difference_figure([row], "auprc") is None
     assert difference_figure([row | {"difference": None}], "auroc") is None
+
+
+def test_a_band_shows_which_differences_so_few_patients_cannot_show():
+    row = {"method": "eag_rl", "minus": "stage1", "metric": "auroc", "difference": 0.05}
+
+    without = difference_figure([row], "auroc")
+    banded = difference_figure([row | {"minimal_detectable": 0.25}], "auroc")
+    whole = difference_figure([row | {"minimal_detectable": 3.0}], "auroc")
+
+    assert without is not None
+    assert banded is not None
+    assert whole is not None
+    assert without.svg.count(UNDETECTABLE) == 0
+    assert "detectable from 0.250" in banded.svg
+    # the axis runs from -1 to 1: the band of .25 is a quarter of the widest one
+    assert band_width(banded.svg) == pytest.approx(band_width(whole.svg) / 4, abs=0.1)
 
 
 def test_thinning_keeps_the_ends():
