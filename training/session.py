@@ -179,7 +179,12 @@ class Session:
         if self._cluster is None:
             self._cluster = connect(self.config.cluster, self.config.run.verbose)
             if self._cluster.dashboard_url:
-                self.reporter.say(f"Ray dashboard: {self._cluster.dashboard_url}")
+                # A Ray that `ray.init` starts lets nobody in without its token.
+                token = " (.venv/bin/ray get-auth-token prints the token it asks for)"
+                own = self._cluster.started_here
+                self.reporter.say(
+                    f"Ray dashboard: {self._cluster.dashboard_url}{token if own else ''}"
+                )
             raise_on_signals()
             for stage in self.stages:
                 preflight(requirements(self.config, stage))

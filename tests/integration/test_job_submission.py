@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -21,9 +22,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def environment(**more):
+TOKEN = secrets.token_hex(32)
+
+
+def environment():
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "PATH": f"{BIN}:{kept['PATH']}", **more}
+    # A Ray that `ray.init` has started leaves a token, and `ray start` then asks for one.
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    return {**kept, **token, "PATH": f"{BIN}:{kept['PATH']}"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,8 @@ def dashboard(tmp_path_factory):
         [
             BIN / "ray", "start", "--head", "--block", "--num-cpus=8", f"--port={gcs_port}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={folder}",
-            "--disable-usage-stats",
+            # The session's own Ray has the default one.
+            f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
         ],
         env=environment(),
         cwd=folder,
