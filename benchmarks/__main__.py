@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("salience", "main_job")
+BENCHMARKS = ("metrics", "salience", "main_job")
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 import json
 import math
-import time
 
 import numpy as np
 import pytest
@@ -242,12 +241,3 @@ def test_excess_jaccard_of_the_right_answers_is_what_no_constant_reaches() -> No
 
 def test_answers_without_features_score_below_the_constant() -> None:
     assert excess_jaccard([set(), set()], [{"a"}, {"a"}], size=1).excess == -1
-
-
-def test_a_thousand_resamples_of_two_thousand_patients_take_under_two_seconds() -> None:
-    labels, probabilities = sample(2000)
-    start = time.process_time()
-
-    bootstrap_interval(labels, probabilities, "auroc", 1000)
-
-    assert time.process_time() - start < 2
