@@ -76,9 +76,7 @@ def delete_application(name: str) -> None:
     Raises:
         ServiceError: if it does not end in time.
     """
-    if name not in serve.status().applications:
-        return
-    serve.delete(name, _blocking=False)
+    request_deletion(name)
     deadline = time.monotonic() + _DELETE_TIMEOUT_S
     while name in serve.status().applications:
         if time.monotonic() > deadline:
