@@ -137,11 +137,7 @@ class ConCare(nn.Module):
         looked at (that would wait for the GPU): a NaN of a patient makes that patient's risk and
         attention NaN, an infinite value saturates its gates; other patients keep theirs.
         """
-        last = lengths - 1
-        is_visit = torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1)
-        values = values.masked_fill(~is_visit.unsqueeze(-1), 0.0)
-        elapsed = (days.gather(1, last.unsqueeze(1)) - days).masked_fill(~is_visit, 0.0)
-        summaries = self.visit_attention(self.recurrence(values), elapsed, is_visit, last)
+        summaries = self._summaries(values, days, lengths)
 
         demographic = torch.tanh(self.demographic(demographics)).unsqueeze(1)
         tokens = self.dropout(torch.cat([summaries, demographic], dim=1))
@@ -157,3 +153,24 @@ class ConCare(nn.Module):
         return ConCareOutput(
             logit=self.head(context).squeeze(-1), attention=attention, decov=decov(heads)
         )
+
+    def _summaries(
+        self,
+        values: Float[Tensor, "batch visits features"],
+        days: Float[Tensor, "batch visits"],
+        lengths: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch features hidden"]:
+        """Each feature's summary of its visits."""
+        last = lengths - 1
+        is_visit = torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1)
+        values = values.masked_fill(~is_visit.unsqueeze(-1), 0.0)
+        elapsed = (days.gather(1, last.unsqueeze(1)) - days).masked_fill(~is_visit, 0.0)
+        if values.device.type != "cpu":  # the GPU would have to say how many have each visit
+            return self.visit_attention(self.recurrence(values), elapsed, is_visit, last)
+        # Longest first: a visit then costs as much as there are patients who have it.
+        order = lengths.argsort(descending=True)
+        visits = slice(0, int(lengths.max()))
+        is_visit = is_visit[order, visits]
+        states = self.recurrence(values[order, visits], is_visit.sum(dim=0).tolist())
+        summaries = self.visit_attention(states, elapsed[order, visits], is_visit, last[order])
+        return summaries[order.argsort()]

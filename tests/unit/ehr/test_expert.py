@@ -195,6 +195,7 @@ def test_a_members_key_changes_with_what_it_depends_on_only() -> None:
 
     assert key == member_key(plan, tiny_section(num_workers=3, num_salient_features=4), "data")
     assert key != member_key(plan, tiny_section(learning_rate=0.5), "data")
+    assert key != member_key(plan, tiny_section(time_attention="pyhealth"), "data")
     assert key != member_key(plan, section, "other data")
     assert key != member_key(other, section, "data")
 

@@ -87,6 +87,30 @@ def test_gradients_equal_those_of_a_loop_of_torch_grus(batch: int, num_visits: i
         torch.testing.assert_close(getattr(module, name).grad, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("_parts")
+@pytest.mark.parametrize("gradients", [True, False])
+def test_patients_with_fewer_visits_cost_and_change_nothing(gradients: bool) -> None:
+    module = recurrence()
+    reference = grus(module)
+    values = torch.randn(BATCH, VISITS, FEATURES, dtype=torch.float64, requires_grad=gradients)
+    same = values.detach().clone().requires_grad_()
+    has_visit = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]]).unsqueeze(-1)
+    weights = torch.randn(FEATURES, VISITS, BATCH, HIDDEN, dtype=torch.float64) * has_visit
+
+    with torch.set_grad_enabled(gradients):
+        states = module(values, active=[3, 2, 1, 1])
+
+    expected = loop(reference, same)
+    torch.testing.assert_close(states * has_visit, expected * has_visit, atol=1e-14, rtol=0)
+    if gradients:
+        (states * weights).sum().backward()
+        (expected * weights).sum().backward()
+        torch.testing.assert_close(values.grad, same.grad, atol=1e-12, rtol=0)
+        for name, gradient in stacked_gradients(reference).items():
+            actual = getattr(module, name).grad
+            torch.testing.assert_close(actual, gradient, atol=1e-12, rtol=0)
+
+
 def test_gradient_passes_torchs_own_check() -> None:
     module = recurrence()
     values = torch.randn(2, 3, FEATURES, dtype=torch.float64, requires_grad=True)
