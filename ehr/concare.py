@@ -1,5 +1,8 @@
 """ConCare: one recurrence per feature, attention over visits, then attention across features.
 
+Ma et al., "ConCare: Personalized Clinical Feature Embedding via Capturing the Healthcare Context",
+AAAI 2020 (arXiv 1911.12216); `docs/concare.md` goes through it point by point.
+
 Differences from the implementations in circulation are faults corrected here, each held by a test:
 a batch of one works, padding changes nothing, layer normalisation is applied, DeCov runs over the
 hidden units of each token, the attention returned is the softmax before dropout, the query of the
@@ -11,8 +14,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from ehr.config import TimeAttention
+from ehr.recurrence import FeatureRecurrence
+from ehr.visit_attention import VisitAttention
 
 NUM_DEMOGRAPHICS = 2
 """Age and sex, the inputs of the demographic token."""
@@ -27,6 +34,7 @@ class ConCareShape:
     num_heads: int = 4
     feedforward_size: int = 64
     dropout: float = 0.2
+    time_attention: TimeAttention = TimeAttention.PAPER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,88 +63,6 @@ def decov(heads: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, ""]:
     covariance = centred.transpose(1, 2) @ centred / max(batch - 1, 1)
     diagonal = covariance.diagonal(dim1=1, dim2=2)
     return 0.5 * (covariance.square().sum() - diagonal.square().sum())
-
-
-class FeatureRecurrence(nn.Module):
-    """One GRU per feature, all of them advanced together by one batched matrix product a visit.
-
-    Gates stand in the order of `torch.nn.GRU` (reset, update, new) and follow its equations.
-    """
-
-    def __init__(self, num_features: int, hidden_size: int) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(hidden_size)  # torch.nn.GRU's initial range
-
-        def uniform(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
-
-        self.weight_input = uniform(num_features, 3 * hidden_size)
-        self.weight_hidden = uniform(num_features, hidden_size, 3 * hidden_size)
-        self.bias_input = uniform(num_features, 3 * hidden_size)
-        self.bias_hidden = uniform(num_features, 3 * hidden_size)
-
-    def forward(
-        self, values: Float[Tensor, "batch visits features"]
-    ) -> Float[Tensor, "features batch visits hidden"]:
-        """Hidden state of every feature after every visit."""
-        batch, num_visits, num_features = values.shape
-        bias_input, bias_hidden = self.bias_input.unsqueeze(1), self.bias_hidden.unsqueeze(1)
-        hidden = values.new_zeros(num_features, batch, self.weight_hidden.shape[1])
-        states: list[Tensor] = []
-        for visit in range(num_visits):
-            value = values[:, visit].t().unsqueeze(-1)  # features, batch, 1
-            from_input = value * self.weight_input.unsqueeze(1) + bias_input
-            from_hidden = torch.baddbmm(bias_hidden, hidden, self.weight_hidden)
-            reset_in, update_in, new_in = from_input.chunk(3, dim=-1)
-            reset_hidden, update_hidden, new_hidden = from_hidden.chunk(3, dim=-1)
-            reset = torch.sigmoid(reset_in + reset_hidden)
-            update = torch.sigmoid(update_in + update_hidden)
-            new = torch.tanh(new_in + reset * new_hidden)
-            hidden = new + update * (hidden - new)
-            states.append(hidden)
-        return torch.stack(states, dim=2)
-
-
-class VisitAttention(nn.Module):
-    """Time-aware attention over the visits of each feature, queried by the last real visit.
-
-    A visit's score falls with the days between it and the last visit, at a rate that each feature
-    learns, and more slowly the better its state matches the query.
-    """
-
-    def __init__(self, num_features: int, hidden_size: int) -> None:
-        super().__init__()
-        self.query = nn.Parameter(torch.empty(num_features, hidden_size, hidden_size))
-        self.key = nn.Parameter(torch.empty(num_features, hidden_size, hidden_size))
-        self.rate = nn.Parameter(torch.full((num_features,), 0.8))
-        for feature in range(num_features):
-            nn.init.xavier_uniform_(self.query[feature])
-            nn.init.xavier_uniform_(self.key[feature])
-
-    def forward(
-        self,
-        states: Float[Tensor, "features batch visits hidden"],
-        elapsed: Float[Tensor, "batch visits"],
-        is_visit: Bool[Tensor, "batch visits"],
-        last: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch features hidden"]:
-        """Each feature's summary of its visits.
-
-        Args:
-            states: hidden state of every feature after every visit.
-            elapsed: days between each visit and the patient's last one.
-            is_visit: false on padding.
-            last: index of each patient's last visit.
-        """
-        features, _, _, hidden = states.shape
-        index = last.view(1, -1, 1, 1).expand(features, -1, 1, hidden)
-        # query . (K state) = (K^T query) . state: one product per patient instead of per visit.
-        query = states.gather(2, index).squeeze(2) @ self.query @ self.key.transpose(1, 2)
-        match = torch.sigmoid((states @ query.unsqueeze(-1)).squeeze(-1) / math.sqrt(hidden))
-        decay = torch.log(math.e + (1 - match) * elapsed)
-        score = match / (torch.sigmoid(self.rate).view(-1, 1, 1) * decay)
-        weights = score.masked_fill(~is_visit, -math.inf).softmax(dim=-1)
-        return (weights.unsqueeze(-1) * states).sum(dim=2).transpose(0, 1)
 
 
 class FeatureSelfAttention(nn.Module):
@@ -172,7 +98,7 @@ class ConCare(nn.Module):
         hidden = shape.hidden_size
         self.shape = shape
         self.recurrence = FeatureRecurrence(shape.num_features, hidden)
-        self.visit_attention = VisitAttention(shape.num_features, hidden)
+        self.visit_attention = VisitAttention(shape.num_features, hidden, shape.time_attention)
         self.demographic = nn.Linear(NUM_DEMOGRAPHICS, hidden)
         self.attention_norm = nn.LayerNorm(hidden)
         self.self_attention = FeatureSelfAttention(hidden, shape.num_heads, shape.dropout)
@@ -206,12 +132,12 @@ class ConCare(nn.Module):
             days: days since each patient's first visit, ascending.
             lengths: number of visits, at least 1.
             demographics: scaled age and sex.
+
+        All of it must be finite: `ehr.expert_member.collate` refuses other inputs. Here nothing is
+        looked at (that would wait for the GPU): a NaN of a patient makes that patient's risk and
+        attention NaN, an infinite value saturates its gates; other patients keep theirs.
         """
-        last = lengths - 1
-        is_visit = torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1)
-        values = values.masked_fill(~is_visit.unsqueeze(-1), 0.0)
-        elapsed = (days.gather(1, last.unsqueeze(1)) - days).masked_fill(~is_visit, 0.0)
-        summaries = self.visit_attention(self.recurrence(values), elapsed, is_visit, last)
+        summaries = self._summaries(values, days, lengths)
 
         demographic = torch.tanh(self.demographic(demographics)).unsqueeze(1)
         tokens = self.dropout(torch.cat([summaries, demographic], dim=1))
@@ -227,3 +153,24 @@ class ConCare(nn.Module):
         return ConCareOutput(
             logit=self.head(context).squeeze(-1), attention=attention, decov=decov(heads)
         )
+
+    def _summaries(
+        self,
+        values: Float[Tensor, "batch visits features"],
+        days: Float[Tensor, "batch visits"],
+        lengths: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch features hidden"]:
+        """Each feature's summary of its visits."""
+        last = lengths - 1
+        is_visit = torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1)
+        values = values.masked_fill(~is_visit.unsqueeze(-1), 0.0)
+        elapsed = (days.gather(1, last.unsqueeze(1)) - days).masked_fill(~is_visit, 0.0)
+        if values.device.type != "cpu":  # the GPU would have to say how many have each visit
+            return self.visit_attention(self.recurrence(values), elapsed, is_visit, last)
+        # Longest first: a visit then costs as much as there are patients who have it.
+        order = lengths.argsort(descending=True)
+        visits = slice(0, int(lengths.max()))
+        is_visit = is_visit[order, visits]
+        states = self.recurrence(values[order, visits], is_visit.sum(dim=0).tolist())
+        summaries = self.visit_attention(states, elapsed[order, visits], is_visit, last[order])
+        return summaries[order.argsort()]

@@ -17,6 +17,17 @@ class Task(StrEnum):
     """y = 1 is a readmission within `cohort.horizon_days` of discharge."""
 
 
+class TimeAttention(StrEnum):
+    """Score of a visit in ConCare's attention over visits (`ehr.visit_attention`)."""
+
+    PAPER = "paper"
+    """The AAAI 2020 paper's equation: tanh of the match over a logarithm of the time."""
+    CONCAT = "concat"
+    """The form that the authors' code builds its network with: additive, time as one more input."""
+    PYHEALTH = "pyhealth"
+    """The form of PyHealth and pyehr: a sigmoid of the match over the time itself."""
+
+
 class CohortSection(Section):
     """Which patients, and how they are split."""
 
@@ -109,6 +120,9 @@ class ExpertSection(Section):
     """Inner width of the position-wise feed-forward layer."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout while training."""
+    time_attention: TimeAttention = TimeAttention.PAPER
+    """Published form of the attention over visits: `paper` (the AAAI 2020 equation), `concat` (the
+    authors' code) or `pyhealth` (PyHealth and pyehr)."""
     decov_weight: float = Field(default=1e-3, ge=0)
     """Weight of the DeCov regulariser on the heads."""
     learning_rate: float = Field(default=3e-3, gt=0)

@@ -21,7 +21,7 @@ from ehr.config import ExpertSection
 from ehr.errors import DataError, TrainingError
 from ehr.imputation import ExpertInput
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of a member's file; a file of another version is refused."""
 
 PREDICT_PATIENTS = 128
@@ -32,6 +32,7 @@ _TRAINING_SETTINGS = {
     "num_heads",
     "feedforward_size",
     "dropout",
+    "time_attention",
     "decov_weight",
     "learning_rate",
     "batch_size",
@@ -231,7 +232,7 @@ def fit_member(
         torch.manual_seed(seed)
         model = ConCare(concare_shape(section, training.values.shape[-1])).to(device)
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=section.learning_rate, weight_decay=_WEIGHT_DECAY
+            model.parameters(), lr=section.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True
         )
         best: dict[str, Tensor] = {}
         best_epoch, best_loss, epoch = 0, float("inf"), 0
@@ -345,6 +346,7 @@ def concare_shape(section: ExpertSection, num_features: int) -> ConCareShape:
         num_heads=section.num_heads,
         feedforward_size=section.feedforward_size,
         dropout=section.dropout,
+        time_attention=section.time_attention,
     )
 
 

@@ -2,17 +2,22 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from ehr.concare import ConCare, ConCareOutput, ConCareShape, FeatureRecurrence, decov
+from ehr.concare import ConCare, ConCareOutput, ConCareShape, decov
+from ehr.config import TimeAttention
 
 NUM_FEATURES = 5
 
 
-def network(dropout: float = 0.0) -> ConCare:
+def network(dropout: float = 0.0, form: TimeAttention = TimeAttention.PAPER) -> ConCare:
     torch.manual_seed(0)
     shape = ConCareShape(
-        num_features=NUM_FEATURES, hidden_size=8, num_heads=2, feedforward_size=12, dropout=dropout
+        num_features=NUM_FEATURES,
+        hidden_size=8,
+        num_heads=2,
+        feedforward_size=12,
+        dropout=dropout,
+        time_attention=form,
     )
     return ConCare(shape)
 
@@ -23,42 +28,6 @@ def patients(num: int, num_visits: int = 4) -> tuple[torch.Tensor, ...]:
     days = torch.arange(num_visits).float().expand(num, -1).contiguous()
     lengths = torch.full((num,), num_visits)
     return values, days, lengths, torch.randn(num, 2, generator=generator)
-
-
-def test_batched_recurrence_equals_a_loop_of_torch_grus() -> None:
-    torch.manual_seed(3)
-    recurrence = FeatureRecurrence(NUM_FEATURES, 8)
-    values, *_ = patients(3)
-    expected = []
-    for feature in range(NUM_FEATURES):
-        gru = nn.GRU(1, 8, batch_first=True)
-        gru.weight_ih_l0.data = recurrence.weight_input[feature].detach().unsqueeze(-1)
-        gru.weight_hh_l0.data = recurrence.weight_hidden[feature].detach().t().contiguous()
-        gru.bias_ih_l0.data = recurrence.bias_input[feature].detach()
-        gru.bias_hh_l0.data = recurrence.bias_hidden[feature].detach()
-        expected.append(gru(values[:, :, feature : feature + 1])[0])
-
-    states = recurrence(values)
-
-    torch.testing.assert_close(states, torch.stack(expected), atol=1e-6, rtol=0)
-
-
-def test_batched_recurrence_has_the_gradients_of_a_loop_of_torch_grus() -> None:
-    torch.manual_seed(3)
-    recurrence = FeatureRecurrence(1, 4)
-    gru = nn.GRU(1, 4, batch_first=True)
-    gru.weight_ih_l0.data = recurrence.weight_input[0].detach().unsqueeze(-1)
-    gru.weight_hh_l0.data = recurrence.weight_hidden[0].detach().t().contiguous()
-    gru.bias_ih_l0.data = recurrence.bias_input[0].detach()
-    gru.bias_hh_l0.data = recurrence.bias_hidden[0].detach()
-    values = torch.randn(3, 4, 1)
-
-    recurrence(values).square().sum().backward()
-    gru(values)[0].square().sum().backward()
-
-    gradient = recurrence.weight_hidden.grad
-    assert gradient is not None
-    torch.testing.assert_close(gradient[0].t(), gru.weight_hh_l0.grad, atol=1e-5, rtol=1e-5)
 
 
 def test_a_batch_of_one_patient_with_one_visit_trains() -> None:
@@ -77,9 +46,10 @@ def test_a_batch_of_one_patient_with_one_visit_trains() -> None:
     )
 
 
-@pytest.mark.parametrize("filler", [0.0, 1e6, math.nan])
-def test_padding_changes_nothing_whatever_stands_in_it(filler: float) -> None:
-    model = network().eval()
+@pytest.mark.parametrize("form", TimeAttention)
+@pytest.mark.parametrize("filler", [0.0, 1e6, math.nan, math.inf])
+def test_padding_changes_nothing_whatever_stands_in_it(filler: float, form: TimeAttention) -> None:
+    model = network(form=form).eval()
     values, days, lengths, demographics = patients(3)
     alone = model(values, days, lengths, demographics)
 
@@ -157,8 +127,9 @@ def test_the_query_is_the_demographic_token_and_not_the_last_feature() -> None:
     assert not torch.allclose(queries[0], queries[2])
 
 
-def test_time_is_days_and_not_the_index_of_the_visit() -> None:
-    model = network().eval()
+@pytest.mark.parametrize("form", TimeAttention)
+def test_time_is_days_and_not_the_index_of_the_visit(form: TimeAttention) -> None:
+    model = network(form=form).eval()
     values, days, lengths, demographics = patients(2)
 
     near = model(values, days, lengths, demographics).logit
@@ -177,18 +148,35 @@ def test_days_count_from_the_last_visit_so_a_common_shift_changes_nothing() -> N
     )
 
 
-def test_an_older_visit_loses_weight_as_days_pass() -> None:
-    attention = network().visit_attention
-    states = torch.zeros(NUM_FEATURES, 1, 2, 8)
-    states[:, :, 1] = 1.0  # the summary is the last visit's weight in every unit
+@pytest.mark.parametrize("place", ["values", "days", "demographics"])
+def test_what_is_not_a_number_makes_its_own_patient_nan_and_no_other(place: str) -> None:
+    model = network().eval()
+    values, days, lengths, demographics = patients(3)
+    clean = model(values, days, lengths, demographics)
+    {"values": values, "days": days, "demographics": demographics}[place][1].view(-1)[0] = math.nan
 
-    def last_weight(gap: float) -> torch.Tensor:
-        both = torch.ones(1, 2, dtype=torch.bool)
-        summary = attention(states, torch.tensor([[gap, 0.0]]), both, torch.tensor([1]))
-        return summary[0, :, 0].detach()
+    spoilt = model(values, days, lengths, demographics)
 
-    assert (last_weight(1.0) < last_weight(7.0)).all()
-    assert (last_weight(7.0) < last_weight(60.0)).all()
+    assert spoilt.logit[1].isnan()
+    assert spoilt.attention[1].isnan().any()
+    torch.testing.assert_close(spoilt.logit[[0, 2]], clean.logit[[0, 2]], atol=1e-6, rtol=0)
+    torch.testing.assert_close(spoilt.attention[[0, 2]], clean.attention[[0, 2]], atol=1e-6, rtol=0)
+
+
+def test_padding_gets_no_gradient_and_spoils_none() -> None:
+    model = network()
+    values, days, _, demographics = patients(2)
+    values[0, 2:] = math.nan
+    values.requires_grad_()
+
+    model(values, days, torch.tensor([2, 4]), demographics).logit.sum().backward()
+
+    assert values.grad is not None
+    assert values.grad[0, 2:].eq(0).all()
+    assert all(
+        parameter.grad is None or parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+    )
 
 
 def test_every_feature_and_both_demographics_reach_the_logit() -> None:

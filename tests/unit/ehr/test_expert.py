@@ -195,6 +195,7 @@ def test_a_members_key_changes_with_what_it_depends_on_only() -> None:
 
     assert key == member_key(plan, tiny_section(num_workers=3, num_salient_features=4), "data")
     assert key != member_key(plan, tiny_section(learning_rate=0.5), "data")
+    assert key != member_key(plan, tiny_section(time_attention="pyhealth"), "data")
     assert key != member_key(plan, section, "other data")
     assert key != member_key(other, section, "data")
 
@@ -275,7 +276,7 @@ def test_a_folder_without_an_expert_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "expert.json").write_text(json.dumps({"format_version": 99}))
 
-    with pytest.raises(DataError, match="format version 1, got 99"):
+    with pytest.raises(DataError, match="format version 2, got 99"):
         ExpertEnsemble.load(tmp_path)
 
 
