@@ -1,4 +1,7 @@
-"""What a hospital would use instead: classical models on the last visit, age and sex."""
+"""What a hospital would use instead: classical models on the last visit, age and sex.
+
+Their settings are chosen by cross-validation on the training patients (`ehr.baseline_settings`).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -8,17 +11,14 @@ from jaxtyping import Float
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from ehr.errors import DataError
+from ehr.baseline_settings import (
+    boosted_trees,
+    both_classes,
+    choose_inverse_penalty,
+    choose_num_trees,
+    linear_model,
+)
 from ehr.imputation import ExpertInput, last_visits
-
-_INVERSE_PENALTY = 0.1
-"""Of the logistic regression: TJH has half as many features as training patients."""
-
-_NUM_TREES = 150
-_TREE_LEARNING_RATE = 0.05
-
-_ROW_SHARE = 0.5
-"""Patients each tree sees: stochastic boosting, since small cohorts overfit without it."""
 
 
 def logistic_regression(
@@ -30,12 +30,13 @@ def logistic_regression(
         training: patients to fit on.
         labels: 0 or 1 for each of `training`.
         asked: patients to answer for.
-        seed: not used by this model; all baselines are called alike.
+        seed: of the folds that choose the penalty.
 
     Raises:
         DataError: if the training patients lack a class, or an input is not finite.
     """
-    model = fitted_logistic_regression(training, labels)
+    penalty = choose_inverse_penalty(training, labels, seed)
+    model = fitted_logistic_regression(training, labels, penalty.best)
     return model.predict_proba(last_visits(asked))[:, 1]
 
 
@@ -48,12 +49,13 @@ def gradient_boosting(
         training: patients to fit on.
         labels: 0 or 1 for each of `training`.
         asked: patients to answer for.
-        seed: of the rows and columns each tree sees.
+        seed: of the folds that choose the number of trees, and of the rows and columns each sees.
 
     Raises:
         DataError: if the training patients lack a class, or an input is not finite.
     """
-    model = fitted_gradient_boosting(training, labels, seed)
+    num_trees = choose_num_trees(training, labels, seed)
+    model = fitted_gradient_boosting(training, labels, num_trees, seed)
     return model.predict_proba(last_visits(asked))[:, 1]
 
 
@@ -64,41 +66,22 @@ BASELINES: Mapping[str, Callable[..., Float[np.ndarray, " patients"]]] = Mapping
 
 
 def fitted_logistic_regression(
-    training: Sequence[ExpertInput], labels: Sequence[int]
+    training: Sequence[ExpertInput], labels: Sequence[int], inverse_penalty: float
 ) -> LogisticRegression:
     """The penalised logistic regression behind the baseline, on the columns of `last_visits`.
 
     Raises:
         DataError: if the patients lack a class, or an input is not finite.
     """
-    x, y = last_visits(training), _both_classes(labels)
-    return LogisticRegression(C=_INVERSE_PENALTY, max_iter=2000).fit(x, y)
+    return linear_model(inverse_penalty).fit(last_visits(training), both_classes(labels))
 
 
 def fitted_gradient_boosting(
-    training: Sequence[ExpertInput], labels: Sequence[int], seed: int
+    training: Sequence[ExpertInput], labels: Sequence[int], num_trees: int, seed: int
 ) -> GradientBoostingClassifier:
     """The boosted trees behind the baseline, on the columns of `last_visits`.
 
     Raises:
         DataError: if the patients lack a class, or an input is not finite.
     """
-    x, y = last_visits(training), _both_classes(labels)
-    model = GradientBoostingClassifier(
-        n_estimators=_NUM_TREES,
-        learning_rate=_TREE_LEARNING_RATE,
-        subsample=_ROW_SHARE,
-        max_features="sqrt",
-        random_state=seed,
-    )
-    return model.fit(x, y)
-
-
-def _both_classes(labels: Sequence[int]) -> np.ndarray:
-    y = np.asarray(labels)
-    if set(np.unique(y)) != {0, 1}:
-        raise DataError(
-            f"A baseline needs training patients of both classes, got labels "
-            f"{sorted(set(y.tolist()))[:5]}. Use a larger or stratified cohort."
-        )
-    return y
+    return boosted_trees(num_trees, seed).fit(last_visits(training), both_classes(labels))

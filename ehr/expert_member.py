@@ -24,6 +24,10 @@ from ehr.imputation import ExpertInput
 FORMAT_VERSION = 2
 """Of a member's file; a file of another version is refused."""
 
+FOLD_SEED = 0
+"""Of folds that choose a setting shared by all members: ensembles on the same patients choose the
+same, so that their agreement is about the members."""
+
 PREDICT_PATIENTS = 128
 """Patients in one forward pass without gradients: bounds memory, changes no result."""
 
@@ -188,6 +192,11 @@ def halves(
                 for offset, part in enumerate(parts)
             ]
     return plans
+
+
+def all_patients(plans: Sequence[MemberPlan]) -> list[str]:
+    """Patients that at least one member is trained on, sorted."""
+    return sorted({patient for plan in plans for patient in plan.train_ids})
 
 
 def fit_member(

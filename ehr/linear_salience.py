@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from ehr.expert_member import MemberPlan
+from ehr.expert_member import FOLD_SEED, MemberPlan, all_patients
 from ehr.imputation import ExpertInput, ExpertScaler, last_visits
 from ehr.opinions import Opinions, shares, was_seen
 
@@ -42,18 +42,26 @@ class LinearEnsemble:
         labels: Mapping[str, int],
         scaler: ExpertScaler,
     ) -> "LinearEnsemble":
-        """One member a plan.
+        """One member a plan, all with one penalty: `InversePenalty.stable` of all their patients.
 
         Raises:
             DataError: if a plan's patients lack a class, or an input is not finite.
         """
         # scikit-learn's import is slow, and only fitting needs it: a service does not fit.
+        from ehr.baseline_settings import choose_inverse_penalty
         from ehr.baselines import fitted_logistic_regression
 
+        everybody = all_patients(plans)
+        penalty = choose_inverse_penalty(
+            [inputs[patient] for patient in everybody],
+            [labels[patient] for patient in everybody],
+            FOLD_SEED,
+        )
         models = [
             fitted_logistic_regression(
                 [inputs[patient] for patient in plan.train_ids],
                 [labels[patient] for patient in plan.train_ids],
+                penalty.stable,
             )
             for plan in plans
         ]

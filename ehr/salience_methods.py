@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from ehr.config import ExpertSection
 from ehr.errors import DataError
 from ehr.expert import ExpertEnsemble
-from ehr.expert_member import FORMAT_VERSION, MemberPlan, halves, write_atomically
+from ehr.expert_member import FORMAT_VERSION, MemberPlan, all_patients, halves, write_atomically
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.integrated_gradients import IntegratedGradients
 from ehr.linear_salience import LinearEnsemble
@@ -94,7 +94,7 @@ def salience_ensembles(
     if method == "integrated_gradients":
         return [IntegratedGradients(ensemble) for ensemble in concare]
     # The halves of one pair hold all training patients.
-    ids = sorted({patient for plan in concare[0].plans for patient in plan.train_ids})
+    ids = all_patients(concare[0].plans)
     plans = cheap_plans(ids, labels, section)
     fitted = {
         name: fit_cheap(name, plans, inputs, labels, concare[0].scaler)
