@@ -20,7 +20,7 @@ from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_i
 from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.errors import TrainingError
 from ehr.loaders import build_cohort
-from ehr.rewards import RewardContext
+from ehr.rewards import RewardContext, Salience
 from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
 from services.types import BASE_POLICY, PolicyVersion
@@ -221,9 +221,9 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     config = session.config
     session.start_generator()
     train = session.cohort.splits["train"]
-    salient = session.salient(train)
+    salience = session.salience(train)
     if config.grpo.shuffle_salience:
-        salient = shuffled(salient, config.grpo.seed)
+        salience = shuffled(salience, config.grpo.seed)
     in_stage1: set[str] = set()
     if config.sft.enabled:
         table = pd.read_parquet(session.path("search") / "trajectories.parquet")
@@ -234,7 +234,8 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
             context=RewardContext(
                 patient_id=prompt.patient_id,
                 label=session.cohort.labels[prompt.patient_id],
-                salient_features=salient[prompt.patient_id],
+                salient_features=salience[prompt.patient_id].features,
+                stability=salience[prompt.patient_id].stability,
             ),
             in_stage1=prompt.patient_id in in_stage1,
         )
@@ -266,14 +267,14 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     train_grpo(inputs, on_progress)
 
 
-def shuffled(salient: dict[str, frozenset[str]], seed: int) -> dict[str, frozenset[str]]:
-    """Every patient gets another patient's salient features: the marginals stay."""
-    patients = sorted(salient)
+def shuffled(salience: dict[str, Salience], seed: int) -> dict[str, Salience]:
+    """Every patient gets another patient's salience: the marginals stay."""
+    patients = sorted(salience)
     order = list(patients)
     random.Random(seed).shuffle(order)
     # One cycle through the shuffled order: nobody keeps their own.
     return {
-        patient: salient[other]
+        patient: salience[other]
         for patient, other in zip(order, [*order[1:], order[0]], strict=True)
     }
 

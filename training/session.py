@@ -23,7 +23,8 @@ from ehr.errors import DataError
 from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
 from ehr.prompts import PromptContext
-from ehr.salience import salient_sets
+from ehr.rewards import Salience
+from ehr.salience import salient_sets, stability_weights
 from services.adapters import adapter_checksum
 from services.applications import (
     expert_application,
@@ -148,10 +149,21 @@ class Session:
 
     def salient(self, patient_ids: Collection[str]) -> dict[str, frozenset[str]]:
         """C_exp of cohort patients, from the stored out-of-fold salience."""
+        salience = self.salience(patient_ids)
+        return {patient: each.features for patient, each in salience.items()}
+
+    def salience(self, patient_ids: Collection[str]) -> dict[str, Salience]:
+        """C_exp of cohort patients with its stability, from the stored out-of-fold salience."""
         table = pd.read_parquet(self.path("expert") / "salience.parquet")
         expert = self.config.expert
-        sets = salient_sets(table, expert.num_salient_features, expert.candidates)
-        return {patient: frozenset(sets[patient]) for patient in patient_ids}
+        size, candidates = expert.num_salient_features, expert.candidates
+        sets = salient_sets(table, size, candidates)
+        asked = {patient: sets[patient] for patient in patient_ids}
+        stability = stability_weights(table, asked, size, candidates)
+        return {
+            patient: Salience(features=frozenset(names), stability=stability[patient])
+            for patient, names in asked.items()
+        }
 
     def case_prompts(self, patient_ids: Collection[str], kind: PromptKind) -> dict[str, CasePrompt]:
         """The prompts of patients and what each shows of its patient."""
