@@ -190,6 +190,23 @@ def bootstrap_interval(
     return bootstrap(labels, probabilities, metric, num_resamples, seed).interval()
 
 
+def bootstrap_mean(
+    values: Sequence[float] | Float[np.ndarray, " patients"],
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Bootstrap:
+    """Mean of one value per patient on `num_resamples` resamples of patients.
+
+    Raises:
+        DataError: if there is no patient.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    if not len(v):
+        raise DataError("A mean over patients needs at least one patient, got none.")
+    means = [weights @ v / len(v) for weights in _weights(len(v), num_resamples, seed)]
+    return _kept(np.concatenate(means))
+
+
 def paired_difference(
     labels: Labels,
     first: Probabilities,

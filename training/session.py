@@ -5,7 +5,7 @@ is closed in one place.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from actors.case_prompts import CasePrompt, PromptKind, case_prompt
 from actors.rollout_actor import RolloutActor
 from actors.rollouts import RolloutPrompt
 from actors.salience import ServedSalience
-from ehr.cohort import Cohort, cohort_hash, load_cohort
+from ehr.cohort import Cohort, PatientCase, cohort_hash, load_cohort
 from ehr.errors import DataError
 from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
@@ -167,12 +167,18 @@ class Session:
 
     def case_prompts(self, patient_ids: Collection[str], kind: PromptKind) -> dict[str, CasePrompt]:
         """The prompts of patients and what each shows of its patient."""
+        return self.prompts_of(
+            {patient: self.cohort.cases[patient] for patient in patient_ids}, kind
+        )
+
+    def prompts_of(
+        self, cases: Mapping[str, PatientCase], kind: PromptKind
+    ) -> dict[str, CasePrompt]:
+        """The prompts of records, which may differ from the cohort's."""
         context = PromptContext.of(self.cohort, self.config.prompt)
         return {
-            patient: case_prompt(
-                self.cohort.cases[patient], kind, context, self.tokenizer, self.model.chat
-            )
-            for patient in patient_ids
+            patient: case_prompt(case, kind, context, self.tokenizer, self.model.chat)
+            for patient, case in cases.items()
         }
 
     def prompts(self, patient_ids: Collection[str], kind: PromptKind) -> tuple[RolloutPrompt, ...]:
