@@ -11,7 +11,7 @@ from ehr.cohort import Cohort
 from ehr.errors import DataError
 from ehr.expert import candidate_tokens, heaviest_tokens
 from ehr.opinions import SalienceEnsemble, token_names
-from ehr.schema import SALIENT_COLUMNS
+from ehr.truth import true_sets
 
 
 def salience_table(
@@ -170,13 +170,11 @@ def true_overlap(
         cohort: has its truth.
         salient: C_exp of these patients.
         ids: patients to compare.
-        size: of the best constant set.
+        size: of C_exp, of the true sets, and of the best constant set.
 
     Returns:
         The method's mean Jaccard, and that of the best constant set for everybody.
     """
-    assert cohort.truth is not None, "only a generated cohort knows the truth"
-    rows = cohort.truth.set_index("patient_id").loc[list(ids), list(SALIENT_COLUMNS)]
-    true_sets = [frozenset(name for name in row if name) for row in rows.to_numpy()]
-    reached = mean_jaccard([salient[patient] for patient in ids], true_sets)
-    return reached, best_constant_set(true_sets, size)[1]
+    truly = true_sets(cohort, ids, size)
+    reached = mean_jaccard([salient[patient] for patient in ids], truly)
+    return reached, best_constant_set(truly, size)[1]

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -238,6 +239,14 @@ def test_excess_jaccard_of_the_right_answers_is_what_no_constant_reaches() -> No
     result = excess_jaccard(salient, salient, size=1)
 
     assert (result.jaccard, result.constant, result.excess) == (1, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("named", ["a", "abcd", "abcdef"])
+def test_a_constant_answer_of_another_size_has_no_excess_either(named):
+    # Each patient: a, and two of five others. The best constant set of three is beaten by a alone.
+    salient = [{"a", *pair} for pair in itertools.combinations("bcdef", 2)]
+
+    assert excess_jaccard([set(named)] * len(salient), salient, size=3).excess <= 1e-12
 
 
 def test_answers_without_features_score_below_the_constant() -> None:
