@@ -37,12 +37,12 @@ from ehr.errors import EagRlError, ResourceError, SearchError
 from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
 from ehr.prompts import PromptContext
-from ehr.rewards import RewardContext
+from ehr.rewards import RewardContext, Salience
 from services.types import Generator, PolicyVersion
 
 logger = logging.getLogger(__name__)
 
-AskSalience = Callable[[PatientCase], Awaitable[frozenset[str]]]
+AskSalience = Callable[[PatientCase], Awaitable[Salience]]
 """Asks for a patient's salient features, C_exp; `actors.salience.ServedSalience` is one."""
 
 OnProgress = Callable[[float, float, str], None]
@@ -131,10 +131,12 @@ class SearchActor:
             self._tokenizer,
             setup.frame,
         )
+        salience = await self._ask_salience(case)
         reward_context = RewardContext(
             patient_id=patient_id,
             label=self._cohort.labels[patient_id],
-            salient_features=await self._ask_salience(case),
+            salient_features=salience.features,
+            stability=salience.stability,
         )
         with RequestLog(
             _file(self._out_dir, "requests", patient_id, "jsonl"), self._generator

@@ -2,6 +2,7 @@
 
 from ehr.cohort import PatientCase
 from ehr.errors import ServiceError
+from ehr.rewards import Salience
 from services.clients import ExpertClient
 
 
@@ -17,8 +18,8 @@ class ServedSalience:
         self._client = client
         self._data_sha256 = data_sha256
 
-    async def __call__(self, case: PatientCase) -> frozenset[str]:
-        """C_exp of a patient.
+    async def __call__(self, case: PatientCase) -> Salience:
+        """C_exp of a patient and the stability of its features.
 
         Raises:
             ServiceError: if the service has no stored opinion: one that it computes now comes from
@@ -31,4 +32,6 @@ class ServedSalience:
                 f"one: it was trained on cohort {answer.data_sha256[:12]}, asked about "
                 f"{self._data_sha256[:12]}; train the expert again with --redo expert"
             )
-        return frozenset(answer.opinion.salient)
+        return Salience(
+            features=frozenset(answer.opinion.salient), stability=dict(answer.stability)
+        )

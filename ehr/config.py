@@ -103,6 +103,10 @@ class RewardSection(Section):
     """theta of Eq. 5."""
     margin_bonus: float = Field(default=1.0, ge=0)
     """beta of Eq. 5; with beta > 0 the classification reward is not a proper score."""
+    attention_weighting: Literal["none", "stability"] = "none"
+    """`none`: R_att is the Jaccard of Eq. 6. `stability`: a feature of C_exp counts by the share of
+    the expert's out-of-fold members that have it among their own heaviest. Evaluation and the
+    report's excess show the Jaccard of Eq. 6 either way."""
 
 
 class ExpertSection(Section):

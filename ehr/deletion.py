@@ -28,7 +28,7 @@ from scipy.special import expit, logit
 from ehr.errors import DataError
 from ehr.expert_member import MemberPlan
 from ehr.imputation import ExpertInput, ExpertScaler, last_visits
-from ehr.metrics import Bootstrap, auroc
+from ehr.metrics import auroc, bootstrap_mean
 from ehr.opinions import SalienceEnsemble, fair_weights, was_seen
 
 NUM_STEPS = 10
@@ -262,9 +262,7 @@ def area_between(
 ) -> AreaBetween:
     """Mean of the patients' area minus another one, and its patient-level bootstrap interval."""
     difference = method - other
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(difference), size=(num_resamples, len(difference)))
-    low, high = Bootstrap(values=difference[drawn].mean(axis=1), num_skipped=0).interval()
+    low, high = bootstrap_mean(difference, num_resamples, seed).interval()
     return AreaBetween(area=float(difference.mean()), low=low, high=high)
 
 

@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from ehr.agreement import best_constant_set, mean_jaccard
 from ehr.errors import DataError
+from ehr.rewards import MAX_FEATURE_NAMES
 
 NUM_CALIBRATION_BINS = 10
 """Equal-width bins of the expected calibration error."""
@@ -190,6 +191,23 @@ def bootstrap_interval(
     return bootstrap(labels, probabilities, metric, num_resamples, seed).interval()
 
 
+def bootstrap_mean(
+    values: Sequence[float] | Float[np.ndarray, " patients"],
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Bootstrap:
+    """Mean of one value per patient on `num_resamples` resamples of patients.
+
+    Raises:
+        DataError: if there is no patient.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    if not len(v):
+        raise DataError("A mean over patients needs at least one patient, got none.")
+    means = [weights @ v / len(v) for weights in _weights(len(v), num_resamples, seed)]
+    return _kept(np.concatenate(means))
+
+
 def paired_difference(
     labels: Labels,
     first: Probabilities,
@@ -250,13 +268,19 @@ def excess_jaccard(
 ) -> ExcessJaccard:
     """Mean Jaccard of predicted and salient features beyond the best constant set's.
 
+    The constant set has any number of names up to what the method gave: with five salient features
+    a constant answer of eight can overlap more than the best one of five, and one of three more
+    where the features beside them vary. So no constant answer has a positive excess.
+
     Args:
         predicted: names that a method gave for each patient (may be empty).
         salient: the patients' salient features, same order.
-        size: number of features of the constant set.
+        size: names of the largest constant set at least.
     """
     reached = mean_jaccard(predicted, salient)
-    _, constant = best_constant_set(salient, size)
+    # An answer with more names is a format failure.
+    most = min(max(size, *map(len, predicted)), max(size, MAX_FEATURE_NAMES))
+    constant = max(best_constant_set(salient, num)[1] for num in range(1, most + 1))
     return ExcessJaccard(jaccard=reached, constant=constant, excess=reached - constant)
 
 

@@ -1,10 +1,12 @@
 """Rewards of a trajectory, Eq. 4-7: classification, attention alignment, and their mix."""
 
 import math
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ehr.config import RewardSection
+from ehr.errors import DataError
 from ehr.names import FeatureMatcher
 from ehr.trajectory import ParsedTrajectory
 
@@ -16,6 +18,17 @@ MAX_FEATURE_NAMES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Salience:
+    """What the expert attends to in a patient, and how surely."""
+
+    features: frozenset[str]
+    """C_exp: canonical names of the features that the expert attended to most."""
+    stability: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Weight of each of `features` in (0, 1], from `ehr.salience.stability_weights`; empty where
+    the members behind C_exp are not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardContext:
     """What a reward may see of a patient and no prompt ever does."""
 
@@ -24,6 +37,8 @@ class RewardContext:
     """1 = the event of the task happened."""
     salient_features: frozenset[str]
     """C_exp: canonical names of the features that the expert attended to most."""
+    stability: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Weight of each salient feature; read with `reward.attention_weighting=stability` only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +50,7 @@ class Reward:
     cls: float
     """R_cls of Eq. 4; that of the worst prediction after a format failure."""
     att: float
-    """R_att of Eq. 6."""
+    """R_att: Eq. 6, or its weighted form (`reward.attention_weighting`)."""
     format_failure: str | None
     """Why the format failed; None = readable."""
 
@@ -60,6 +75,38 @@ def attention_reward(features: AbstractSet[str], salient: AbstractSet[str]) -> f
     """
     union = features | salient
     return len(features & salient) / len(union) if union else 0.0
+
+
+def weighted_attention_reward(
+    features: AbstractSet[str], salient: AbstractSet[str], stability: Mapping[str, float]
+) -> float:
+    """R_att of Eq. 6 with every salient feature counted by its weight.
+
+    A named feature outside C_exp costs as much as a salient one is worth on average:
+    sum of w over named and salient / (sum of w over C_exp + named outside C_exp * mean w).
+    Equal weights give the plain Jaccard, and so do weights that are all 0; with weights above 0
+    it is 1 only where the sets are equal.
+
+    Args:
+        features: canonical names in the answer.
+        salient: C_exp.
+        stability: weight of every feature of C_exp, not negative.
+
+    Raises:
+        DataError: if a salient feature has no weight.
+    """
+    missing = sorted(salient - stability.keys())
+    if missing:
+        raise DataError(
+            "reward.attention_weighting=stability needs the weight of every salient feature; "
+            f"there is none for {missing[:5]}. Train the expert again (--redo expert), or set "
+            "reward.attention_weighting=none."
+        )
+    total = math.fsum(stability[name] for name in salient)  # the same in any order of a set
+    if total <= 0:
+        return attention_reward(features, salient)
+    shared = math.fsum(stability[name] for name in features & salient)
+    return shared / (total + len(features - salient) * total / len(salient))
 
 
 def reward(
@@ -91,5 +138,9 @@ def reward(
             total=weight * worst, cls=worst, att=0.0, format_failure=failure or "no probability"
         )
     cls = classification_reward(parsed.probability, context.label, section)
-    att = attention_reward(matcher.canonical_set(parsed.features), context.salient_features)
+    named, salient = matcher.canonical_set(parsed.features), context.salient_features
+    if section.attention_weighting == "stability":
+        att = weighted_attention_reward(named, salient, context.stability)
+    else:
+        att = attention_reward(named, salient)
     return Reward(total=weight * cls + (1 - weight) * att, cls=cls, att=att, format_failure=None)

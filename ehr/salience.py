@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from ehr.agreement import best_constant_set, mean_jaccard
+from ehr.catalogue import AGE_AND_SEX
 from ehr.cohort import Cohort
 from ehr.errors import DataError
 from ehr.expert import candidate_tokens, heaviest_tokens
 from ehr.opinions import SalienceEnsemble, token_names
-from ehr.schema import SALIENT_COLUMNS
+from ehr.truth import true_sets
 
 
 def salience_table(
@@ -86,6 +87,64 @@ def salient_sets(
     return sets
 
 
+def stability_weights(
+    table: pd.DataFrame,
+    salient: Mapping[str, Sequence[str]],
+    num_features: int,
+    candidates: str,
+    ensemble: int = 0,
+) -> dict[str, dict[str, float]]:
+    """How many members agree on each salient feature, as a share of them.
+
+    The weight of a feature is the share of the patient's out-of-fold members (all members if all
+    saw the patient) that have it among their own `num_features` heaviest candidates. The mean of
+    the members can favour a feature that none of them puts there: it counts as half a member, so
+    that every feature of C_exp keeps a weight above 0.
+
+    Args:
+        table: as `salience_table` makes it.
+        salient: C_exp of the patients asked about, as `salient_sets` gives it for this table.
+        num_features: size of C_exp and of every member's own choice.
+        candidates: `observed` or `paper`, as in the expert section.
+        ensemble: whose members vote.
+
+    Returns:
+        For every patient in `salient` the weight of each of its features, in (0, 1].
+
+    Raises:
+        DataError: if the table lacks a patient.
+    """
+    chosen = table.loc[table["ensemble"] == ensemble]
+    patient, patients = pd.factorize(chosen["patient_id"])
+    member, members = pd.factorize(chosen["member"])
+    token, tokens = pd.factorize(chosen["feature"])
+    row_of = {str(name): row for row, name in enumerate(patients)}
+    missing = sorted(salient.keys() - row_of.keys())
+    if missing:
+        raise DataError(
+            f"The salience table has no patients {missing[:5]}. Use the table of the same cohort."
+        )
+    allowed = np.ones(len(chosen), dtype=bool)
+    if candidates == "observed":
+        allowed = (chosen["observed"] | (chosen["feature"] == AGE_AND_SEX)).to_numpy(dtype=bool)
+    scores = np.full((len(patients), len(members), len(tokens)), -np.inf)
+    scores[patient, member, token] = np.where(allowed, chosen["score"], -np.inf)
+    outside = np.zeros(scores.shape[:2], dtype=bool)
+    outside[patient, member] = chosen["out_of_fold"]
+    voters = outside | ~outside.any(axis=1, keepdims=True)
+    heaviest = np.argsort(-scores, axis=-1, kind="stable")[..., :num_features]
+    votes = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(votes, heaviest, True, axis=-1)
+    votes &= np.isfinite(scores) & voters[:, :, None]
+    num_voters = voters.sum(axis=1)[:, None]
+    weights = np.maximum(votes.sum(axis=1), 0.5) / num_voters
+    column_of = {str(name): column for column, name in enumerate(tokens)}
+    return {
+        name: {feature: float(weights[row_of[name], column_of[feature]]) for feature in features}
+        for name, features in salient.items()
+    }
+
+
 def salient_features(
     table: pd.DataFrame, patient_id: str, num_features: int, candidates: str
 ) -> tuple[str, ...]:
@@ -111,13 +170,11 @@ def true_overlap(
         cohort: has its truth.
         salient: C_exp of these patients.
         ids: patients to compare.
-        size: of the best constant set.
+        size: of C_exp, of the true sets, and of the best constant set.
 
     Returns:
         The method's mean Jaccard, and that of the best constant set for everybody.
     """
-    assert cohort.truth is not None, "only a generated cohort knows the truth"
-    rows = cohort.truth.set_index("patient_id").loc[list(ids), list(SALIENT_COLUMNS)]
-    true_sets = [frozenset(name for name in row if name) for row in rows.to_numpy()]
-    reached = mean_jaccard([salient[patient] for patient in ids], true_sets)
-    return reached, best_constant_set(true_sets, size)[1]
+    truly = true_sets(cohort, ids, size)
+    reached = mean_jaccard([salient[patient] for patient in ids], truly)
+    return reached, best_constant_set(truly, size)[1]

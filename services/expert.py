@@ -1,6 +1,7 @@
 """The expert on Ray Serve: risk and feature scores of a patient, stored or computed."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from ehr.cohort import PatientCase
 from ehr.errors import DataError
 from ehr.expert import ExpertEnsemble, Opinion, expert_opinion
 from ehr.opinions import SalienceEnsemble
-from ehr.salience import salient_features
+from ehr.salience import salient_features, stability_weights
 from ehr.salience_methods import load_scorer
 from services.applications import (
     delete_application,
@@ -36,6 +37,9 @@ class ExpertAnswer:
     model_sha256: str
     data_sha256: str
     """The cohort that the expert was trained on."""
+    stability: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """How many members agree on each salient feature, `ehr.salience.stability_weights`; of stored
+    opinions only. For rewards: the HTTP endpoint does not show it."""
 
 
 class StoredOpinions:
@@ -65,15 +69,17 @@ class StoredOpinions:
         known = data_sha256 == self._ensemble.data_sha256 and case.patient_id in self._table
         if known:
             opinion = self._stored(case)
+            stability = self._stability(case.patient_id, opinion.salient)
         else:
             # A stranger with a training patient's name must not lose the members that saw the name.
             stranger = replace(case, patient_id="")
-            opinion = expert_opinion(self._ensemble, stranger, self._scorer)
+            opinion, stability = expert_opinion(self._ensemble, stranger, self._scorer), {}
         return ExpertAnswer(
             opinion=opinion,
             source="stored" if known else "computed",
             model_sha256=self._ensemble.model_sha256,
             data_sha256=self._ensemble.data_sha256,
+            stability=stability,
         )
 
     @property
@@ -97,6 +103,16 @@ class StoredOpinions:
                 rows, case.patient_id, section.num_salient_features, section.candidates
             ),
         )
+
+    def _stability(self, patient_id: str, salient: tuple[str, ...]) -> dict[str, float]:
+        section = self._ensemble.section
+        return stability_weights(
+            self._table[patient_id],
+            {patient_id: salient},
+            section.num_salient_features,
+            section.candidates,
+            _SERVED_ENSEMBLE,
+        )[patient_id]
 
 
 class ExpertReplica:

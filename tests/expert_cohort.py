@@ -65,8 +65,8 @@ def tiny_cohort(num_patients: int = 48, seed: int = 0) -> Cohort:
     truth["true_risk"] = [0.2 + 0.6 * labels[patient] for patient in ids]
     for rank, column in enumerate(SALIENT_COLUMNS):
         truth[column] = (*FEATURES, AGE_AND_SEX)[rank]
-    for name in (*FEATURES, AGE_AND_SEX):
-        truth[CONTRIBUTION_PREFIX + name] = 0.0
+    for rank, name in enumerate((*FEATURES, AGE_AND_SEX)):
+        truth[CONTRIBUTION_PREFIX + name] = 1.0 - 0.1 * rank
     return Cohort(
         name="tiny",
         task=Task.MORTALITY,

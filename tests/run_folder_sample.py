@@ -36,6 +36,17 @@ FEATURES = (
 SPLIT_SIZES = {"train": 136, "val": 20, "test": 84}
 NUM_LANGUAGE_MODEL_PATIENTS = 16
 NUM_SEARCHED = 6
+FAITHFULNESS = {
+    "named_change": 0.11,
+    "unnamed_change": 0.04,
+    "difference": 0.07,
+    "difference_low": -0.01,
+    "difference_high": 0.15,
+    "share_named_more": 0.5,
+    "share_equal": 0.25,
+    "num_judged": 4,
+    "unjudged": {"no recorded feature is named": 2},
+}
 STAGES = ("cohort", "expert", "search", "sft", "grpo", "evaluate")
 
 QUESTIONS = (
@@ -410,6 +421,7 @@ class SampleRun:
             "num_checked_claims": 24 if names_features else None,
             "num_wrong_claims": 3 if names_features else None,
             "num_unsupported_numbers": 5 if names_features else None,
+            "faithfulness": FAITHFULNESS if names_features else None,
             "n": NUM_LANGUAGE_MODEL_PATIENTS,
         }
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import random
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -36,7 +36,7 @@ from ehr.config import PromptSection, RewardSection, Task
 from ehr.errors import ServiceError
 from ehr.names import FeatureMatcher
 from ehr.prompts import PromptContext
-from ehr.rewards import RewardContext
+from ehr.rewards import RewardContext, Salience
 from services.types import BASE_POLICY, Completion, GenerateRequest, PolicyVersion, Sampling
 
 FEATURES = (
@@ -292,6 +292,8 @@ class SearchPlan:
     section: SearchSection = _SECTION
     label: int = 1
     salient: frozenset[str] = frozenset(FEATURES[:5])
+    stability: Mapping[str, float] | None = None
+    """Given, the attention reward is weighted by it."""
     max_model_len: int = 100_000
     patient_id: str = "p1"
 
@@ -313,8 +315,13 @@ async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Pat
         case_of(plan.patient_id), "question_decomposition", CONTEXT, tokenizer, FRAME
     )
     judge = Judge(
-        RewardContext(patient_id=plan.patient_id, label=plan.label, salient_features=plan.salient),
-        RewardSection(),
+        RewardContext(
+            patient_id=plan.patient_id,
+            label=plan.label,
+            salient_features=plan.salient,
+            stability=plan.stability or {},
+        ),
+        RewardSection(attention_weighting="none" if plan.stability is None else "stability"),
         FeatureMatcher(CONTEXT.features),
     )
     with RequestLog(path, generator) as log:
@@ -362,11 +369,11 @@ class RefusesPatient(ScriptedGenerator):
         return await super().generate(request)
 
 
-async def _first_features(case: PatientCase) -> frozenset[str]:
-    return frozenset(FEATURES[:5])
+async def _first_features(case: PatientCase) -> Salience:
+    return Salience(features=frozenset(FEATURES[:5]))
 
 
-def fixed_salience() -> Callable[[PatientCase], Awaitable[frozenset[str]]]:
+def fixed_salience() -> Callable[[PatientCase], Awaitable[Salience]]:
     """An expert that finds the same features salient for everybody."""
     return _first_features
 

@@ -165,6 +165,9 @@ class EvaluateSection(Section):
     """T: depth at which the final is forced."""
     max_new_tokens: int = Field(default=256, ge=32)
     """Most model-written tokens of an answer."""
+    faithfulness_patients: int = Field(default=8, ge=0)
+    """Of the test patients, the first so many are asked about twice more by each language model row
+    that names features: without one named and without one unnamed feature. 0 = off."""
 
 
 class RunSection(Section):

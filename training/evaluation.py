@@ -141,9 +141,21 @@ def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def result_rows(
-    predictions: pd.DataFrame, num_salient_features: int, num_resamples: int, seed: int
+    predictions: pd.DataFrame,
+    num_salient_features: int,
+    num_resamples: int,
+    seed: int,
+    faithfulness: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a method, in order of appearance: metrics, intervals, failures, R_att, grounding."""
+    """One row a method, in order of appearance: metrics, intervals, failures, R_att, grounding.
+
+    Args:
+        predictions: of all methods, with `PREDICTION_COLUMNS`.
+        num_salient_features: size of the constant set behind the excess.
+        num_resamples: bootstrap resamples of patients.
+        seed: of the resamples.
+        faithfulness: summary of the methods whose named features were tested, else null.
+    """
     rows = []
     asked = _asked_patients(predictions)
     for method, table in predictions.groupby("method", sort=False):
@@ -157,6 +169,7 @@ def result_rows(
             "reward_att_constant": None,
             "reward_att_excess": None,
             **_grounding(table),
+            "faithfulness": (faithfulness or {}).get(str(method)),
         }
         named = table[table["reward_att"].notna()]
         if len(named):

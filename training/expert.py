@@ -39,9 +39,10 @@ from ehr.expert_member import (
     write_member,
 )
 from ehr.imputation import ExpertInput, ExpertScaler
-from ehr.metrics import auroc, performance
+from ehr.metrics import performance
 from ehr.salience import salience_table, salient_sets, true_overlap
 from ehr.salience_methods import salience_ensembles, save_scorers
+from ehr.truth import ceilings
 from training.progress import OnProgress
 from training.run_folder import write_json
 from training.worker_group import fit_and_watch
@@ -328,19 +329,16 @@ def _agreement(
 def _truth(
     cohort: Cohort, section: ExpertSection, salient: Mapping[str, tuple[str, ...]]
 ) -> dict[str, dict[str, float | None]] | None:
-    """How close salience comes to a generated cohort's truth, and the best AUROC there is."""
+    """How close salience comes to a generated cohort's truth, and the best metrics there are."""
     if cohort.truth is None:
         return None
-    true_risk = cohort.truth.set_index("patient_id")["true_risk"]
     result: dict[str, dict[str, float | None]] = {}
     for split, ids in cohort.splits.items():
         reached, constant = true_overlap(cohort, salient, ids, section.num_salient_features)
         result[split] = {
             "jaccard": reached,
             "jaccard_constant": constant,
-            "auroc_of_true_risk": auroc(
-                [cohort.labels[patient] for patient in ids], true_risk.loc[list(ids)].to_numpy()
-            ),
+            **ceilings(cohort, ids),
         }
     return result
 

@@ -8,32 +8,31 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import ray
 
-from actors.case_prompts import PromptKind
 from actors.pool import SearchSetup, run_search
-from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
 from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.errors import TrainingError
 from ehr.loaders import build_cohort
-from ehr.rewards import RewardContext
+from ehr.rewards import RewardContext, Salience
 from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
-from services.types import BASE_POLICY, PolicyVersion
+from services.types import BASE_POLICY
+from training.asking import Asker, kept_or_made
 from training.config import RunConfig
 from training.evaluation import (
     EXPERT_METHODS,
     AnswerReader,
-    Answers,
     concatenate,
     difference_rows,
     expert_rows,
     result_rows,
 )
+from training.masking import faithfulness_summary, masked_rows
 from training.progress import OnProgress, Reporter
 from training.result_table import result_table
 from training.run_folder import RunFolder, write_json
@@ -44,12 +43,6 @@ logger = logging.getLogger(__name__)
 
 CANARY_TEXT = f"<Final subquestion>\n{FINAL_SENTENCE}\n</Final subquestion>\n<Important Features>\n"
 """A fixed answer whose log-probabilities learner and generator must agree on after every sync."""
-
-_WATCH_INTERVAL_S = 2.0
-"""How often the driver looks at how far the answers are."""
-
-STAGE1 = PolicyVersion(lineage="stage1", version=0)
-"""The policy after SFT, as evaluation publishes it."""
 
 
 def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> list[str]:
@@ -221,9 +214,9 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     config = session.config
     session.start_generator()
     train = session.cohort.splits["train"]
-    salient = session.salient(train)
+    salience = session.salience(train)
     if config.grpo.shuffle_salience:
-        salient = shuffled(salient, config.grpo.seed)
+        salience = shuffled(salience, config.grpo.seed)
     in_stage1: set[str] = set()
     if config.sft.enabled:
         table = pd.read_parquet(session.path("search") / "trajectories.parquet")
@@ -234,7 +227,8 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
             context=RewardContext(
                 patient_id=prompt.patient_id,
                 label=session.cohort.labels[prompt.patient_id],
-                salient_features=salient[prompt.patient_id],
+                salient_features=salience[prompt.patient_id].features,
+                stability=salience[prompt.patient_id].stability,
             ),
             in_stage1=prompt.patient_id in in_stage1,
         )
@@ -266,14 +260,14 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     train_grpo(inputs, on_progress)
 
 
-def shuffled(salient: dict[str, frozenset[str]], seed: int) -> dict[str, frozenset[str]]:
-    """Every patient gets another patient's salient features: the marginals stay."""
-    patients = sorted(salient)
+def shuffled(salience: dict[str, Salience], seed: int) -> dict[str, Salience]:
+    """Every patient gets another patient's salience: the marginals stay."""
+    patients = sorted(salience)
     order = list(patients)
     random.Random(seed).shuffle(order)
     # One cycle through the shuffled order: nobody keeps their own.
     return {
-        patient: salient[other]
+        patient: salience[other]
         for patient, other in zip(order, [*order[1:], order[0]], strict=True)
     }
 
@@ -290,94 +284,82 @@ def evaluate(session: Session, on_progress: OnProgress) -> None:
         cohort=session.cohort, matcher=session.matcher, salient=session.salient(patients)
     )
     stored = pd.read_parquet(session.path("expert") / "predictions.parquet")
-    tables = []
+    tables: list[pd.DataFrame] = []
+    masked: list[pd.DataFrame] = []
     asked = [method for method in section.methods if _is_available(method, config)]
     for place, method in enumerate(asked):
         name = config.grpo.method if method == "stage2" else method
-        on_progress(place * len(patients), len(asked) * len(patients), name)
-        part = folder / "parts" / f"{name}.parquet"
+
+        def tell(done: int, before: int = place * len(patients), text: str = name) -> None:
+            on_progress(before + done, len(asked) * len(patients), text)
+
+        tell(0)
         if method in EXPERT_METHODS:
-            table = expert_rows(method, stored)
-        elif part.exists():
-            table = pd.read_parquet(part)
-        else:
-
-            def tell(done: int, before: int = place * len(patients), text: str = name) -> None:
-                on_progress(before + done, len(asked) * len(patients), text)
-
-            table = reader.rows(name, _answers(session, method, patients, tell))
-            part.parent.mkdir(parents=True, exist_ok=True)
-            table.to_parquet(part.with_suffix(".partial"))
-            part.with_suffix(".partial").rename(part)
-        tables.append(table)
+            tables.append(expert_rows(method, stored))
+            continue
+        asker = Asker(session, method)
+        tables.append(
+            kept_or_made(
+                folder / "parts" / f"{name}.parquet",
+                partial(_answer_rows, reader, name, asker, patients, tell),
+            )
+        )
+        if section.faithfulness_patients and asker.kind == "question_decomposition":
+            masked.append(
+                kept_or_made(
+                    folder / "parts" / f"{name}.masked.parquet",
+                    partial(_masked_rows, session, reader, tables[-1], asker, patients),
+                )
+            )
     predictions = concatenate(tables)
     size, resamples, seed = (
         config.expert.num_salient_features,
         section.num_resamples,
         section.seed,
     )
+    faithfulness: dict[str, dict[str, Any]] = {}
+    if masked:
+        rows = concatenate(masked)
+        rows.to_parquet(folder / "faithfulness.parquet")
+        faithfulness = faithfulness_summary(rows, resamples, seed)
     predictions.to_parquet(folder / "predictions.parquet")
     write_json(
         folder / "differences.json",
         difference_rows(predictions, config.grpo.method, resamples, seed),
     )
-    write_json(folder / "results.json", result_rows(predictions, size, resamples, seed))
+    write_json(
+        folder / "results.json", result_rows(predictions, size, resamples, seed, faithfulness)
+    )
     shutil.rmtree(folder / "parts", ignore_errors=True)
+
+
+def _answer_rows(
+    reader: AnswerReader,
+    name: str,
+    asker: Asker,
+    patients: list[str],
+    tell: Callable[[int], None],
+) -> pd.DataFrame:
+    return reader.rows(name, asker.patients(patients, tell))
+
+
+def _masked_rows(
+    session: Session,
+    reader: AnswerReader,
+    original: pd.DataFrame,
+    asker: Asker,
+    patients: list[str],
+) -> pd.DataFrame:
+    """The first patients again, without a feature that the answer names and without another."""
+    section = session.config.evaluate
+    first = patients[: section.faithfulness_patients]
+    prompts = session.case_prompts(first, asker.kind)
+    shown = {patient: prompt.case for patient, prompt in prompts.items()}
+    return masked_rows(reader, original, shown, asker.cases, section.seed)
 
 
 def _is_available(method: str, config: RunConfig) -> bool:
     return {"stage1": config.sft.enabled, "stage2": config.grpo.enabled}.get(method, True)
-
-
-def _answers(
-    session: Session, method: str, patients: list[str], tell: Callable[[int], None]
-) -> Answers:
-    """A language model row: which prompt it uses, and its greedy answers."""
-    config = session.config
-    kind: PromptKind = "question_decomposition"
-    if method == "stage1":
-        least = session.serve_adapter(STAGE1, session.path("sft") / "adapter")
-    elif method == "stage2":
-        least = session.serve_adapter(
-            PolicyVersion(lineage="stage2", version=config.grpo.steps),
-            session.path("grpo") / "adapter",
-        )
-    else:
-        least = session.serve_base()
-        kind = "vanilla" if method == "vanilla" else kind
-        kind = "think_then_answer" if method == "think_then_answer" else kind
-    plan = RolloutPlan(
-        format=config.prompt.format,
-        kind=kind,
-        max_depth=config.evaluate.max_depth,
-        max_new_tokens=config.evaluate.max_new_tokens,
-        temperature=0.0,
-        think_tokens=config.prompt.think_budget_tokens,
-    )
-    shown = session.case_prompts(patients, kind)
-    prompts = tuple(
-        RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
-        for patient, prompt in shown.items()
-    )
-    batch = RolloutBatch(
-        prompts=prompts,
-        group_size=1,
-        least=least,
-        seed=config.evaluate.seed,
-        max_in_flight=rollouts_in_flight(
-            prompts, 1, config.evaluate.max_new_tokens, session.cache_tokens
-        ),
-    )
-    actor: Any = session.rollout_actor
-    sampling = actor.sample_groups.remote(plan, batch)
-    while not ray.wait([sampling], timeout=_WATCH_INTERVAL_S)[0]:
-        tell(ray.get(actor.num_done.remote()))
-    groups = ray.get(sampling)
-    return Answers(
-        kind=kind,
-        texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
-        shown={patient: prompt.case for patient, prompt in shown.items()},
-    )
 
 
 def report(session: Session, on_progress: OnProgress) -> None:

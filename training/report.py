@@ -62,9 +62,11 @@ from training.report_search import (
 from training.report_text import printable
 from training.result_table import (
     COLUMNS,
+    FAITHFULNESS_COLUMNS,
     GROUNDING_COLUMNS,
     LANGUAGE_MODEL_METHODS,
     Row,
+    faithfulness_cells,
     finite_number,
     format_number,
     format_percentage,
@@ -240,6 +242,7 @@ def _results(records: RunRecords) -> dict[str, Any] | None:
         precision_recall_figure(scores),
     ]
     grounded = [row for row in rows if finite_number(row.get("num_checked_claims")) is not None]
+    tested = [row for row in rows if as_object(row.get("faithfulness"))]
     differences = [difference_figure(records.differences, metric) for metric in ("auroc", "auprc")]
     return {
         "columns": COLUMNS,
@@ -254,6 +257,10 @@ def _results(records: RunRecords) -> dict[str, Any] | None:
         "figures": _present(figures),
         "grounding": [[_text(cell) for cell in grounding_cells(row, MISSING)] for row in grounded],
         "grounding_columns": GROUNDING_COLUMNS,
+        "faithfulness": [
+            [_text(cell) for cell in faithfulness_cells(row, MISSING)] for row in tested
+        ],
+        "faithfulness_columns": FAITHFULNESS_COLUMNS,
         "differences": _present(differences),
         "calibration": _present([calibration_figure(*item) for item in scores.items()]),
     }

@@ -55,6 +55,18 @@ GROUNDING_COLUMNS: tuple[str, ...] = (
 )
 """Headings of the table that says how answers agree with the record."""
 
+FAITHFULNESS_COLUMNS: tuple[str, ...] = (
+    "Method",
+    "Change without a named feature",
+    "Without an unnamed one",
+    "Difference [95 %]",
+    "Named moves more",
+    "Neither moves more",
+    "Patients",
+    "Not judged",
+)
+"""Headings of the table that says whether answers hang on the features they name."""
+
 
 def finite_number(value: object) -> float | None:
     """The value as a float, or None where it is no finite number."""
@@ -143,6 +155,27 @@ def grounding_cells(row: Row, missing: str = "-") -> list[str]:
         format_number(row.get("num_wrong_claims"), 0, missing),
         format_percentage(row.get("grounding_error_rate"), missing),
         format_number(row.get("num_unsupported_numbers"), 0, missing),
+    ]
+
+
+def faithfulness_cells(row: Row, missing: str = "-") -> list[str]:
+    """One row's cells in the order of `FAITHFULNESS_COLUMNS`."""
+    found = row.get("faithfulness")
+    summary: Row = found if isinstance(found, Mapping) else {}
+    reasons = summary.get("unjudged")
+    counts = [
+        f"{format_number(count, 0, missing)}: {reason}"
+        for reason, count in (reasons.items() if isinstance(reasons, Mapping) else ())
+    ]
+    return [
+        row_label(row),
+        format_number(summary.get("named_change"), missing=missing),
+        format_number(summary.get("unnamed_change"), missing=missing),
+        format_interval(summary, "difference", missing),
+        format_percentage(summary.get("share_named_more"), missing),
+        format_percentage(summary.get("share_equal"), missing),
+        format_number(summary.get("num_judged"), 0, missing),
+        "; ".join(counts) or missing,
     ]
 
 

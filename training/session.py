@@ -5,7 +5,7 @@ is closed in one place.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from actors.case_prompts import CasePrompt, PromptKind, case_prompt
 from actors.rollout_actor import RolloutActor
 from actors.rollouts import RolloutPrompt
 from actors.salience import ServedSalience
-from ehr.cohort import Cohort, cohort_hash, load_cohort
+from ehr.cohort import Cohort, PatientCase, cohort_hash, load_cohort
 from ehr.errors import DataError
 from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
 from ehr.prompts import PromptContext
-from ehr.salience import salient_sets
+from ehr.rewards import Salience
+from ehr.salience import salient_sets, stability_weights
 from services.adapters import adapter_checksum
 from services.applications import (
     expert_application,
@@ -148,19 +149,36 @@ class Session:
 
     def salient(self, patient_ids: Collection[str]) -> dict[str, frozenset[str]]:
         """C_exp of cohort patients, from the stored out-of-fold salience."""
+        salience = self.salience(patient_ids)
+        return {patient: each.features for patient, each in salience.items()}
+
+    def salience(self, patient_ids: Collection[str]) -> dict[str, Salience]:
+        """C_exp of cohort patients with its stability, from the stored out-of-fold salience."""
         table = pd.read_parquet(self.path("expert") / "salience.parquet")
         expert = self.config.expert
-        sets = salient_sets(table, expert.num_salient_features, expert.candidates)
-        return {patient: frozenset(sets[patient]) for patient in patient_ids}
+        size, candidates = expert.num_salient_features, expert.candidates
+        sets = salient_sets(table, size, candidates)
+        asked = {patient: sets[patient] for patient in patient_ids}
+        stability = stability_weights(table, asked, size, candidates)
+        return {
+            patient: Salience(features=frozenset(names), stability=stability[patient])
+            for patient, names in asked.items()
+        }
 
     def case_prompts(self, patient_ids: Collection[str], kind: PromptKind) -> dict[str, CasePrompt]:
         """The prompts of patients and what each shows of its patient."""
+        return self.prompts_of(
+            {patient: self.cohort.cases[patient] for patient in patient_ids}, kind
+        )
+
+    def prompts_of(
+        self, cases: Mapping[str, PatientCase], kind: PromptKind
+    ) -> dict[str, CasePrompt]:
+        """The prompts of records, which may differ from the cohort's."""
         context = PromptContext.of(self.cohort, self.config.prompt)
         return {
-            patient: case_prompt(
-                self.cohort.cases[patient], kind, context, self.tokenizer, self.model.chat
-            )
-            for patient in patient_ids
+            patient: case_prompt(case, kind, context, self.tokenizer, self.model.chat)
+            for patient, case in cases.items()
         }
 
     def prompts(self, patient_ids: Collection[str], kind: PromptKind) -> tuple[RolloutPrompt, ...]:

@@ -92,6 +92,9 @@ def test_the_main_job_writes_the_whole_run_folder(finished):
     } <= set(steps[0])
     assert {"vanilla", "question_decomposition", "stage1", "eag_rl", "concare"} <= set(results)
     assert all(0 <= row["parse_failure_rate"] <= 1 for row in results.values())
+    faithfulness = results["eag_rl"]["faithfulness"]
+    assert faithfulness["num_judged"] + sum(faithfulness["unjudged"].values()) == 2
+    assert results["vanilla"]["faithfulness"] is None
     assert (folder / "sft" / "adapter" / "adapter_model.safetensors").exists()
     assert (folder / "grpo" / "adapter" / "adapter_model.safetensors").exists()
 

@@ -1,12 +1,18 @@
 import math
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ehr.catalogue import BENCHMARK_17
 from ehr.config import RewardSection
 from ehr.names import FeatureMatcher
-from ehr.rewards import RewardContext, attention_reward, classification_reward, reward
+from ehr.rewards import (
+    RewardContext,
+    attention_reward,
+    classification_reward,
+    reward,
+    weighted_attention_reward,
+)
 from ehr.trajectory import ParsedTrajectory
 
 MATCHER = FeatureMatcher(BENCHMARK_17)
@@ -78,3 +84,51 @@ def test_the_default_reward_lies_in_the_range_of_the_specification(probability, 
     total = reward(parsed, context, RewardSection(), MATCHER).total
 
     assert -2.7632 <= total <= 0.6881
+
+
+salient_sets = st.frozensets(st.sampled_from(NAMES), min_size=1, max_size=7)
+weight_lists = st.lists(
+    st.integers(1, 20).map(lambda votes: votes / 20), min_size=len(NAMES), max_size=len(NAMES)
+).map(lambda weights: dict(zip(NAMES, weights, strict=True)))
+
+
+@given(feature_sets, salient_sets, weight_lists)
+def test_the_weighted_reward_is_bounded_and_one_only_for_equal_sets(named, salient, stability):
+    value = weighted_attention_reward(named, salient, stability)
+
+    assert 0 <= value <= 1
+    assert (value == 1) == (named == salient)
+    assert (value == 0) == (not named & salient)
+
+
+@given(feature_sets, feature_sets, st.just(0.0) | st.floats(1e-3, 1))
+def test_equal_weights_give_the_plain_jaccard(named, salient, weight):
+    value = weighted_attention_reward(named, salient, dict.fromkeys(NAMES, weight))
+
+    assert math.isclose(value, attention_reward(named, salient), rel_tol=1e-9)
+
+
+@given(feature_sets, salient_sets, weight_lists, st.data())
+def test_naming_one_more_salient_feature_pays_and_one_more_other_costs(
+    named, salient, stability, data
+):
+    value = weighted_attention_reward(named, salient, stability)
+    name = data.draw(st.sampled_from(sorted(frozenset(NAMES) - named)))
+
+    after = weighted_attention_reward(named | {name}, salient, stability)
+
+    assert after > value if name in salient else after <= value
+    assert after < value or not value or name in salient
+
+
+@given(feature_sets, salient_sets, weight_lists, st.data())
+def test_naming_a_stable_feature_pays_more_than_an_unstable_one(named, salient, stability, data):
+    left = sorted(salient - named, key=stability.__getitem__)
+    assume(len(left) > 1 and stability[left[0]] < stability[left[-1]])
+
+    unstable, stable = (
+        weighted_attention_reward(named | {name}, salient, stability)
+        for name in (left[0], left[-1])
+    )
+
+    assert stable > unstable

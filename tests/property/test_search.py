@@ -189,6 +189,19 @@ def test_label_and_salient_features_never_reach_a_prompt(plan: SearchPlan, label
 
 
 @few
+@given(plans, st.sampled_from([0.0625, 0.9375]))
+def test_the_weights_of_salient_features_never_reach_a_prompt(
+    plan: SearchPlan, weight: float
+) -> None:
+    stability = dict.fromkeys(plan.salient, weight) | {"SENTINEL-FEATURE-7f3a": 0.5}
+    run = _run(replace(plan, stability=stability), ScriptedGenerator())
+
+    prompts = ["".join(map(chr, request.prompt_token_ids)) for request in run.generator.requests]
+    assert not any("SENTINEL" in prompt or str(weight) in prompt for prompt in prompts)
+    assert _first_simulation(run) == _first_simulation(_run(plan, ScriptedGenerator()))
+
+
+@few
 @given(plans)
 def test_the_first_simulation_asks_the_same_whatever_the_label(plan: SearchPlan) -> None:
     plan = plan.with_section(num_rollouts=1)

@@ -23,13 +23,17 @@ class _Expert:
             source=self._source,
             model_sha256="m",
             data_sha256=data_sha256,
+            stability={"pH": 0.75},
         )
 
 
 def test_a_stored_opinion_is_taken() -> None:
     ask = ServedSalience(_Expert("stored"), "abc")
 
-    assert asyncio.run(ask(case_of())) == {"pH"}
+    answer = asyncio.run(ask(case_of()))
+
+    assert answer.features == {"pH"}
+    assert answer.stability == {"pH": 0.75}
 
 
 def test_an_opinion_that_members_which_saw_the_patient_may_have_computed_is_refused() -> None:

@@ -22,7 +22,7 @@ from ehr.expert_member import (
 )
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.opinions import Opinions, token_names
-from ehr.salience import salience_table, salient_features, salient_sets
+from ehr.salience import salience_table, salient_features, salient_sets, stability_weights
 from tests.expert_cohort import FEATURES, fit_in_process, tiny_case, tiny_cohort, tiny_section
 
 COHORT = tiny_cohort()
@@ -454,6 +454,90 @@ def test_unobserved_features_are_salient_in_the_papers_reading_only() -> None:
 
     assert salient_features(table, "p", 2, "observed") == ("b", AGE_AND_SEX)
     assert salient_features(table, "p", 2, "paper") == ("a", "b")
+
+
+def members_table(scores: dict[tuple[int, bool], list[float]], names: list[str]) -> pd.DataFrame:
+    return hand_table(
+        [
+            (member, outside, name, score, True)
+            for (member, outside), row in scores.items()
+            for name, score in zip(names, row, strict=True)
+        ]
+    )
+
+
+def test_stability_is_the_share_of_outside_members_that_choose_the_feature() -> None:
+    table = members_table(
+        {
+            (0, False): [0.0, 0.0, 1.0],  # saw the patient: its choice does not count
+            (1, True): [0.6, 0.3, 0.1],
+            (2, True): [0.6, 0.1, 0.3],
+        },
+        ["a", "b", AGE_AND_SEX],
+    )
+
+    weights = stability_weights(table, {"p": ("a", "b")}, 2, "observed")
+
+    assert weights == {"p": {"a": 1.0, "b": 0.5}}
+
+
+def test_all_members_vote_on_a_patient_that_all_saw() -> None:
+    table = members_table({(0, False): [0.9, 0.1], (1, False): [0.2, 0.8]}, ["a", AGE_AND_SEX])
+
+    assert stability_weights(table, {"p": ("a",)}, 1, "observed") == {"p": {"a": 0.5}}
+
+
+def test_a_feature_that_only_the_mean_favours_counts_as_half_a_member() -> None:
+    table = members_table(
+        {(0, True): [0.6, 0.4, 0.0], (1, True): [0.0, 0.4, 0.6]}, ["a", "b", AGE_AND_SEX]
+    )
+    salient = salient_sets(table, 1, "observed")
+
+    assert salient == {"p": ("b",)}
+    assert stability_weights(table, salient, 1, "observed") == {"p": {"b": 0.25}}
+
+
+def test_ties_of_a_member_go_to_the_feature_that_comes_first() -> None:
+    table = members_table({(0, True): [0.25] * 4}, ["z", "a", "m", AGE_AND_SEX])
+
+    weights = stability_weights(table, {"p": ("z", "a", "m")}, 2, "observed")
+
+    assert weights == {"p": {"z": 1.0, "a": 1.0, "m": 0.5}}
+
+
+def test_members_choose_among_the_same_candidates_as_the_expert() -> None:
+    table = hand_table(
+        [(0, True, "a", 0.7, False), (0, True, "b", 0.2, True), (0, True, AGE_AND_SEX, 0.1, True)]
+    )
+
+    observed = stability_weights(table, {"p": ("b", AGE_AND_SEX)}, 2, "observed")
+    paper = stability_weights(table, {"p": ("a", "b")}, 1, "paper")
+
+    assert observed == {"p": {"b": 1.0, AGE_AND_SEX: 1.0}}
+    assert paper == {"p": {"a": 1.0, "b": 0.5}}
+
+
+def test_stability_of_a_trained_ensemble_is_what_counting_by_hand_gives(
+    table: pd.DataFrame,
+) -> None:
+    salient = salient_sets(table, 2, "observed")
+    weights = stability_weights(table, salient, 2, "observed")
+
+    for patient in (*COHORT.splits["train"][:3], *COHORT.splits["test"][:3]):
+        rows = table[(table["patient_id"] == patient) & (table["ensemble"] == 0)]
+        outside = rows[rows["out_of_fold"]]
+        choices = [
+            set(salient_sets(member, 2, "observed")[patient])
+            for _, member in outside.groupby("member")
+        ]
+        for feature in salient[patient]:
+            votes = sum(feature in choice for choice in choices)
+            assert weights[patient][feature] == max(votes, 0.5) / len(choices)
+
+
+def test_stability_of_a_patient_that_is_not_in_the_table_is_refused(table: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="no patients"):
+        stability_weights(table, {"nobody": ("a",)}, 2, "observed")
 
 
 def test_a_patient_that_is_not_in_the_table_is_refused(table: pd.DataFrame) -> None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -12,6 +13,7 @@ from ehr.metrics import (
     auroc,
     bootstrap,
     bootstrap_interval,
+    bootstrap_mean,
     brier,
     calibration_intercept,
     calibration_slope,
@@ -239,5 +241,31 @@ def test_excess_jaccard_of_the_right_answers_is_what_no_constant_reaches() -> No
     assert (result.jaccard, result.constant, result.excess) == (1, 0.5, 0.5)
 
 
+@pytest.mark.parametrize("named", ["a", "abcd", "abcdef"])
+def test_a_constant_answer_of_another_size_has_no_excess_either(named):
+    # Each patient: a, and two of five others. The best constant set of three is beaten by a alone.
+    salient = [{"a", *pair} for pair in itertools.combinations("bcdef", 2)]
+
+    assert excess_jaccard([set(named)] * len(salient), salient, size=3).excess <= 1e-12
+
+
 def test_answers_without_features_score_below_the_constant() -> None:
     assert excess_jaccard([set(), set()], [{"a"}, {"a"}], size=1).excess == -1
+
+
+def test_the_bootstrap_of_a_mean_has_the_standard_error_of_the_mean():
+    values = np.random.default_rng(3).normal(2.0, 1.0, 400)
+
+    mean, sd = bootstrap_mean(values, 2000, seed=1).mean_and_sd()
+
+    assert mean == pytest.approx(values.mean(), abs=0.01)
+    assert sd == pytest.approx(values.std() / 20, rel=0.1)
+
+
+def test_the_bootstrap_of_equal_values_is_a_point():
+    assert bootstrap_mean([0.5] * 7, 100).interval() == (0.5, 0.5)
+
+
+def test_the_bootstrap_of_a_mean_refuses_no_patients():
+    with pytest.raises(DataError, match="at least one patient"):
+        bootstrap_mean([], 100)

@@ -4,8 +4,15 @@ import pytest
 
 from ehr.catalogue import BENCHMARK_17
 from ehr.config import RewardSection
+from ehr.errors import DataError
 from ehr.names import FeatureMatcher
-from ehr.rewards import RewardContext, attention_reward, classification_reward, reward
+from ehr.rewards import (
+    RewardContext,
+    attention_reward,
+    classification_reward,
+    reward,
+    weighted_attention_reward,
+)
 from ehr.trajectory import ParsedTrajectory, parse_trajectory
 
 SECTION = RewardSection(accuracy_weight=0.6, decision_threshold=0.5, margin_bonus=1.0)
@@ -113,3 +120,46 @@ def test_weight_one_switches_the_attention_reward_off():
     scored = reward(parsed(["pH"], 0.85), CONTEXT, SECTION, MATCHER, accuracy_weight=1.0)
 
     assert scored.total == scored.cls
+
+
+STABILITY = {"pH": 1.0, "Glucose": 0.5, "Height": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"pH"}, 1 / 1.75),
+        ({"Glucose"}, 0.5 / 1.75),
+        ({"pH", "Glucose", "Height"}, 1.0),
+        # A name outside C_exp costs the mean weight, 1.75 / 3.
+        ({"pH", "Temperature"}, 1 / (1.75 + 1.75 / 3)),
+        ({"Temperature"}, 0.0),
+        (set(), 0.0),
+    ],
+)
+def test_the_weighted_attention_reward_counts_features_by_their_stability(named, expected):
+    assert weighted_attention_reward(named, set(STABILITY), STABILITY) == pytest.approx(expected)
+
+
+def test_weights_that_are_all_zero_leave_the_plain_jaccard():
+    nothing = dict.fromkeys(STABILITY, 0.0)
+
+    assert weighted_attention_reward({"pH", "Weight"}, set(STABILITY), nothing) == 1 / 4
+
+
+def test_a_salient_feature_without_a_weight_is_refused():
+    with pytest.raises(DataError, match="there is none for"):
+        weighted_attention_reward({"pH"}, {"pH"}, {"Glucose": 1.0})
+
+
+def test_weights_are_read_only_where_the_section_asks_for_them():
+    context = RewardContext(
+        patient_id="p", label=1, salient_features=frozenset(STABILITY), stability=STABILITY
+    )
+    weighted = SECTION.model_copy(update={"attention_weighting": "stability"})
+
+    plain_att = reward(parsed(["pH"], 0.5), context, SECTION, MATCHER).att
+    weighted_att = reward(parsed(["pH"], 0.5), context, weighted, MATCHER).att
+
+    assert plain_att == pytest.approx(1 / 3)
+    assert weighted_att == pytest.approx(1 / 1.75)

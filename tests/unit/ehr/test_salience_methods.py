@@ -12,6 +12,7 @@ from scipy.special import logit
 
 from ehr.agreement import agreement
 from ehr.baselines import fitted_gradient_boosting
+from ehr.catalogue import AGE_AND_SEX
 from ehr.config import CohortSection, ExpertSection
 from ehr.errors import DataError
 from ehr.expert import ExpertEnsemble, expert_opinion
@@ -30,6 +31,7 @@ from ehr.salience_methods import (
     salience_ensembles,
     save_scorers,
 )
+from ehr.schema import CONTRIBUTION_PREFIX
 from ehr.tree_salience import Boxes, TreeEnsemble
 from ehr.vote import Vote
 from tests.expert_cohort import FEATURES, fit_in_process, tiny_case, tiny_cohort, tiny_section
@@ -166,7 +168,8 @@ def test_shares_of_nothing_are_equal() -> None:
 def test_overlap_with_the_truth_stands_beside_the_best_constant_set() -> None:
     truth = COHORT.truth
     assert truth is not None
-    truth = truth.assign(salient_1="pH", salient_2="", salient_3="", salient_4="", salient_5="")
+    others = {CONTRIBUTION_PREFIX + name: 0.0 for name in (*FEATURES, AGE_AND_SEX)}
+    truth = truth.assign(**others | {CONTRIBUTION_PREFIX + "pH": -2.0})
     cohort = dataclasses.replace(COHORT, truth=truth)
     salient = {"p000": ("pH",), "p001": ("pH", "Weight"), "p002": ("Weight",)}
 

@@ -53,6 +53,8 @@ def test_a_cohort_patient_is_answered_from_the_table(
     assert answer.source == "stored"
     assert answer.opinion.salient == salient_features(table, patient, 2, "observed")
     assert sum(answer.opinion.attention.values()) == pytest.approx(1.0)
+    # One of the two members did not see the patient: its own choice is C_exp, fully agreed.
+    assert answer.stability == dict.fromkeys(answer.opinion.salient, 1.0)
 
 
 def test_a_stored_opinion_leaves_out_the_members_that_saw_the_patient(
@@ -73,6 +75,7 @@ def test_a_stranger_is_computed_by_all_members(opinions: StoredOpinions) -> None
     answer = opinions.answer(tiny_case("stranger", seed=5), HASH)
 
     assert answer.source == "computed"
+    assert answer.stability == {}
     assert 0 <= answer.opinion.risk <= 1
 
 

@@ -91,6 +91,17 @@ def test_a_row_says_which_share_of_its_claims_is_wrong():
     assert silent["num_checked_claims"] is None
 
 
+def test_a_row_has_the_faithfulness_of_its_method_and_null_without_one():
+    predictions = pd.concat(
+        [table("eag_rl", [0, 1], [0.2, 0.9]), table("vanilla", [0, 1], [0.2, 0.9])]
+    )
+
+    tested, other = result_rows(predictions, 5, 20, 1, {"eag_rl": {"difference": 0.1}})
+
+    assert tested["faithfulness"] == {"difference": 0.1}
+    assert other["faithfulness"] is None
+
+
 def test_a_method_that_claims_nothing_has_no_error_rate():
     silent = table("eag_rl", [0, 1], [0.2, 0.9])
     silent["num_claims"] = [0, 0]

@@ -364,6 +364,18 @@ def test_grounding_is_a_table_of_the_rows_with_prose(page, tmp_path):
     assert "Grounding in the record" not in read_page(run_dir).text
 
 
+def test_faithfulness_is_a_table_of_the_rows_that_were_tested(page, tmp_path):
+    run_dir = write_sample_run(tmp_path / "run", stages=("cohort",))
+    (run_dir / "evaluate").mkdir()
+    rows = [{"method": "eag_rl", "auroc": 0.5, "faithfulness": None}]
+    (run_dir / "evaluate" / "results.json").write_text(json.dumps(rows))
+
+    cells = "EAG-RL 0.110 0.040 0.070 [-0.010, 0.150] 50.0 % 25.0 % 4 2: no recorded feature"
+    assert cells in page.text
+    assert "Vanilla 0.110" not in page.text
+    assert "Faithfulness of the named features" not in read_page(run_dir).text
+
+
 def test_the_report_says_what_a_difference_could_have_shown(page):
     assert "detectable from 0.386" in page.text
     assert "inside the pale band" in page.text

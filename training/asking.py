@@ -1,0 +1,109 @@
+"""Asking a run's language model about test patients, greedily, and keeping what it answered."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+
+from actors.case_prompts import CasePrompt, PromptKind
+from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
+from ehr.cohort import PatientCase
+from services.types import PolicyVersion
+from training.evaluation import Answers
+from training.session import Session
+
+STAGE1 = PolicyVersion(lineage="stage1", version=0)
+"""The policy after SFT, as evaluation publishes it."""
+
+_WATCH_INTERVAL_S = 2.0
+"""How often the driver looks at how far the answers are."""
+
+_KINDS: Mapping[str, PromptKind] = {"vanilla": "vanilla", "think_then_answer": "think_then_answer"}
+"""Prompt of the methods that are not asked to decompose the question."""
+
+
+def prompt_kind(method: str) -> PromptKind:
+    """Which prompt a language model row answers."""
+    return _KINDS.get(method, "question_decomposition")
+
+
+def kept_or_made(part: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table that an interrupted evaluation has kept, or a new one, which is kept."""
+    if part.exists():
+        return pd.read_parquet(part)
+    table = make()
+    part.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = part.with_suffix(".partial")
+    table.to_parquet(unfinished)
+    unfinished.rename(part)
+    return table
+
+
+class Asker:
+    """Asks the policy of one language model row; it is served when the first question comes.
+
+    Args:
+        session: the run.
+        method: as in `evaluate.methods`.
+    """
+
+    def __init__(self, session: Session, method: str) -> None:
+        self._session = session
+        self._method = method
+        self.kind: PromptKind = prompt_kind(method)
+
+    def patients(self, patient_ids: list[str], tell: Callable[[int], None]) -> Answers:
+        """Answers about patients of the cohort; `tell` hears how many there are."""
+        return self._ask(self._session.case_prompts(patient_ids, self.kind), tell)
+
+    def cases(self, cases: Mapping[str, PatientCase]) -> Answers:
+        """Answers to changed records, asked for as those about the patients they came from."""
+        return self._ask(self._session.prompts_of(cases, self.kind), lambda done: None)
+
+    @cached_property
+    def _least(self) -> PolicyVersion:
+        session, config = self._session, self._session.config
+        if self._method == "stage1":
+            return session.serve_adapter(STAGE1, session.path("sft") / "adapter")
+        if self._method == "stage2":
+            version = PolicyVersion(lineage="stage2", version=config.grpo.steps)
+            return session.serve_adapter(version, session.path("grpo") / "adapter")
+        return session.serve_base()
+
+    def _ask(self, shown: Mapping[str, CasePrompt], tell: Callable[[int], None]) -> Answers:
+        session, config = self._session, self._session.config
+        least = self._least
+        plan = RolloutPlan(
+            format=config.prompt.format,
+            kind=self.kind,
+            max_depth=config.evaluate.max_depth,
+            max_new_tokens=config.evaluate.max_new_tokens,
+            temperature=0.0,
+            think_tokens=config.prompt.think_budget_tokens,
+        )
+        prompts = tuple(
+            RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
+            for patient, prompt in shown.items()
+        )
+        batch = RolloutBatch(
+            prompts=prompts,
+            group_size=1,
+            least=least,
+            seed=config.evaluate.seed,
+            max_in_flight=rollouts_in_flight(
+                prompts, 1, config.evaluate.max_new_tokens, session.cache_tokens
+            ),
+        )
+        actor: Any = session.rollout_actor
+        sampling = actor.sample_groups.remote(plan, batch)
+        while not ray.wait([sampling], timeout=_WATCH_INTERVAL_S)[0]:
+            tell(ray.get(actor.num_done.remote()))
+        groups = ray.get(sampling)
+        return Answers(
+            kind=self.kind,
+            texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
+            shown={patient: prompt.case for patient, prompt in shown.items()},
+        )
