@@ -76,7 +76,10 @@ class TrueModel:
     def __call__(self, inputs: Sequence[ExpertInput]) -> np.ndarray:
         ids = [entry.patient_id for entry in inputs]
         masked = np.array(
-            [[*np.isnan(e.values).all(axis=0), np.isnan(e.demographics).all()] for e in inputs]
+            [
+                np.append(np.isnan(each.values).all(axis=0), np.isnan(each.demographics).all())
+                for each in inputs
+            ]
         )
         lost = (true_contributions(self._cohort, ids) * masked).sum(axis=1)
         return logit(true_risks(self._cohort, ids)) - lost

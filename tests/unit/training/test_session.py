@@ -1,10 +1,16 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from ehr.catalogue import AGE_AND_SEX
+from ehr.rewards import Salience
 from services.cluster import check_requirements
 from training.config_loading import load_config
-from training.session import requirements
+from training.main_job import shuffled
+from training.progress import Reporter
+from training.run_folder import RunFolder
+from training.session import Session, requirements
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STAGES = ("cohort", "expert", "search", "sft", "grpo", "evaluate", "report")
@@ -28,3 +34,35 @@ def test_stages_that_use_no_cluster_ask_for_nothing():
     config = load_config([CONFIGS / "tjh_qwen2.5_7b.yaml"])
 
     assert requirements(config, "cohort") == requirements(config, "report") == []
+
+
+def test_rewards_get_the_salience_and_its_stability_from_the_stored_table(tmp_path):
+    scores = {0: (0.6, 0.3, 0.1), 1: (0.6, 0.1, 0.3)}
+    rows = [
+        ("p", 0, member, True, name, score, True)
+        for member, row in scores.items()
+        for name, score in zip(("a", "b", AGE_AND_SEX), row, strict=True)
+    ]
+    columns = ["patient_id", "ensemble", "member", "out_of_fold", "feature", "score", "observed"]
+    (tmp_path / "expert").mkdir()
+    pd.DataFrame(rows, columns=columns).to_parquet(tmp_path / "expert" / "salience.parquet")
+    config = load_config([CONFIGS / "tiny.yaml"], ["expert.num_salient_features=2"])
+    session = Session(config, RunFolder(tmp_path), Reporter())
+
+    salience = session.salience(["p"])["p"]
+
+    # The means of b and of age and sex are equal: b comes first in the schema.
+    assert salience == Salience(features=frozenset({"a", "b"}), stability={"a": 1.0, "b": 0.5})
+    assert session.salient(["p"]) == {"p": salience.features}
+
+
+def test_shuffled_salience_keeps_features_and_weights_together():
+    salience = {
+        name: Salience(features=frozenset({name}), stability={name: index / 4})
+        for index, name in enumerate("abcd")
+    }
+
+    others = shuffled(salience, seed=1)
+
+    assert all(others[patient] != own for patient, own in salience.items())
+    assert sorted(others.values(), key=lambda each: min(each.features)) == list(salience.values())

@@ -1,0 +1,185 @@
+"""The evaluate stage with a scripted model: what it asks, keeps and writes, and how it resumes."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from actors.case_prompts import case_prompt
+from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
+from ehr.config import CohortSection
+from ehr.loaders import build_cohort
+from ehr.names import FeatureMatcher
+from ehr.prompts import PromptContext
+from services.types import BASE_POLICY
+from tests.scripted import FRAME, CharTokenizer, ScriptedGenerator
+from training import main_job
+from training.asking import prompt_kind
+from training.config import RunConfig
+from training.evaluation import Answers
+
+COHORT = build_cohort(CohortSection(num_patients=60, num_visits=2))
+
+
+def writes(call):
+    """Names two features; what it predicts depends on the heart rate's line."""
+    line = next(row for row in call.prompt.splitlines() if row.startswith("- Heart Rate: ["))
+    match call.kind:
+        case "choice":
+            return "F"
+        case "features":
+            return "Heart Rate, Age\n"
+        case "probability":
+            return "0.20\n" if line.strip("]").endswith("NaN") else "0.80\n"
+        case _:
+            return "nothing else\n"
+
+
+class FakeSession:
+    """What the evaluate stage needs of a session, without Ray and a served model."""
+
+    def __init__(self, folder: Path, num_masked: int = 3) -> None:
+        self.config = RunConfig.model_validate(
+            {
+                "prompt": {"max_prompt_tokens": 9000},
+                "model": {"max_model_len": 20000},
+                "evaluate": {
+                    "methods": ["vanilla", "question_decomposition", "stage2", "concare"],
+                    "num_patients": 6,
+                    "num_resamples": 100,
+                    "max_depth": 1,
+                    "faithfulness_patients": num_masked,
+                },
+            }
+        )
+        self.cohort = COHORT
+        self.matcher = FeatureMatcher(COHORT.features)
+        self.folder = folder
+        self.asked: list[tuple[str, str, tuple[str, ...]]] = []
+        (folder / "expert").mkdir(parents=True)
+        (folder / "evaluate").mkdir()
+        test = list(COHORT.splits["test"])
+        pd.DataFrame(
+            {
+                "method": "concare",
+                "patient_id": test,
+                "split": "test",
+                "label": [COHORT.labels[patient] for patient in test],
+                "probability": 0.4,
+            }
+        ).to_parquet(folder / "expert" / "predictions.parquet")
+
+    def path(self, stage):
+        return self.folder / stage
+
+    def salient(self, patients):
+        return dict.fromkeys(patients, frozenset({"Heart Rate", "pH"}))
+
+    def case_prompts(self, patients, kind):
+        return self.prompts_of({patient: COHORT.cases[patient] for patient in patients}, kind)
+
+    def prompts_of(self, cases, kind):
+        context = PromptContext.of(COHORT, self.config.prompt)
+        return {
+            patient: case_prompt(case, kind, context, CharTokenizer(), FRAME)
+            for patient, case in cases.items()
+        }
+
+
+class FakeAsker:
+    """`training.asking.Asker` in this process."""
+
+    fails_on_masked = False
+
+    def __init__(self, session, method):
+        self.session, self.method, self.kind = session, method, prompt_kind(method)
+
+    def patients(self, patients, tell):
+        return self._ask("patients", self.session.case_prompts(patients, self.kind))
+
+    def cases(self, cases):
+        if FakeAsker.fails_on_masked:
+            raise KeyboardInterrupt
+        return self._ask("cases", self.session.prompts_of(cases, self.kind))
+
+    def _ask(self, what, shown):
+        self.session.asked.append((self.method, what, tuple(shown)))
+        plan = RolloutPlan(
+            format="guided", kind=self.kind, max_depth=1, max_new_tokens=600, temperature=0.0
+        )
+        prompts = tuple(
+            RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
+            for patient, prompt in shown.items()
+        )
+        batch = RolloutBatch(prompts=prompts, group_size=1, least=BASE_POLICY, seed=1)
+        sampler = RolloutSampler(ScriptedGenerator(script=writes), CharTokenizer(), plan)
+        groups = asyncio.run(sampler.sample_groups(batch))
+        return Answers(
+            kind=self.kind,
+            texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
+            shown={patient: prompt.case for patient, prompt in shown.items()},
+        )
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(main_job, "Asker", FakeAsker)
+    monkeypatch.setattr(FakeAsker, "fails_on_masked", False)
+
+
+def evaluate(session):
+    main_job.evaluate(session, lambda done, total, text: None)
+    rows = json.loads((session.path("evaluate") / "results.json").read_text())
+    return {row["method"]: row for row in rows}
+
+
+def test_the_first_patients_are_asked_about_twice_more_by_rows_that_name_features(tmp_path):
+    session = FakeSession(tmp_path)
+
+    rows = evaluate(session)
+
+    masked = [(method, len(ids)) for method, what, ids in session.asked if what == "cases"]
+    asked = next(ids for _, what, ids in session.asked if what == "patients")
+    assert masked == [("question_decomposition", 3)] * 2 + [("stage2", 3)] * 2
+    assert all(ids == asked[:3] for _, what, ids in session.asked if what == "cases")
+    assert rows["eag_rl"]["faithfulness"]["difference"] == pytest.approx(0.6)
+    assert rows["eag_rl"]["faithfulness"]["num_judged"] == 3
+    assert rows["vanilla"]["faithfulness"] is None
+    assert rows["concare"]["faithfulness"] is None
+    table = pd.read_parquet(tmp_path / "evaluate" / "faithfulness.parquet")
+    assert set(table["method"]) == {"question_decomposition", "eag_rl"}
+    assert not (tmp_path / "evaluate" / "parts").exists()
+
+
+def test_zero_patients_switch_it_off(tmp_path):
+    session = FakeSession(tmp_path, num_masked=0)
+
+    rows = evaluate(session)
+
+    assert {what for _, what, _ in session.asked} == {"patients"}
+    assert rows["eag_rl"]["faithfulness"] is None
+    assert not (tmp_path / "evaluate" / "faithfulness.parquet").exists()
+
+
+def test_an_interrupted_evaluation_asks_only_what_it_has_not_kept(tmp_path, monkeypatch):
+    session = FakeSession(tmp_path)
+    monkeypatch.setattr(FakeAsker, "fails_on_masked", True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(session)
+    before = [(method, what) for method, what, _ in session.asked]
+
+    monkeypatch.setattr(FakeAsker, "fails_on_masked", False)
+    session.asked.clear()
+    rows = evaluate(session)
+
+    assert before == [("vanilla", "patients"), ("question_decomposition", "patients")]
+    assert [(method, what) for method, what, _ in session.asked] == [
+        ("question_decomposition", "cases"),
+        ("question_decomposition", "cases"),
+        ("stage2", "patients"),
+        ("stage2", "cases"),
+        ("stage2", "cases"),
+    ]
+    assert rows["question_decomposition"]["faithfulness"]["num_judged"] == 3
