@@ -138,12 +138,15 @@ def train_the_expert(session: Session, on_progress: OnProgress) -> None:
     from training.expert import train_expert
 
     session.connect()
+    generator = session.config.generator
     train_expert(
         session.cohort,
         session.config.expert,
         session.path("expert"),
         session.train_storage,
         on_progress,
+        # The engine was asked for first and may not have booked its share yet.
+        reserved_cpus=generator.num_replicas * generator.cpus_per_replica,
     )
     metrics = json.loads((session.path("expert") / "metrics.json").read_text())
     kappa = metrics.get("kappa")

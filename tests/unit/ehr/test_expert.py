@@ -275,7 +275,7 @@ def test_a_folder_without_an_expert_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "expert.json").write_text(json.dumps({"format_version": 99}))
 
-    with pytest.raises(DataError, match="format version 1, got 99"):
+    with pytest.raises(DataError, match="format version 2, got 99"):
         ExpertEnsemble.load(tmp_path)
 
 
