@@ -151,7 +151,9 @@ def train_the_expert(session: Session, on_progress: OnProgress) -> None:
     metrics = json.loads((session.path("expert") / "metrics.json").read_text())
     kappa = metrics.get("kappa")
     agreement = "" if kappa is None else f", salience kappa {kappa:.2f}"
-    session.reporter.say(f"expert: test AUROC {metrics['test']['auroc']:.3f}{agreement}")
+    auroc = metrics["test"]["auroc"]  # null if the test patients lack a class
+    reached = "not defined" if auroc is None else f"{auroc:.3f}"
+    session.reporter.say(f"expert: test AUROC {reached}{agreement}")
 
 
 def search(session: Session, on_progress: OnProgress) -> None:

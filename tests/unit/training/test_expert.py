@@ -204,3 +204,21 @@ def test_there_are_as_many_workers_as_find_room(
     free = {"CPU": cpus, "GPU": 1.0}
 
     assert num_workers(tiny_section(**fields), members, free, cores) == expected
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_test_patients_of_one_class_have_null_for_what_needs_both(label: int) -> None:
+    labels = COHORT.labels | dict.fromkeys(COHORT.splits["test"], label)
+    cohort = dataclasses.replace(COHORT, labels=labels)
+    ensembles = fit_in_process(cohort, tiny_section(epochs=1))
+    table = salience_table(cohort, ensembles)
+    scaler = ensembles[0].scaler
+    inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
+
+    metrics = _metrics(cohort, SECTION, ensembles, table, _predict(cohort, inputs, ensembles[0]))
+
+    for row in (metrics["test"], *metrics["baselines"].values()):
+        assert row["auroc"] is row["auprc"] is row["calibration_slope"] is None
+        assert 0 <= row["brier"] <= 1
+    assert metrics["truth"]["test"]["auroc_of_true_risk"] is None
+    assert metrics["truth"]["train"]["auroc_of_true_risk"] is not None
