@@ -24,7 +24,7 @@ from ehr.config import ExpertSection
 from ehr.deletion import Bench, Curve, Judge, bench, common_judges, method_orders, own_judge
 from ehr.errors import ConfigurationError, DataError
 from ehr.expert import ExpertEnsemble
-from ehr.expert_member import Member, fit_member, halves, member_key
+from ehr.expert_selection import fit_ensembles
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.integrated_gradients import IntegratedGradients
 from ehr.loaders import build_cohort
@@ -102,9 +102,8 @@ def study(
     }
     ensembles: dict[str, list[SalienceEnsemble]] = {}
     if set(methods) & set(CONCARE_METHODS):
-        concare = (
-            _load_concare(cohort, run_dir) if run_dir else _fit_concare(cohort, inputs, section)
-        )
+        torch.set_num_threads(1)  # as a worker of the expert stage
+        concare = _load_concare(cohort, run_dir) if run_dir else fit_ensembles(cohort, section)
         ensembles["attention"] = list(concare)
         ensembles["integrated_gradients"] = [IntegratedGradients(each) for each in concare]
     for method in CHEAP_METHODS:
@@ -280,28 +279,6 @@ def _mean_curve(curves: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any
         ]
         for name in curves[0]
     }
-
-
-def _fit_concare(cohort: Cohort, inputs: Inputs, section: ExpertSection) -> list[ExpertEnsemble]:
-    torch.set_num_threads(1)  # as a worker of the expert stage
-    data_sha256 = cohort_hash(cohort)
-    scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
-    ids = [*cohort.splits["train"], *cohort.splits["val"]]
-    position = {patient: index for index, patient in enumerate(ids)}
-    members: list[list[Member]] = [[] for _ in range(section.num_ensembles)]
-    for plan in halves(cohort.splits["train"], cohort.labels, section):
-        state = fit_member(
-            [inputs[patient] for patient in ids],
-            [cohort.labels[patient] for patient in ids],
-            [position[patient] for patient in plan.train_ids],
-            [position[patient] for patient in cohort.splits["val"]],
-            section,
-            plan.seed,
-        )
-        key = member_key(plan, section, data_sha256)
-        members[plan.ensemble].append(Member(plan=plan, state=state, key=key))
-        print(f"ConCare ensemble {plan.ensemble} member {plan.member} fitted", flush=True)
-    return [ExpertEnsemble(part, scaler, section, data_sha256) for part in members]
 
 
 def _load_concare(cohort: Cohort, run_dir: Path) -> list[ExpertEnsemble]:

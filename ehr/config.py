@@ -136,7 +136,12 @@ class ExpertSection(Section):
     epochs: int = Field(default=30, ge=1)
     """Most epochs."""
     patience: int = Field(default=6, ge=1)
-    """Epochs without a better validation loss before a member stops."""
+    """Epochs without a better validation loss before a member stops (`validation` only)."""
+    selection: Literal["auto", "validation", "cross_validation"] = "auto"
+    """Which epoch is kept. `validation`: each member's with the lowest loss on the validation
+    split. `cross_validation`: one for a whole ensemble, with the lowest mean loss of its members on
+    their other half of the training patients; all epochs are run. `auto`: the latter where
+    validation has fewer than 50 patients of the rarer class, and more than one member."""
     salience: Literal[
         "attention", "integrated_gradients", "logistic_regression", "tree_shap", "vote"
     ] = "attention"
@@ -147,8 +152,9 @@ class ExpertSection(Section):
     """Size of C_exp."""
     candidates: Literal["observed", "paper"] = "observed"
     """`observed`: only features seen at least once for that patient can be salient."""
-    num_workers: int = Field(default=1, ge=1)
-    """Ray Train workers; members are dealt out among them."""
+    num_workers: int | None = Field(default=None, ge=1)
+    """Ray Train workers; members are dealt out among them. null = as many as there are free cores
+    (and GPUs), at most one a member."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """Logical CPUs of a training worker."""
     gpus_per_worker: float = Field(default=0, ge=0)

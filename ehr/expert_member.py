@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ _TRAINING_SETTINGS = {
     "batch_size",
     "epochs",
     "patience",
+    "selection",
 }
 """Fields of the expert section that change a member, beside its plan."""
 
@@ -65,13 +66,16 @@ class MemberState:
     """What training one member yields."""
 
     parameters: dict[str, Tensor]
-    """Parameters after the best epoch, on the CPU."""
+    """Parameters after the epoch that is kept, on the CPU."""
     best_epoch: int
-    """Epoch with the lowest validation loss, from 1."""
+    """The epoch that is kept, from 1: that with the lowest loss, or the whole ensemble's choice."""
     num_epochs: int
     """Epochs run before patience or the limit ended training."""
     validation_loss: float
-    """Binary cross-entropy of the validation patients after the best epoch."""
+    """Binary cross-entropy of the held-out patients (the validation split, or the other half of
+    the training patients) after that epoch."""
+    losses: tuple[float, ...] = ()
+    """The same after every epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -227,26 +231,106 @@ def fit_member(
         DataError: if a split is empty or an input is not finite.
         TrainingError: if the loss stops being finite.
     """
+    best: dict[str, Tensor] = {}
+    best_epoch, losses = 0, []
+
+    def after(model: ConCare, loss: float) -> bool:
+        nonlocal best, best_epoch
+        losses.append(loss)
+        if loss == min(losses) and losses.count(loss) == 1:
+            best_epoch = len(losses)
+            best = copy.deepcopy(model.state_dict())
+        if on_epoch is not None:
+            on_epoch(len(losses), loss)
+        return len(losses) - best_epoch < section.patience
+
+    _train(inputs, labels, (train_idx, val_idx), section, seed, after, device)
+    return MemberState(
+        parameters={name: value.cpu() for name, value in best.items()},
+        best_epoch=best_epoch,
+        num_epochs=len(losses),
+        validation_loss=losses[best_epoch - 1],
+        losses=tuple(losses),
+    )
+
+
+def trace_member(
+    inputs: Sequence[ExpertInput],
+    labels: Sequence[int],
+    train_idx: Sequence[int],
+    held_out_idx: Sequence[int],
+    section: ExpertSection,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None = None,
+    device: torch.device | None = None,
+) -> MemberState:
+    """Trains one network for all epochs; every epoch's parameters are kept, to choose from later.
+
+    Arguments and errors are those of `fit_member`, with held-out patients for validation ones.
+
+    Returns:
+        Parameters stacked along a first axis of epochs; `best_epoch` 0 says that none is chosen,
+        and `validation_loss` is the last one's. `settled` makes the member of it.
+    """
+    epochs: list[dict[str, Tensor]] = []
+    losses: list[float] = []
+
+    def after(model: ConCare, loss: float) -> bool:
+        losses.append(loss)
+        epochs.append({name: value.cpu().clone() for name, value in model.state_dict().items()})
+        if on_epoch is not None:
+            on_epoch(len(losses), loss)
+        return True
+
+    _train(inputs, labels, (train_idx, held_out_idx), section, seed, after, device)
+    return MemberState(
+        parameters={name: torch.stack([each[name] for each in epochs]) for name in epochs[0]},
+        best_epoch=0,
+        num_epochs=len(losses),
+        validation_loss=losses[-1],
+        losses=tuple(losses),
+    )
+
+
+def settled(trace: MemberState, epoch: int) -> MemberState:
+    """The member as it was after one epoch (from 1) of what `trace_member` kept."""
+    assert trace.best_epoch == 0, "a settled member has one epoch's parameters"
+    return replace(
+        trace,
+        parameters={name: value[epoch - 1].clone() for name, value in trace.parameters.items()},
+        best_epoch=epoch,
+        validation_loss=trace.losses[epoch - 1],
+    )
+
+
+def _train(
+    inputs: Sequence[ExpertInput],
+    labels: Sequence[int],
+    split: tuple[Sequence[int], Sequence[int]],
+    section: ExpertSection,
+    seed: int,
+    after_epoch: Callable[[ConCare, float], bool],
+    device: torch.device | None,
+) -> None:
+    """Trains on the first patients of `split`; `after_epoch` gets the others' loss, may end it."""
     device = device or torch.device("cpu")
-    if not len(train_idx) or not len(val_idx):
+    train_idx, held_out_idx = split
+    if not len(train_idx) or not len(held_out_idx):
         raise DataError(
             f"An expert member needs training and validation patients, got {len(train_idx)} and "
-            f"{len(val_idx)}. Raise cohort.num_patients or cohort.validation_fraction."
+            f"{len(held_out_idx)}. Raise cohort.num_patients or cohort.validation_fraction."
         )
     training = collate([inputs[index] for index in train_idx], device)
-    validation = collate([inputs[index] for index in val_idx], device)
+    held_out = collate([inputs[index] for index in held_out_idx], device)
     targets = torch.tensor([float(labels[index]) for index in train_idx], device=device)
-    validation_targets = torch.tensor([float(labels[index]) for index in val_idx], device=device)
+    held_out_targets = torch.tensor([float(labels[index]) for index in held_out_idx], device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = ConCare(concare_shape(section, training.values.shape[-1])).to(device)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=section.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True
         )
-        best: dict[str, Tensor] = {}
-        best_epoch, best_loss, epoch = 0, float("inf"), 0
-        while epoch < section.epochs and epoch - best_epoch < section.patience:
-            epoch += 1
+        for epoch in range(1, section.epochs + 1):
             model.train()
             for rows in torch.randperm(len(targets)).split(section.batch_size):
                 rows = rows.to(device)
@@ -256,23 +340,14 @@ def fit_member(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            validation_loss = _loss(model, validation, validation_targets)
-            if not np.isfinite(validation_loss):
+            held_out_loss = _loss(model, held_out, held_out_targets)
+            if not np.isfinite(held_out_loss):
                 raise TrainingError(
-                    f"The expert's validation loss must be finite, got {validation_loss} in epoch "
+                    f"The expert's validation loss must be finite, got {held_out_loss} in epoch "
                     f"{epoch} (seed {seed}). Lower expert.learning_rate or expert.decov_weight."
                 )
-            if validation_loss < best_loss:
-                best_epoch, best_loss = epoch, validation_loss
-                best = copy.deepcopy(model.state_dict())
-            if on_epoch is not None:
-                on_epoch(epoch, validation_loss)
-    return MemberState(
-        parameters={name: value.cpu() for name, value in best.items()},
-        best_epoch=best_epoch,
-        num_epochs=epoch,
-        validation_loss=best_loss,
-    )
+            if not after_epoch(model, held_out_loss):
+                return
 
 
 def member_key(plan: MemberPlan, section: ExpertSection, data_sha256: str) -> str:
@@ -296,6 +371,7 @@ def write_member(path: Path, member: Member) -> None:
         "best_epoch": member.state.best_epoch,
         "num_epochs": member.state.num_epochs,
         "validation_loss": member.state.validation_loss,
+        "losses": member.state.losses,
     }
     # One metadata entry: several would be written in an order that differs between processes.
     data = save(member.state.parameters, metadata={"member": json.dumps(described)})
@@ -325,6 +401,7 @@ def read_member(path: Path) -> Member:
         best_epoch=described["best_epoch"],
         num_epochs=described["num_epochs"],
         validation_loss=described["validation_loss"],
+        losses=tuple(described["losses"]),
     )
     return Member(plan=MemberPlan(**plan), state=state, key=described["key"])
 

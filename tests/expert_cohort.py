@@ -7,11 +7,10 @@ import pandas as pd
 import torch
 
 from ehr.catalogue import AGE_AND_SEX, Feature
-from ehr.cohort import Cohort, PatientCase, Sex, cohort_hash
+from ehr.cohort import Cohort, PatientCase, Sex
 from ehr.config import ExpertSection, Task
 from ehr.expert import ExpertEnsemble
-from ehr.expert_member import Member, fit_member, halves, member_key
-from ehr.imputation import ExpertScaler
+from ehr.expert_selection import fit_ensembles
 from ehr.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
 
 FEATURES = ("Heart Rate", "Glucose", "pH", "Weight")
@@ -90,25 +89,6 @@ def fit_in_process(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsembl
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _fit_in_process(cohort, section)
+        return fit_ensembles(cohort, section)
     finally:
         torch.set_num_threads(threads)
-
-
-def _fit_in_process(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsemble]:
-    data_sha256 = cohort_hash(cohort)
-    scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
-    ids = [*cohort.splits["train"], *cohort.splits["val"]]
-    members: list[list[Member]] = [[] for _ in range(section.num_ensembles)]
-    for plan in halves(cohort.splits["train"], cohort.labels, section):
-        state = fit_member(
-            [scaler.transform(cohort.cases[patient]) for patient in ids],
-            [cohort.labels[patient] for patient in ids],
-            [ids.index(patient) for patient in plan.train_ids],
-            [ids.index(patient) for patient in cohort.splits["val"]],
-            section,
-            plan.seed,
-        )
-        key = member_key(plan, section, data_sha256)
-        members[plan.ensemble].append(Member(plan=plan, state=state, key=key))
-    return [ExpertEnsemble(part, scaler, section, data_sha256) for part in members]

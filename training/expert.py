@@ -9,12 +9,14 @@ what makes a killed worker or run resume.
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import ray
 import ray.train
@@ -25,12 +27,12 @@ from ehr.agreement import agreement
 from ehr.baselines import BASELINES
 from ehr.cohort import Cohort, cohort_hash
 from ehr.config import ExpertSection
-from ehr.errors import DataError, TrainingError
+from ehr.errors import TrainingError
 from ehr.expert import ExpertEnsemble, save_ensembles
 from ehr.expert_member import (
     Member,
     MemberPlan,
-    fit_member,
+    all_patients,
     halves,
     member_file,
     member_key,
@@ -38,11 +40,13 @@ from ehr.expert_member import (
     write_atomically,
     write_member,
 )
+from ehr.expert_selection import Selection, choose_rule, held_out_ids, train_member
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.metrics import performance
 from ehr.salience import salience_table, salient_sets, true_overlap
 from ehr.salience_methods import salience_ensembles, save_scorers
 from ehr.truth import ceilings
+from training.expert_members import is_trained, remove_stale, settle_members, trace_file
 from training.progress import OnProgress
 from training.run_folder import write_json
 from training.worker_group import fit_and_watch
@@ -61,7 +65,8 @@ class _Work:
 
     inputs: dict[str, ExpertInput]
     labels: dict[str, int]
-    validation_ids: tuple[str, ...]
+    held_out: tuple[tuple[str, ...], ...]
+    """Patients that judge each of `plans`."""
     plans: tuple[MemberPlan, ...]
     section: ExpertSection
     data_sha256: str
@@ -69,7 +74,12 @@ class _Work:
 
 
 def train_expert(
-    cohort: Cohort, section: ExpertSection, out_dir: Path, storage: Path, on_progress: OnProgress
+    cohort: Cohort,
+    section: ExpertSection,
+    out_dir: Path,
+    storage: Path,
+    on_progress: OnProgress,
+    reserved_cpus: float = 0,
 ) -> None:
     """Trains what is missing of the ensembles, then writes salience, predictions and metrics.
 
@@ -82,6 +92,7 @@ def train_expert(
         out_dir: the stage's folder, `RUN/expert`.
         storage: folder for Ray Train's own records.
         on_progress: called with members done (in part), members in total and a text.
+        reserved_cpus: logical CPUs that something else may still take meanwhile.
 
     Raises:
         DataError: if the cohort cannot be cross-fitted.
@@ -90,22 +101,32 @@ def train_expert(
     folder = out_dir / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
     data_sha256 = cohort_hash(cohort)
+    selection = choose_rule(section, cohort.splits["val"], cohort.labels)
+    if section.selection not in ("auto", selection.rule):
+        logger.warning("epochs are chosen by %s: %s", selection.rule, selection.reason)
+    section = section.model_copy(update={"selection": selection.rule})
     scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
     inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
     plans = halves(cohort.splits["train"], cohort.labels, section)
-    missing = _remove_stale(folder, plans, section, data_sha256)
+    missing = remove_stale(folder, plans, section, data_sha256)
+    training = all_patients(plans)
     if missing:
         seen = {*cohort.splits["train"], *cohort.splits["val"]}
         work = _Work(
             inputs={patient: inputs[patient] for patient in sorted(seen)},
             labels={patient: cohort.labels[patient] for patient in sorted(seen)},
-            validation_ids=cohort.splits["val"],
+            held_out=tuple(
+                held_out_ids(plan, training, cohort.splits["val"], selection.rule)
+                for plan in missing
+            ),
             plans=tuple(missing),
             section=section,
             data_sha256=data_sha256,
             folder=folder.absolute(),
         )
-        _fit_on_workers(work, storage, partial(_tell, folder, plans, section.epochs, on_progress))
+        watch = partial(_tell, folder, plans, section.epochs, on_progress)
+        _fit_on_workers(work, storage, watch, reserved_cpus)
+    settle_members(folder, plans)
     on_progress(len(plans), len(plans), "reading salience")
     ensembles = _load_ensembles(folder, plans, scaler, section, data_sha256)
     save_ensembles(ensembles, folder)
@@ -115,28 +136,45 @@ def train_expert(
     predictions = _predict(cohort, inputs, ensembles[0])
     _write_parquet(out_dir / "salience.parquet", table)
     _write_parquet(out_dir / "predictions.parquet", predictions)
-    write_json(out_dir / "metrics.json", _metrics(cohort, section, ensembles, table, predictions))
+    metrics = _metrics(cohort, section, ensembles, table, predictions)
+    write_json(out_dir / "metrics.json", metrics | {"selection": _selected(selection, ensembles)})
 
 
-def _remove_stale(
-    folder: Path, plans: Sequence[MemberPlan], section: ExpertSection, data_sha256: str
-) -> list[MemberPlan]:
-    """Plans without a finished member on disk; files trained from anything else are removed."""
-    wanted = {member_file(plan): plan for plan in plans}
-    missing = dict(wanted)
-    for path in sorted(folder.glob("*.safetensors")):
-        plan = wanted.get(path.name)
-        try:
-            if plan and read_member(path).key == member_key(plan, section, data_sha256):
-                del missing[path.name]
-                continue
-        except DataError as error:
-            logger.warning("expert member will be trained again: %s", error)
-        path.unlink()
-    return list(missing.values())
+def num_workers(
+    section: ExpertSection, num_members: int, free: Mapping[str, float], num_cores: int | None
+) -> int:
+    """Ray Train workers: as set, or as many as find room; at least 1, at most one a member.
+
+    Args:
+        section: the expert section.
+        num_members: to be trained.
+        free: logical CPUs and GPUs that nobody has booked, as `CPU` and `GPU`.
+        num_cores: real cores, where Ray counts more CPUs than there are; None = do not look.
+    """
+    if section.num_workers is not None:
+        return min(section.num_workers, num_members)
+    cpus = free.get("CPU", 0.0) if num_cores is None else min(free.get("CPU", 0.0), num_cores)
+    room = int(cpus / section.cpus_per_worker)
+    if section.gpus_per_worker > 0:
+        room = min(room, int(free.get("GPU", 0.0) / section.gpus_per_worker))
+    return max(1, min(room, num_members))
 
 
-def _fit_on_workers(work: _Work, storage: Path, watch: Callable[[], None]) -> None:
+def _room(section: ExpertSection, num_members: int, reserved_cpus: float) -> int:
+    available = ray.available_resources()
+    free = {
+        "CPU": available.get("CPU", 0.0) - reserved_cpus,
+        "GPU": available.get("GPU", 0.0),
+    }
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    # Only of one machine does this process know the cores, and there they are its own.
+    num_cores = os.cpu_count() if len(nodes) == 1 else None
+    return num_workers(section, num_members, free, num_cores)
+
+
+def _fit_on_workers(
+    work: _Work, storage: Path, watch: Callable[[], None], reserved_cpus: float
+) -> None:
     section = work.section
     use_gpu = section.gpus_per_worker > 0
     resources = {"CPU": section.cpus_per_worker}
@@ -146,7 +184,7 @@ def _fit_on_workers(work: _Work, storage: Path, watch: Callable[[], None]) -> No
         _train_members,
         train_loop_config={"work": ray.put(work)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=min(section.num_workers, len(work.plans)),
+            num_workers=_room(section, len(work.plans), reserved_cpus),
             use_gpu=use_gpu,
             resources_per_worker=resources,
         ),
@@ -177,22 +215,21 @@ def _train_members(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(section.cpus_per_worker)))
     device = get_device() if section.gpus_per_worker > 0 else torch.device("cpu")
     assert isinstance(device, torch.device), "one device per worker is asked for"
-    ids = list(work.inputs)
-    position = {patient: index for index, patient in enumerate(ids)}
-    for plan in work.plans[rank :: context.get_world_size()]:
-        path = work.folder / member_file(plan)
-        if path.exists():  # a restarted worker group
+    mine = list(zip(work.plans, work.held_out, strict=True))[rank :: context.get_world_size()]
+    for plan, held_out in mine:
+        if is_trained(work.folder, plan):  # a restarted worker group
             continue
-        state = fit_member(
-            inputs=list(work.inputs.values()),
-            labels=[work.labels[patient] for patient in ids],
-            train_idx=[position[patient] for patient in plan.train_ids],
-            val_idx=[position[patient] for patient in work.validation_ids],
-            section=section,
-            seed=plan.seed,
+        state = train_member(
+            plan,
+            work.inputs,
+            work.labels,
+            held_out,
+            section,
             on_epoch=lambda epoch, loss: _note_epoch(work.folder, rank, epoch, loss),
             device=device,
         )
+        # An epoch that is not chosen yet makes another file: a member's is final when written.
+        path = work.folder / (member_file(plan) if state.best_epoch else trace_file(plan))
         key = member_key(plan, section, work.data_sha256)
         write_member(path, Member(plan=plan, state=state, key=key))
         _progress_file(work.folder, rank).unlink(missing_ok=True)
@@ -209,11 +246,11 @@ def _note_epoch(folder: Path, rank: int, epoch: int, loss: float) -> None:
 
 def _tell(folder: Path, plans: Sequence[MemberPlan], epochs: int, on_progress: OnProgress) -> None:
     """Reports finished members, and epochs of those in training."""
-    done = sum((folder / member_file(plan)).exists() for plan in plans)
+    done = sum(is_trained(folder, plan) for plan in plans)
     notes = [_read_note(path) for path in folder.glob(_progress_file(folder, "*").name)]
     running = [note for note in notes if note]
     part = sum(min(note["epoch"] / epochs, 1.0) for note in running)
-    text = ", ".join(f"validation loss {note['loss']:.3f}" for note in running)
+    text = ", ".join(f"held-out loss {note['loss']:.3f}" for note in running)
     on_progress(min(done + part, len(plans)), len(plans), text)
 
 
@@ -293,7 +330,6 @@ def _metrics(
         **_agreement(sets, cohort.splits["train"], section),
         "baselines": {name: rows[name] for name in BASELINES},
         "out_of_fold": section.members > 1,
-        "selection": "each member keeps the epoch with its lowest validation loss",
         "num_salient_features": section.num_salient_features,
         "candidates": section.candidates,
         "salience": section.salience,
@@ -311,6 +347,19 @@ def _metrics(
             }
             for ensemble in ensembles
             for member in ensemble.members
+        ],
+    }
+
+
+def _selected(selection: Selection, ensembles: Sequence[ExpertEnsemble]) -> dict[str, Any]:
+    """The rule that chose epochs, and the epoch of each ensemble or each member's own."""
+    epochs = [[member.state.best_epoch for member in each.members] for each in ensembles]
+    is_common = selection.rule == "cross_validation"
+    return asdict(selection) | {
+        "epochs": [each[0] for each in epochs] if is_common else epochs,
+        "mean_held_out_loss": [
+            float(np.mean([member.state.validation_loss for member in each.members]))
+            for each in ensembles
         ],
     }
 

@@ -131,17 +131,22 @@ def train_the_expert(session: Session, on_progress: OnProgress) -> None:
     from training.expert import train_expert
 
     session.connect()
+    generator = session.config.generator
     train_expert(
         session.cohort,
         session.config.expert,
         session.path("expert"),
         session.train_storage,
         on_progress,
+        # The engine was asked for first and may not have booked its share yet.
+        reserved_cpus=generator.num_replicas * generator.cpus_per_replica,
     )
     metrics = json.loads((session.path("expert") / "metrics.json").read_text())
     kappa = metrics.get("kappa")
     agreement = "" if kappa is None else f", salience kappa {kappa:.2f}"
-    session.reporter.say(f"expert: test AUROC {metrics['test']['auroc']:.3f}{agreement}")
+    auroc = metrics["test"]["auroc"]  # null if the test patients lack a class
+    reached = "not defined" if auroc is None else f"{auroc:.3f}"
+    session.reporter.say(f"expert: test AUROC {reached}{agreement}")
 
 
 def search(session: Session, on_progress: OnProgress) -> None:

@@ -310,7 +310,7 @@ def requirements(config: RunConfig, stage: str) -> list[Requirement]:
     )
     worker = Requirement(
         name="expert training worker",
-        count=expert.num_workers,
+        count=expert.num_workers or 1,  # null takes what room there is
         cpus=expert.cpus_per_worker,
         gpus=expert.gpus_per_worker,
     )
