@@ -9,7 +9,7 @@ Both sides run the same weights, and their states are compared before anything i
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,9 +30,10 @@ FEATURES = (14, 35, 73)
 """PhysioNet 2012 (benchmark features and all of them) and TJH."""
 BATCHES = (1, 64, 256)
 MEMBERS = 10
-MEMBER_BATCHES = (1, 64)
-"""A question to the expert service, and about half of `ehr.expert_member.PREDICT_PATIENTS`."""
-TURNS = 7
+MEMBER_BATCHES = (1, 8, 64)
+"""A question to the expert service, the most patients that `ehr.expert` asks all members about
+together, and a batch that it asks member after member about."""
+TURNS = 5
 TURN_S = 0.06
 """Seconds that one side runs for in one turn, at least one call."""
 TOLERANCE = 2e-6
@@ -51,7 +52,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     turns = 2 if arguments.quick else TURNS
-    features, batches = (FEATURES[:1], BATCHES[:2]) if arguments.quick else (FEATURES, BATCHES)
+    features, batches = FEATURES, sorted({*BATCHES, *MEMBER_BATCHES})
+    if arguments.quick:
+        features, batches = features[:1], batches[:2]
     rows: list[dict[str, Any]] = []
     for device in devices():
         for row in measure(device, features, batches, turns):
@@ -66,12 +69,14 @@ def devices() -> list[torch.device]:
 
 
 def measure(
-    device: torch.device, features: tuple[int, ...], batches: tuple[int, ...], turns: int
+    device: torch.device, features: tuple[int, ...], batches: Sequence[int], turns: int
 ) -> Iterator[dict[str, Any]]:
     """One row per pair: what is measured, at which size, both medians and the ratio."""
     for num_features in features:
         for batch in batches:
-            pairs = list(recurrence_pairs(device, num_features, batch))
+            pairs: list[tuple[str, Call, Call]] = []
+            if batch in BATCHES:
+                pairs += recurrence_pairs(device, num_features, batch)
             if batch in MEMBER_BATCHES:
                 pairs += member_pairs(device, num_features, batch)
             for name, one_by_one, batched in pairs:

@@ -41,6 +41,11 @@ from ehr.opinions import Opinions, SalienceEnsemble, token_names, was_seen
 MANIFEST = "expert.json"
 """File that makes a checkpoint folder complete; it is written last."""
 
+_TOGETHER_PATIENTS = 8
+"""Up to so many patients all members are one batched recurrence, as the expert service asks; the
+states of more do not fit a core's cache, and one member after the other is faster
+(`benchmarks/concare.py`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opinion:
@@ -95,7 +100,7 @@ class ExpertEnsemble:
         return digest.hexdigest()
 
     def predict(self, inputs: Sequence[ExpertInput]) -> Opinions:
-        """Every member's risk and final attention, all members in one batched recurrence.
+        """Every member's risk and final attention.
 
         Raises:
             DataError: if there is no patient, or one has no visit or values that are not finite.
@@ -113,7 +118,14 @@ class ExpertEnsemble:
                 return torch.sigmoid(output.logit.double()), output.attention.double()
 
             with torch.inference_mode():
-                risk, attention = vmap(answer)(parameters)
+                if len(batch.lengths) <= _TOGETHER_PATIENTS:
+                    risk, attention = vmap(answer)(parameters)
+                else:
+                    answers = [
+                        answer({name: values[member] for name, values in parameters.items()})
+                        for member in range(len(self.members))
+                    ]
+                    risk, attention = map(torch.stack, zip(*answers, strict=True))
             risks.append(risk.numpy())
             attentions.append(attention.numpy())
         ids = tuple(entry.patient_id for entry in inputs)

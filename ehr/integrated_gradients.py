@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from ehr.expert import ExpertEnsemble
 from ehr.expert_member import MemberPlan, collate
@@ -91,17 +91,16 @@ class IntegratedGradients:
         sums = [torch.zeros(members, *end.shape, dtype=torch.float64) for end in ends]
         nodes, weights = np.polynomial.legendre.leggauss(self.num_points)  # on [-1, 1]
         for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-            # One copy a member, or the gradients of all members would be added up.
             points = [
-                torch.lerp(start, end, float(node))
-                .expand(members, *end.shape)
-                .clone()
-                .requires_grad_()
+                torch.lerp(start, end, float(node)).requires_grad_()
                 for start, end in zip(starts, ends, strict=True)
             ]
-            total = vmap(logit)(parameters, *points).sum()
-            for running, gradient in zip(sums, torch.autograd.grad(total, points), strict=True):
-                running += weight * gradient.double()
+            # One member after the other: the states of all at once would not fit a CPU's cache.
+            for member in range(members):
+                of_member = {name: values[member] for name, values in parameters.items()}
+                total = logit(of_member, *points).sum()
+                for running, gradient in zip(sums, torch.autograd.grad(total, points), strict=True):
+                    running[member] += weight * gradient.double()
         values, demographics = (
             running * (end - start).double()
             for running, end, start in zip(sums, ends, starts, strict=True)

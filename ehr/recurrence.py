@@ -7,8 +7,8 @@ Gates stand in the order of `torch.nn.GRU` (reset r, update z, new n) and follow
     h' = n + z (h - n)
 
 Left to autograd, every visit leaves a dozen small operators behind it, and each walks through
-memory once more on the way back. Here a visit is seven operators forward and six backward, whatever
-the number of features, patients or members of an ensemble.
+memory once more on the way back. Here a visit is seven operators forward and a dozen backward, for
+all features and patients of a part that fits the cache, and nothing is computed for padding.
 """
 
 import math
@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_CPU_ROWS = 2048
-"""Features times patients that advance together on a CPU: more no longer fit its cache, and then
-the batched recurrence is slower than one GRU after the other (`benchmarks/concare.py`)."""
+_CPU_ROWS = 3072
+"""Rows of gates and of weights (384 bytes at hidden size 32) of the features that advance together
+on a CPU: more do not fit a core's cache, and then the batched recurrence is slower than one GRU
+after the other (`benchmarks/concare.py`)."""
 
 
 class FeatureRecurrence(nn.Module):
@@ -97,7 +98,7 @@ class _Recurrence(torch.autograd.Function):
         flat_candidates = values.new_empty(num_features * num_rows * hidden_size)
         gates = _by_visit(flat_gates, active, num_features, keep)
         candidates = _by_visit(flat_candidates, active, num_features, keep)
-        for part in _parts(num_features, batch, values.device):
+        for part in _parts(weight_hidden, batch):
             weight, bias, of_new = weight_hidden[part], bias_hidden[part], bias_new[part]
             weight_both, weight_new = weight_input[part].split([2 * hidden_size, hidden_size], -1)
             hidden = values.new_zeros(())
@@ -145,7 +146,7 @@ class _Recurrence(torch.autograd.Function):
         to_weight = torch.zeros_like(weight_hidden)
         to_hidden = values.new_empty(num_features, 2, 3 * hidden_size)
         to_new = values.new_empty(num_features, 2, hidden_size)
-        for part in _parts(num_features, values.shape[0], values.device):
+        for part in _parts(weight_hidden, values.shape[0]):
             before, new = _before_gates(
                 gradient[part],
                 weight_hidden[part],
@@ -246,7 +247,9 @@ def _rows(padded: Tensor, active: Sequence[int]) -> Tensor:
     return torch.cat([padded[:, visit, :rows] for visit, rows in enumerate(active)], dim=1)
 
 
-def _parts(num_features: int, batch: int, device: torch.device) -> list[slice]:
+def _parts(weight: Tensor, batch: int) -> list[slice]:
     """Features that advance together: all of them, or as many as fit a CPU's cache."""
-    size = num_features if device.type != "cpu" else max(1, _CPU_ROWS // max(batch, 1))
+    num_features, hidden_size, _ = weight.shape
+    on_cpu = weight.device.type == "cpu"
+    size = max(1, _CPU_ROWS // (batch + hidden_size)) if on_cpu else num_features
     return [slice(start, start + size) for start in range(0, num_features, size)]

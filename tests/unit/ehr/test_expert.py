@@ -203,9 +203,14 @@ def test_a_members_key_changes_with_what_it_depends_on_only() -> None:
 # Ensemble
 
 
-def test_members_answer_together_as_they_do_alone(trained: list[ExpertEnsemble]) -> None:
+@pytest.mark.parametrize("together_patients", [0, 10_000], ids=["one by one", "one recurrence"])
+def test_members_answer_together_as_they_do_alone(
+    trained: list[ExpertEnsemble], monkeypatch: pytest.MonkeyPatch, together_patients: int
+) -> None:
+    monkeypatch.setattr("ehr.expert._TOGETHER_PATIENTS", together_patients)
     ensemble = trained[0]
     together = ensemble.predict(INPUTS)
+    monkeypatch.setattr("ehr.expert._TOGETHER_PATIENTS", 0)
 
     for index, member in enumerate(ensemble.members):
         alone = ExpertEnsemble([member], SCALER, ensemble.section, "").predict(INPUTS)

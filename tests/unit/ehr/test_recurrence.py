@@ -11,7 +11,7 @@ from ehr.recurrence import FeatureRecurrence
 FEATURES, HIDDEN, BATCH, VISITS = 5, 8, 3, 4
 
 
-@pytest.fixture(params=[1, 2 * BATCH, 1000], ids=["single", "pairs", "all"])
+@pytest.fixture(params=[1, 2 * (BATCH + HIDDEN), 1000], ids=["single", "pairs", "all"])
 def _parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features that advance together: one, two (and a rest), all."""
     monkeypatch.setattr(ehr.recurrence, "_CPU_ROWS", request.param)
