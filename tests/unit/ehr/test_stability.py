@@ -21,7 +21,7 @@ def salience(
     noise: float = 1.0,
     all_seen: bool = False,
 ) -> pd.DataFrame:
-    """A table whose members see a patient's own weights through noise; scores in eighths often tie."""
+    """Members see a patient's own weights through noise; scores in eighths often tie."""
     rng = np.random.default_rng(seed)
     own = rng.gamma(1, 1, (num_patients, len(TOKENS)))
     observed = rng.random((num_patients, len(TOKENS))) < 0.7
