@@ -58,7 +58,13 @@ def stability_figure(points: Sequence[StabilityPoint], kappa_of_test: object) ->
         drawn = [(x, y) for x, y in zip(sizes, values, strict=True) if y is not None]
         chart.line(drawn, colour, is_dashed=is_dashed)
         for x, y in drawn:
-            chart.dot(x, y, colour, radius=3, tip=f"{x} members each, {name}: {y:.3f}")
+            chart.dot(
+                x,
+                y,
+                colour,
+                radius=3 if len(points) > 1 else 5,
+                tip=f"{x} members each, {name}: {y:.3f}",
+            )
     last = points[-1].agreement
     number = {
         name: format_number(value, 2, MISSING)
@@ -70,10 +76,13 @@ def stability_figure(points: Sequence[StabilityPoint], kappa_of_test: object) ->
             ("test", kappa_of_test),
         )
     }
-    note = (
-        f"{last.num_patients} training patients, each by members that did not see it; pale bars "
-        "span the choices of members behind a mean. With all members: Jaccard "
-        f"{number['jaccard']}, best constant set {number['constant']}, permuted "
+    whose = "each by members that did not see it" if sizes[-1] > 1 else "seen by the one member"
+    note = f"{last.num_patients} training patients, {whose}. "
+    if any(each.num_choices > 1 for each in points):
+        note += "Pale bars span the choices of members behind a mean. "
+    note += (
+        f"With all members: Jaccard {number['jaccard']}, best constant set "
+        f"{number['constant']}, permuted "
         f"{number['permuted']}. Only what lies above the permuted patients is about the patient: "
         f"kappa {number['kappa']}, of test patients {number['test']}."
     )

@@ -14,10 +14,12 @@ from training.report_salience import MAX_FEATURES, heat_map_figure, salience_of_
 from training.report_stability import stability_figure
 
 
-def point(num_members: int, jaccard: float, permuted: float | None = 0.1) -> StabilityPoint:
+def point(
+    num_members: int, jaccard: float, permuted: float | None = 0.1, num_choices: int = 2
+) -> StabilityPoint:
     return StabilityPoint(
         num_members=num_members,
-        num_choices=2,
+        num_choices=num_choices,
         agreement=Agreement(
             jaccard=jaccard,
             jaccard_permuted=permuted,
@@ -39,14 +41,16 @@ def test_the_stability_curve_has_its_levels_and_kappa_at_each_size() -> None:
     assert "4 members each, kappa: 0.500" in figure.svg
     assert "4 members each, patients permuted: 0.100" in figure.svg
     assert "kappa 0.50, of test patients 0.44" in figure.note
+    assert "80 training patients, each by members that did not see it. Pale bars" in figure.note
     assert stability_figure([], 0.44) is None
 
 
 def test_one_size_is_drawn_as_dots_and_a_missing_level_is_left_out() -> None:
-    figure = stability_figure([point(2, 0.4, permuted=None)], None)
+    figure = stability_figure([point(1, 0.4, permuted=None, num_choices=1)], None)
 
     assert figure is not None
     assert figure.svg.count("<circle") == 2
+    assert "80 training patients, seen by the one member. With all" in figure.note
     assert "kappa \u2013, of test patients \u2013" in figure.note
 
 
