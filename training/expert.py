@@ -37,10 +37,11 @@ from ehr.expert_member import (
     member_file,
     member_key,
     read_member,
+    whole_plans,
     write_atomically,
     write_member,
 )
-from ehr.expert_selection import Selection, choose_rule, held_out_ids, train_member
+from ehr.expert_selection import Selection, assembled, choose_rule, held_out_ids, train_member
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.metrics import performance
 from ehr.salience import salience_table, salient_sets, true_overlap
@@ -108,6 +109,7 @@ def train_expert(
     scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
     inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
     plans = halves(cohort.splits["train"], cohort.labels, section)
+    plans += whole_plans(cohort.splits["train"], section)
     missing = remove_stale(folder, plans, section, data_sha256)
     training = all_patients(plans)
     if missing:
@@ -270,7 +272,7 @@ def _load_ensembles(
 ) -> list[ExpertEnsemble]:
     members = [read_member(folder / member_file(plan)) for plan in plans]
     return [
-        ExpertEnsemble(
+        assembled(
             [member for member in members if member.plan.ensemble == ensemble],
             scaler,
             section,
@@ -288,7 +290,7 @@ def _predict(
     asked = [inputs[patient] for patient in test]
     training = [inputs[patient] for patient in train]
     labels = [cohort.labels[patient] for patient in train]
-    answers = {"concare": ensemble.predict(asked).mean_risk()}
+    answers = {"concare": ensemble.fair_risk(asked)}
     for name, baseline in BASELINES.items():
         answers[name] = baseline(training, labels, asked, ensemble.section.seed)
     return pd.concat(
@@ -340,13 +342,14 @@ def _metrics(
             {
                 "ensemble": member.plan.ensemble,
                 "member": member.plan.member,
+                "whole": member.plan.whole,
                 "num_patients": len(member.plan.train_ids),
                 "best_epoch": member.state.best_epoch,
                 "num_epochs": member.state.num_epochs,
                 "validation_loss": member.state.validation_loss,
             }
             for ensemble in ensembles
-            for member in ensemble.members
+            for member in ensemble.all_members
         ],
     }
 
