@@ -18,8 +18,8 @@ from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.opinions import Opinions, shares, was_seen
 
 NUM_POINTS = 8
-"""Gauss-Legendre points on the path. Attributions are then 1.5 % off on average on TJH and PhysioNet
-2012 (4 points 4 %, 32 points .3 %), and an ensemble's five largest are those of 128 points."""
+"""Gauss-Legendre points on the path. Attributions are then 1.5 % off on average on TJH and
+PhysioNet 2012 (4 points: 4 %, 32 points: .3 %); the top five of an ensemble are those of 128."""
 
 _PATIENTS = 64
 """Patients whose gradients are taken at once: bounds memory, changes no result."""
