@@ -48,6 +48,7 @@ from ehr.salience import salience_table, salient_sets, true_overlap
 from ehr.salience_methods import salience_ensembles, save_scorers
 from ehr.truth import ceilings
 from training.expert_members import is_trained, remove_stale, settle_members, trace_file
+from training.expert_scores import ask_on_workers
 from training.progress import OnProgress
 from training.run_folder import write_json
 from training.worker_group import fit_and_watch
@@ -101,6 +102,8 @@ def train_expert(
     """
     folder = out_dir / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
+    # The network's operators are small: threads cost more than they give, most of all on busy cores.
+    torch.set_num_threads(1)
     data_sha256 = cohort_hash(cohort)
     selection = choose_rule(section, cohort.splits["val"], cohort.labels)
     if section.selection not in ("auto", selection.rule):
@@ -129,12 +132,13 @@ def train_expert(
         watch = partial(_tell, folder, plans, section.epochs, on_progress)
         _fit_on_workers(work, storage, watch, reserved_cpus)
     settle_members(folder, plans)
-    on_progress(len(plans), len(plans), "reading salience")
+    on_progress(len(plans), len(plans), "members are trained, fitting what salience needs")
     ensembles = _load_ensembles(folder, plans, scaler, section, data_sha256)
     save_ensembles(ensembles, folder)
     scorers = salience_ensembles(section.salience, ensembles, inputs, cohort.labels, section)
     save_scorers(scorers, folder)
-    table = salience_table(cohort, scorers, section.salience)
+    ask = partial(ask_on_workers, cpus=section.cpus_per_worker, on_progress=on_progress)
+    table = salience_table(cohort, scorers, section.salience, ask)
     predictions = _predict(cohort, inputs, ensembles[0])
     _write_parquet(out_dir / "salience.parquet", table)
     _write_parquet(out_dir / "predictions.parquet", predictions)
