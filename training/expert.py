@@ -102,7 +102,7 @@ def train_expert(
     """
     folder = out_dir / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
-    # The network's operators are small: threads cost more than they give, most of all on busy cores.
+    # The networks' operators are small: threads cost more than they give, most on busy cores.
     torch.set_num_threads(1)
     data_sha256 = cohort_hash(cohort)
     selection = choose_rule(section, cohort.splits["val"], cohort.labels)
