@@ -137,7 +137,12 @@ def train_expert(
     save_ensembles(ensembles, folder)
     scorers = salience_ensembles(section.salience, ensembles, inputs, cohort.labels, section)
     save_scorers(scorers, folder)
-    ask = partial(ask_on_workers, cpus=section.cpus_per_worker, on_progress=on_progress)
+    ask = partial(
+        ask_on_workers,
+        cpus=section.cpus_per_worker,
+        at_a_time=_room(section, len(inputs), reserved_cpus),
+        on_progress=on_progress,
+    )
     table = salience_table(cohort, scorers, section.salience, ask)
     predictions = _predict(cohort, inputs, ensembles[0])
     _write_parquet(out_dir / "salience.parquet", table)

@@ -24,6 +24,7 @@ def ask_on_workers(
     inputs: Sequence[ExpertInput],
     *,
     cpus: float,
+    at_a_time: int,
     on_progress: OnProgress,
 ) -> Opinions:
     """An ensemble's opinions of these patients; the same as `ensemble.predict` gives.
@@ -34,6 +35,7 @@ def ask_on_workers(
         ensemble: any salience method.
         inputs: the patients, in the order of the answer.
         cpus: logical CPUs of a task.
+        at_a_time: tasks in flight; more than there are real cores only take each other's cache.
         on_progress: called with patients done, patients in total and a text.
     """
     size = len(ensemble.plans) * len(inputs) * len(ensemble.scaler.features)
@@ -42,13 +44,14 @@ def ask_on_workers(
     asked = ray.put(ensemble)
     parts = [list(inputs[start : start + _PATIENTS]) for start in range(0, len(inputs), _PATIENTS)]
     task = _predict.options(num_cpus=cpus)  # pyright: ignore[reportFunctionMemberAccess]
-    waiting = [task.remote(asked, part, max(1, int(cpus))) for part in parts]
-    answers = list(waiting)
-    done = 0
-    while waiting:
-        finished, waiting = ray.wait(waiting)
-        done += len(finished)
-        patients = min(done * _PATIENTS, len(inputs))
+    answers: list[ray.ObjectRef] = []
+    waiting: list[ray.ObjectRef] = []
+    while len(answers) < len(parts) or waiting:
+        while len(waiting) < at_a_time and len(answers) < len(parts):
+            waiting.append(task.remote(asked, parts[len(answers)], max(1, int(cpus))))
+            answers.append(waiting[-1])
+        _, waiting = ray.wait(waiting)
+        patients = min((len(answers) - len(waiting)) * _PATIENTS, len(inputs))
         on_progress(patients, len(inputs), "patients scored by every member")
     return _joined(ray.get(answers))
 

@@ -131,7 +131,9 @@ def test_tasks_score_patients_as_this_process_does(
     monkeypatch.setattr("training.expert_scores._PATIENTS", 20)
     moves: list[tuple[float, float, str]] = []
 
-    there = ask_on_workers(ensemble, inputs, cpus=0.5, on_progress=lambda *move: moves.append(move))
+    there = ask_on_workers(
+        ensemble, inputs, cpus=0.5, at_a_time=2, on_progress=lambda *move: moves.append(move)
+    )
 
     assert there.patient_ids == here.patient_ids
     np.testing.assert_allclose(there.risk, here.risk, atol=1e-6)
