@@ -33,7 +33,7 @@ from ehr.metrics import auroc, bootstrap_interval
 from ehr.opinions import Opinions, SalienceEnsemble
 from ehr.salience import salience_table, salient_sets, true_overlap
 from ehr.salience_methods import CHEAP_METHODS, CONCARE_METHODS, cheap_plans, fit_cheap
-from ehr.vote import Vote
+from ehr.vote import Vote, vote_weights
 from training.config_loading import load_config
 
 METHODS = (*CONCARE_METHODS, *CHEAP_METHODS)
@@ -116,7 +116,11 @@ def study(
         method: [_Remembering(each, inputs) for each in ensembles[method]] for method in methods
     }
     if len(methods) > 1:
-        votes = [Vote(parts) for parts in zip(*ensembles.values(), strict=True)]
+        size, candidates = section.num_salient_features, section.candidates
+        votes = [
+            Vote(parts, vote_weights(parts, inputs, size, candidates))
+            for parts in zip(*ensembles.values(), strict=True)
+        ]
         ensembles["vote"] = [_Remembering(vote, inputs) for vote in votes]
     own: dict[str, Bench] = {}
     rows: list[dict[str, Any]] = []

@@ -114,6 +114,9 @@ class ExpertSection(Section):
 
     members: int = Field(default=4, ge=1)
     """Ensemble members; more than one come in pairs on complementary halves (cross-fitted)."""
+    whole_members: int = Field(default=2, ge=0)
+    """Members trained on all training patients, which give the risk of everybody else; 0 = the
+    half-sample members do. `members: 1` is a whole member itself and has none beside it."""
     num_ensembles: int = Field(default=2, ge=1, le=2)
     """Two disjoint ensembles make their agreement measurable; the first one is served."""
     hidden_size: int = Field(default=32, ge=2)
@@ -144,10 +147,11 @@ class ExpertSection(Section):
     validation has fewer than 50 patients of the rarer class, and more than one member."""
     salience: Literal[
         "attention", "integrated_gradients", "logistic_regression", "tree_shap", "vote"
-    ] = "attention"
-    """What C_exp is read from: ConCare's final attention; integrated gradients of its logit;
-    contributions of a logistic regression; Shapley values of boosted trees; mean rank of all four.
-    The risk is ConCare's in every case. Regression and trees have at least ten members."""
+    ] = "vote"
+    """What C_exp is read from: ConCare's final attention (the paper); integrated gradients of its
+    logit; contributions of a logistic regression; Shapley values of boosted trees; a vote of all
+    four, each weighted by how well its members agree with each other. The risk is ConCare's in
+    every case. Regression and trees have at least ten members, in a vote as many as ConCare."""
     num_salient_features: int = Field(default=5, ge=1)
     """Size of C_exp."""
     candidates: Literal["observed", "paper"] = "observed"

@@ -28,6 +28,7 @@ from ehr.expert_member import (
     ExpertBatch,
     Member,
     MemberPlan,
+    all_patients,
     collate,
     concare_shape,
     member_file,
@@ -68,6 +69,7 @@ class ExpertEnsemble:
         scaler: ExpertScaler,
         section: ExpertSection,
         data_sha256: str,
+        whole: Sequence[Member] = (),
     ) -> None:
         """An ensemble of members of one architecture.
 
@@ -76,6 +78,7 @@ class ExpertEnsemble:
             scaler: makes the members' inputs, and names their features.
             section: settings the members were trained with.
             data_sha256: hash of the cohort they were trained on.
+            whole: members trained on all of `members`' patients; they give strangers' risk.
         """
         if not members:
             raise DataError("An expert ensemble needs at least one member, got none.")
@@ -84,6 +87,7 @@ class ExpertEnsemble:
         self.section = section
         self.data_sha256 = data_sha256
         self._shape = concare_shape(section, len(scaler.features))
+        self.whole = ExpertEnsemble(whole, scaler, section, data_sha256) if whole else None
 
     @property
     def plans(self) -> tuple[MemberPlan, ...]:
@@ -94,13 +98,39 @@ class ExpertEnsemble:
     def model_sha256(self) -> str:
         """SHA-256 over the parameters of all members."""
         digest = hashlib.sha256()
-        for member in self.members:
+        for member in self.all_members:
             for name, value in sorted(member.state.parameters.items()):
                 digest.update(name.encode() + value.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def all_members(self) -> tuple[Member, ...]:
+        """The half-sample members, then the whole ones."""
+        return self.members + (self.whole.members if self.whole else ())
+
+    def fair_risk(self, inputs: Sequence[ExpertInput]) -> Float[np.ndarray, " patients"]:
+        """Each patient's risk by members that were not trained on it.
+
+        A training patient's is out of fold, by the half-sample members that did not see it.
+        Anybody else's is the mean of the whole members, which have seen twice as many patients; of
+        all half-sample members if there are none.
+
+        Raises:
+            DataError: if there is no patient, or one has no visit or values that are not finite.
+        """
+        if self.whole is None:
+            return self.predict(inputs).mean_risk()
+        trained_on = set(all_patients(self.plans))
+        is_inside = np.array([entry.patient_id in trained_on for entry in inputs], dtype=bool)
+        risk = np.empty(len(inputs))
+        for ensemble, asked in ((self, is_inside), (self.whole, ~is_inside)):
+            if asked.any() or not len(inputs):
+                chosen = [entry for entry, one in zip(inputs, asked, strict=True) if one]
+                risk[asked] = ensemble.predict(chosen).mean_risk()
+        return risk
+
     def predict(self, inputs: Sequence[ExpertInput]) -> Opinions:
-        """Every member's risk and final attention.
+        """Every half-sample member's risk and final attention.
 
         Raises:
             DataError: if there is no patient, or one has no visit or values that are not finite.
@@ -172,14 +202,15 @@ class ExpertEnsemble:
                 f"{path} must have format version {FORMAT_VERSION}, got "
                 f"{manifest.get('format_version')!r}. Train the expert again (--redo expert)."
             )
-        files = [entry["file"] for entry in manifest["members"] if entry["ensemble"] == ensemble]
-        if not files:
+        entries = [entry for entry in manifest["members"] if entry["ensemble"] == ensemble]
+        if not entries:
             raise DataError(
                 f"{path} has no ensemble {ensemble}: use one of "
                 f"{sorted({entry['ensemble'] for entry in manifest['members']})}."
             )
         return cls(
-            members=[read_member(Path(folder) / file) for file in files],
+            members=[read_member(Path(folder) / e["file"]) for e in entries if not e["whole"]],
+            whole=[read_member(Path(folder) / e["file"]) for e in entries if e["whole"]],
             scaler=ExpertScaler.from_dict(manifest["scaler"]),
             section=ExpertSection.model_validate(manifest["section"]),
             data_sha256=manifest["data_sha256"],
@@ -189,7 +220,7 @@ class ExpertEnsemble:
 def save_ensembles(ensembles: Sequence[ExpertEnsemble], folder: Path) -> None:
     """Writes every member, then the manifest that completes the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    members = [member for ensemble in ensembles for member in ensemble.members]
+    members = [member for ensemble in ensembles for member in ensemble.all_members]
     for member in members:
         write_member(folder / member_file(member.plan), member)
     leader = ensembles[0]
@@ -200,7 +231,11 @@ def save_ensembles(ensembles: Sequence[ExpertEnsemble], folder: Path) -> None:
         "section": leader.section.model_dump(mode="json"),
         "scaler": leader.scaler.to_dict(),
         "members": [
-            {"ensemble": member.plan.ensemble, "file": member_file(member.plan)}
+            {
+                "ensemble": member.plan.ensemble,
+                "file": member_file(member.plan),
+                "whole": member.plan.whole,
+            }
             for member in members
         ],
     }
@@ -221,13 +256,12 @@ def expert_opinion(
         DataError: if the case has no visit, other features, or values that are not finite.
     """
     entry = ensemble.scaler.transform(case)
-    opinions = ensemble.predict([entry])
-    scores = (opinions if scorer is None else scorer.predict([entry])).mean_scores()[0]
+    scores = (scorer or ensemble).predict([entry]).mean_scores()[0]
     section = ensemble.section
     tokens = token_names(ensemble.scaler)
     order = heaviest_tokens(scores, candidate_tokens(entry.observed, section.candidates))
     return Opinion(
-        risk=float(opinions.mean_risk()[0]),
+        risk=float(ensemble.fair_risk([entry])[0]),
         attention={name: float(score) for name, score in zip(tokens, scores, strict=True)},
         salient=tuple(tokens[token] for token in order[: section.num_salient_features]),
     )

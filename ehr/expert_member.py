@@ -59,6 +59,8 @@ class MemberPlan:
     """Index within the ensemble; members 2i and 2i + 1 hold complementary halves."""
     train_ids: tuple[str, ...]
     seed: int
+    whole: bool = False
+    """Trained on all training patients, for the risk of others: beside the half-samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -196,6 +198,21 @@ def halves(
                 for offset, part in enumerate(parts)
             ]
     return plans
+
+
+def whole_plans(ids: Sequence[str], section: ExpertSection) -> list[MemberPlan]:
+    """The members beside the first ensemble's half-samples that are trained on all patients."""
+    count = 0 if section.members == 1 else section.whole_members
+    return [
+        MemberPlan(
+            ensemble=0,
+            member=section.members + number,
+            train_ids=tuple(sorted(ids)),
+            seed=_seed(section.seed, 0, section.members + number),
+            whole=True,
+        )
+        for number in range(count)
+    ]
 
 
 def all_patients(plans: Sequence[MemberPlan]) -> list[str]:

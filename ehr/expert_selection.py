@@ -29,6 +29,7 @@ from ehr.expert_member import (
     member_key,
     settled,
     trace_member,
+    whole_plans,
 )
 from ehr.imputation import ExpertInput, ExpertScaler
 
@@ -88,8 +89,12 @@ def choose_rule(
 def held_out_ids(
     plan: MemberPlan, training_ids: Sequence[str], validation_ids: Sequence[str], rule: Rule
 ) -> tuple[str, ...]:
-    """Patients whose loss judges a member: the validation split, or the other half."""
-    if rule == "validation":
+    """Patients whose loss judges a member: the validation split, or the other half.
+
+    A whole member has no other half. Its loss on the validation split is recorded, and chooses its
+    epoch by the rule `validation`; by `cross_validation` it takes the epoch of the half-samples.
+    """
+    if rule == "validation" or plan.whole:
         return tuple(validation_ids)
     return tuple(sorted(set(training_ids) - set(plan.train_ids)))
 
@@ -143,11 +148,25 @@ def settle(members: Sequence[Member]) -> list[Member]:
     Members that are settled already have kept their losses, so that a choice that was interrupted
     comes out the same.
     """
-    epoch = common_epoch([member.state.losses for member in members])
+    judges = [member for member in members if not member.plan.whole]
+    epoch = common_epoch([member.state.losses for member in judges])
     return [
         member if member.state.best_epoch else replace(member, state=settled(member.state, epoch))
         for member in members
     ]
+
+
+def assembled(
+    members: Sequence[Member], scaler: ExpertScaler, section: ExpertSection, data_sha256: str
+) -> ExpertEnsemble:
+    """The ensemble of these members, half-sample and whole ones in any order."""
+    return ExpertEnsemble(
+        [member for member in members if not member.plan.whole],
+        scaler,
+        section,
+        data_sha256,
+        whole=[member for member in members if member.plan.whole],
+    )
 
 
 def fit_ensembles(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsemble]:
@@ -158,6 +177,7 @@ def fit_ensembles(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsemble
     section = section.model_copy(update={"selection": rule})
     data_sha256 = cohort_hash(cohort)
     plans = halves(cohort.splits["train"], cohort.labels, section)
+    plans += whole_plans(cohort.splits["train"], section)
     training = all_patients(plans)
     ensembles: list[ExpertEnsemble] = []
     for ensemble in range(section.num_ensembles):
@@ -169,5 +189,5 @@ def fit_ensembles(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsemble
             members.append(Member(plan=plan, state=state, key=key))
         if rule == "cross_validation":
             members = settle(members)
-        ensembles.append(ExpertEnsemble(members, scaler, section, data_sha256))
+        ensembles.append(assembled(members, scaler, section, data_sha256))
     return ensembles

@@ -1,6 +1,6 @@
 """Salient features: every member's scores as a table, and C_exp read from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,16 @@ from ehr.catalogue import AGE_AND_SEX
 from ehr.cohort import Cohort
 from ehr.errors import DataError
 from ehr.expert import candidate_tokens, heaviest_tokens
-from ehr.opinions import SalienceEnsemble, token_names
+from ehr.imputation import ExpertInput
+from ehr.opinions import Opinions, SalienceEnsemble, token_names
 from ehr.truth import true_sets
 
 
 def salience_table(
-    cohort: Cohort, ensembles: Sequence[SalienceEnsemble], method: str = "attention"
+    cohort: Cohort,
+    ensembles: Sequence[SalienceEnsemble],
+    method: str = "attention",
+    ask: Callable[[SalienceEnsemble, Sequence[ExpertInput]], Opinions] | None = None,
 ) -> pd.DataFrame:
     """Every member's scores of all tokens for every patient of every split, by one method.
 
@@ -23,13 +27,19 @@ def salience_table(
     patient), feature, score (sums to 1 over a member's features), observed (a feature seen at
     least once; `Age & Sex` always), rank (1 = the member's heaviest token of that patient), method
     (the same in all rows). Features stand in schema order.
+
+    Args:
+        cohort: the patients.
+        ensembles: number 0 first.
+        method: by which they score.
+        ask: how an ensemble is asked; in this process by default.
     """
     split_of = {patient: split for split, ids in cohort.splits.items() for patient in ids}
     ids = list(split_of)
     frames: list[pd.DataFrame] = []
     for index, ensemble in enumerate(ensembles):
         inputs = [ensemble.scaler.transform(cohort.cases[patient]) for patient in ids]
-        opinions = ensemble.predict(inputs)
+        opinions = ensemble.predict(inputs) if ask is None else ask(ensemble, inputs)
         tokens = token_names(ensemble.scaler)
         observed = np.array([candidate_tokens(entry.observed, "observed") for entry in inputs])
         shape = (len(ensemble.plans), len(ids), len(tokens))

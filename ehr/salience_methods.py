@@ -23,7 +23,7 @@ from ehr.integrated_gradients import IntegratedGradients
 from ehr.linear_salience import LinearEnsemble
 from ehr.opinions import SalienceEnsemble
 from ehr.tree_salience import TreeEnsemble
-from ehr.vote import Vote
+from ehr.vote import Vote, vote_weights
 
 CHEAP_MEMBERS = 10
 """Members of the methods that fit in seconds: five pairs, as SPEC's figures have."""
@@ -35,6 +35,9 @@ CHEAP_METHODS: Mapping[str, type[LinearEnsemble] | type[TreeEnsemble]] = Mapping
 
 CONCARE_METHODS = ("attention", "integrated_gradients")
 """Methods that read the ConCare ensembles."""
+
+VOTERS = (*CONCARE_METHODS, *CHEAP_METHODS)
+"""Methods that take part in a vote, in the order of its weights."""
 
 
 def cheap_plans(
@@ -102,10 +105,12 @@ def salience_ensembles(
     }
     if method != "vote":
         return fitted[method]
-    return [
-        Vote([ensemble, IntegratedGradients(ensemble), *own])
+    both = [
+        [ensemble, IntegratedGradients(ensemble), *own]
         for ensemble, *own in zip(concare, *fitted.values(), strict=True)
     ]
+    size, candidates = section.num_salient_features, section.candidates
+    return [Vote(voters, vote_weights(voters, inputs, size, candidates)) for voters in both]
 
 
 def save_scorers(scorers: Sequence[SalienceEnsemble], folder: Path) -> None:
@@ -118,6 +123,10 @@ def save_scorers(scorers: Sequence[SalienceEnsemble], folder: Path) -> None:
             }
             data = save(fitted.arrays(), metadata={"salience": json.dumps(described)})
             write_atomically(folder / _file(method, index), data)
+        if isinstance(scorer, Vote):
+            weights = dict(zip(VOTERS, scorer.weights, strict=True))
+            vote = {"format_version": FORMAT_VERSION, "weights": weights}
+            write_atomically(folder / _vote_file(index), (json.dumps(vote) + "\n").encode())
 
 
 def load_scorer(folder: Path, ensemble: ExpertEnsemble, index: int = 0) -> SalienceEnsemble:
@@ -139,7 +148,7 @@ def load_scorer(folder: Path, ensemble: ExpertEnsemble, index: int = 0) -> Salie
     if method != "vote":
         return _read(folder, method, index, ensemble.scaler)
     own = [_read(folder, name, index, ensemble.scaler) for name in CHEAP_METHODS]
-    return Vote([ensemble, IntegratedGradients(ensemble), *own])
+    return Vote([ensemble, IntegratedGradients(ensemble), *own], _read_weights(folder, index))
 
 
 def _fitted(scorer: SalienceEnsemble) -> Iterator[tuple[str, LinearEnsemble | TreeEnsemble]]:
@@ -168,6 +177,25 @@ def _read(
         MemberPlan(**plan | {"train_ids": tuple(plan["train_ids"])}) for plan in described["plans"]
     ]
     return CHEAP_METHODS[method].from_arrays(plans, scaler, arrays)
+
+
+def _read_weights(folder: Path, index: int) -> list[float]:
+    path = folder / _vote_file(index)
+    try:
+        vote = json.loads(path.read_text())
+        if vote["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {vote['format_version']!r}")
+        return [float(vote["weights"][name]) for name in VOTERS]
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path} must hold the weights of a vote of {', '.join(VOTERS)} in format version "
+            f"{FORMAT_VERSION}, but does not ({error!r}). Run the expert stage again "
+            "(--redo expert)."
+        ) from error
+
+
+def _vote_file(index: int) -> str:
+    return f"salience-vote-{index}.json"
 
 
 def _file(method: str, index: int) -> str:

@@ -89,7 +89,7 @@ class StoredOpinions:
 
     def _stored(self, case: PatientCase) -> Opinion:
         # Only the risk is computed: by the members that were not trained on this patient.
-        risk = self._ensemble.predict([self._ensemble.scaler.transform(case)]).mean_risk()[0]
+        risk = self._ensemble.fair_risk([self._ensemble.scaler.transform(case)])[0]
         rows = self._table[case.patient_id]
         served = rows.loc[rows["ensemble"] == _SERVED_ENSEMBLE]
         outside = served.loc[served["out_of_fold"]]

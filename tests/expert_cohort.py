@@ -21,6 +21,7 @@ def tiny_section(**fields: object) -> ExpertSection:
     small = {
         "members": 2,
         "num_ensembles": 2,
+        "whole_members": 0,
         "hidden_size": 8,
         "num_heads": 2,
         "feedforward_size": 8,

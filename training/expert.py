@@ -38,16 +38,18 @@ from ehr.expert_member import (
     member_file,
     member_key,
     read_member,
+    whole_plans,
     write_atomically,
     write_member,
 )
-from ehr.expert_selection import Selection, choose_rule, held_out_ids, train_member
+from ehr.expert_selection import Selection, assembled, choose_rule, held_out_ids, train_member
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.metrics import performance
 from ehr.salience import salience_table, salient_sets, true_overlap
 from ehr.salience_methods import salience_ensembles, save_scorers
 from ehr.truth import ceilings
 from training.expert_members import is_trained, remove_stale, settle_members, trace_file
+from training.expert_scores import ask_on_workers
 from training.progress import OnProgress
 from training.run_folder import write_json
 from training.worker_group import fit_and_watch
@@ -102,6 +104,8 @@ def train_expert(
     """
     folder = out_dir / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
+    # The networks' operators are small: threads cost more than they give, most on busy cores.
+    torch.set_num_threads(1)
     data_sha256 = cohort_hash(cohort)
     selection = choose_rule(section, cohort.splits["val"], cohort.labels)
     if section.selection not in ("auto", selection.rule):
@@ -110,6 +114,7 @@ def train_expert(
     scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
     inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
     plans = halves(cohort.splits["train"], cohort.labels, section)
+    plans += whole_plans(cohort.splits["train"], section)
     missing = remove_stale(folder, plans, section, data_sha256)
     training = all_patients(plans)
     if missing:
@@ -129,12 +134,18 @@ def train_expert(
         watch = partial(_tell, folder, plans, section.epochs, on_progress)
         _fit_on_workers(work, storage, watch, reserved_cpus)
     settle_members(folder, plans)
-    on_progress(len(plans), len(plans), "reading salience")
+    on_progress(len(plans), len(plans), "members are trained, fitting what salience needs")
     ensembles = _load_ensembles(folder, plans, scaler, section, data_sha256)
     save_ensembles(ensembles, folder)
     scorers = salience_ensembles(section.salience, ensembles, inputs, cohort.labels, section)
     save_scorers(scorers, folder)
-    table = salience_table(cohort, scorers, section.salience)
+    ask = partial(
+        ask_on_workers,
+        cpus=section.cpus_per_worker,
+        at_a_time=_room(section, len(inputs), reserved_cpus),
+        on_progress=on_progress,
+    )
+    table = salience_table(cohort, scorers, section.salience, ask)
     predictions = _predict(cohort, inputs, ensembles[0])
     _write_parquet(out_dir / "salience.parquet", table)
     _write_parquet(out_dir / "predictions.parquet", predictions)
@@ -278,7 +289,7 @@ def _load_ensembles(
 ) -> list[ExpertEnsemble]:
     members = [read_member(folder / member_file(plan)) for plan in plans]
     return [
-        ExpertEnsemble(
+        assembled(
             [member for member in members if member.plan.ensemble == ensemble],
             scaler,
             section,
@@ -296,7 +307,7 @@ def _predict(
     asked = [inputs[patient] for patient in test]
     training = [inputs[patient] for patient in train]
     labels = [cohort.labels[patient] for patient in train]
-    answers = {"concare": ensemble.predict(asked).mean_risk()}
+    answers = {"concare": ensemble.fair_risk(asked)}
     for name, baseline in BASELINES.items():
         answers[name] = baseline(training, labels, asked, ensemble.section.seed)
     return pd.concat(
@@ -348,13 +359,14 @@ def _metrics(
             {
                 "ensemble": member.plan.ensemble,
                 "member": member.plan.member,
+                "whole": member.plan.whole,
                 "num_patients": len(member.plan.train_ids),
                 "best_epoch": member.state.best_epoch,
                 "num_epochs": member.state.num_epochs,
                 "validation_loss": member.state.validation_loss,
             }
             for ensemble in ensembles
-            for member in ensemble.members
+            for member in ensemble.all_members
         ],
     }
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -13,9 +14,11 @@ from ehr.config import ExpertSection
 from ehr.errors import DataError
 from ehr.expert import ExpertEnsemble, expert_opinion
 from ehr.salience import salient_features
+from ehr.salience_methods import load_scorer
 from services.cluster import Cluster
 from tests.expert_cohort import fit_in_process, tiny_case, tiny_cohort, tiny_section
 from training.expert import train_expert
+from training.expert_scores import ask_on_workers
 
 COHORT = tiny_cohort()
 WORKER_TITLE = "RayTrainWorker"
@@ -51,7 +54,7 @@ def train(folder: Path, section: ExpertSection) -> Trained:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, local_ray: Cluster) -> Trained:
-    section = tiny_section(members=4, num_workers=2, cpus_per_worker=0.5)
+    section = tiny_section(members=4, num_workers=2, cpus_per_worker=0.5, whole_members=1)
     return train(tmp_path_factory.mktemp("expert"), section)
 
 
@@ -62,12 +65,17 @@ def test_two_workers_write_everything_the_stage_promises(trained: Trained) -> No
     assert {"kappa", "jaccard", "jaccard_permuted", "jaccard_constant"} <= set(metrics)
     assert set(metrics["baselines"]) == {"logistic_regression", "gradient_boosting"}
     assert metrics["out_of_fold"] is True
-    assert len(metrics["members"]) == 8
+    assert [member["whole"] for member in metrics["members"]].count(True) == 1
+    assert len(metrics["members"]) == 9
     assert metrics["truth"]["test"]["auroc_of_true_risk"] == 1
     files = sorted(path.name for path in (trained.out_dir / "checkpoint").iterdir())
     assert files == [
         "expert.json",
-        *(f"member-{e}-{m}.safetensors" for e in (0, 1) for m in range(4)),
+        *(f"member-0-{m}.safetensors" for m in range(5)),
+        *(f"member-1-{m}.safetensors" for m in range(4)),
+        *(f"salience-logistic_regression-{e}.safetensors" for e in (0, 1)),
+        *(f"salience-tree_shap-{e}.safetensors" for e in (0, 1)),
+        *(f"salience-vote-{e}.json" for e in (0, 1)),
     ]
 
 
@@ -82,8 +90,8 @@ def test_predictions_hold_every_method_for_every_test_patient(trained: Trained) 
 
 
 def test_progress_ends_with_every_member(trained: Trained) -> None:
-    assert trained.moves[-1][:2] == (8, 8)
-    assert all(0 <= done <= total == 8 for done, total, _ in trained.moves)
+    assert trained.moves[-1][:2] == (9, 9)
+    assert all(0 <= done <= total == 9 for done, total, _ in trained.moves)
 
 
 def test_the_folder_answers_without_the_cohort(trained: Trained) -> None:
@@ -91,7 +99,8 @@ def test_the_folder_answers_without_the_cohort(trained: Trained) -> None:
     table = pd.read_parquet(trained.out_dir / "salience.parquet")
     patient = COHORT.splits["test"][0]
 
-    opinion = expert_opinion(ensemble, COHORT.cases[patient])
+    scorer = load_scorer(trained.out_dir / "checkpoint", ensemble)
+    opinion = expert_opinion(ensemble, COHORT.cases[patient], scorer)
 
     assert opinion.salient == salient_features(table, patient, 2, "observed")
     assert 0 < expert_opinion(ensemble, tiny_case("new", seed=9)).risk < 1
@@ -110,6 +119,27 @@ def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> No
         name: data for name, (_, data) in before.items()
     }
     assert [(trained.out_dir / name).read_bytes() for name in files] == results
+
+
+def test_tasks_score_patients_as_this_process_does(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = ExpertEnsemble.load(trained.out_dir / "checkpoint")
+    inputs = [ensemble.scaler.transform(case) for case in COHORT.cases.values()]
+    here = ensemble.predict(inputs)
+    monkeypatch.setattr("training.expert_scores.SMALL", 0)
+    monkeypatch.setattr("training.expert_scores._PATIENTS", 20)
+    moves: list[tuple[float, float, str]] = []
+
+    there = ask_on_workers(
+        ensemble, inputs, cpus=0.5, at_a_time=2, on_progress=lambda *move: moves.append(move)
+    )
+
+    assert there.patient_ids == here.patient_ids
+    np.testing.assert_allclose(there.risk, here.risk, atol=1e-6)
+    np.testing.assert_allclose(there.scores, here.scores, atol=1e-6)
+    np.testing.assert_array_equal(there.seen, here.seen)
+    assert moves[-1][:2] == (len(inputs), len(inputs))
 
 
 @pytest.mark.slow

@@ -111,6 +111,7 @@ async def test_every_completion_carries_the_policy_that_made_it(
     assert (after[0].policy_version, after[0].policy_checksum) == (grpo(1), policy.checksum)
 
 
+@pytest.mark.slow
 async def test_a_replica_that_starts_late_serves_the_current_policy(
     run_id: str, client: GeneratorClient, tmp_path: Path
 ):
@@ -139,6 +140,7 @@ async def test_a_request_for_another_lineage_or_a_newer_version_is_refused(
         await client.generate(request(grpo(3)))
 
 
+@pytest.mark.slow
 async def test_two_runs_on_one_cluster_do_not_touch_each_other(
     client: GeneratorClient, tmp_path: Path
 ):
@@ -196,6 +198,7 @@ async def test_an_adapter_file_that_changed_after_its_commit_is_not_served(
     assert still[0].policy_version == BASE_POLICY
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_is_an_error_with_its_reason(tmp_path: Path):
     section = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=TIMEOUT_S)
     deploy_generator("broken", tmp_path, fake_model(tmp_path), ModelSection(), section, load_never)

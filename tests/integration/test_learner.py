@@ -197,6 +197,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_step_of_one_and_report_the_same_metrics(path, tmp_path):
     alone = trainer(path)
     expected = alone.train(batch())

@@ -30,6 +30,7 @@ SCALER = ExpertScaler.fit(COHORT, COHORT.splits["train"])
 IDS = [patient for ids in COHORT.splits.values() for patient in ids]
 INPUTS = [SCALER.transform(COHORT.cases[patient]) for patient in IDS]
 LABELS = [COHORT.labels[patient] for patient in IDS]
+INPUT_OF = dict(zip(IDS, INPUTS, strict=True))
 TRAIN = [IDS.index(patient) for patient in COHORT.splits["train"]]
 VAL = [IDS.index(patient) for patient in COHORT.splits["val"]]
 
@@ -548,3 +549,68 @@ def test_stability_of_a_patient_that_is_not_in_the_table_is_refused(table: pd.Da
 def test_a_patient_that_is_not_in_the_table_is_refused(table: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="no patient 'nobody'"):
         salient_features(table, "nobody", 5, "observed")
+
+
+# Whole members
+
+
+def with_whole_members(**settings: object) -> ExpertEnsemble:
+    section = tiny_section(num_ensembles=1, whole_members=2, **settings)
+    return fit_in_process(COHORT, section)[0]
+
+
+def test_whole_members_give_the_risk_of_strangers_and_half_samples_that_of_training_patients() -> (
+    None
+):
+    ensemble = with_whole_members()
+    assert ensemble.whole is not None
+    asked = [INPUT_OF[COHORT.splits[split][0]] for split in ("test", "train", "val")]
+
+    risk = ensemble.fair_risk(asked)
+
+    whole, halves_alone = (each.predict(asked).mean_risk() for each in (ensemble.whole, ensemble))
+    np.testing.assert_allclose(risk, [whole[0], halves_alone[1], whole[2]])
+    assert not np.isclose(whole, halves_alone).any()
+
+
+def test_whole_members_see_all_training_patients_and_the_half_samples_stay_as_they_are() -> None:
+    ensemble = with_whole_members()
+    assert ensemble.whole is not None
+
+    alone = fit_in_process(COHORT, tiny_section(num_ensembles=1))[0]
+
+    assert ensemble.plans == alone.plans
+    assert [plan.train_ids for plan in ensemble.whole.plans] == [COHORT.splits["train"]] * 2
+    for one, other in zip(ensemble.members, alone.members, strict=True):
+        assert one.state.losses == other.state.losses
+
+
+def test_whole_members_take_the_epoch_that_the_half_samples_choose() -> None:
+    ensemble = with_whole_members(selection="cross_validation", epochs=6)
+
+    assert len({member.state.best_epoch for member in ensemble.all_members}) == 1
+
+
+def test_a_single_member_has_no_whole_members_beside_it() -> None:
+    ensemble = with_whole_members(members=1)
+
+    assert ensemble.whole is None
+    np.testing.assert_allclose(ensemble.fair_risk(INPUTS), ensemble.predict(INPUTS).mean_risk())
+
+
+def test_whole_members_are_saved_and_served(tmp_path: Path) -> None:
+    ensemble = with_whole_members()
+    save_ensembles([ensemble], tmp_path)
+
+    loaded = ExpertEnsemble.load(tmp_path)
+
+    np.testing.assert_array_equal(loaded.fair_risk(INPUTS), ensemble.fair_risk(INPUTS))
+    assert loaded.model_sha256 == ensemble.model_sha256
+    stranger = tiny_case("new", seed=5)
+    entry = ensemble.scaler.transform(stranger)
+    assert expert_opinion(loaded, stranger).risk == pytest.approx(ensemble.fair_risk([entry])[0])
+
+
+def test_nobody_has_no_risk() -> None:
+    with pytest.raises(DataError, match="at least one patient"):
+        with_whole_members().fair_risk([])

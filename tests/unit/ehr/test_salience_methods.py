@@ -33,7 +33,7 @@ from ehr.salience_methods import (
 )
 from ehr.schema import CONTRIBUTION_PREFIX
 from ehr.tree_salience import Boxes, TreeEnsemble
-from ehr.vote import Vote
+from ehr.vote import Vote, vote_weights
 from tests.expert_cohort import FEATURES, fit_in_process, tiny_case, tiny_cohort, tiny_section
 from tests.unit.ehr.test_tjh import PUBLISHED
 
@@ -322,14 +322,51 @@ def ranked(weights: list[float], *plans: MemberPlan) -> LinearEnsemble:
     return LinearEnsemble(plans, SCALER, rows, np.zeros(len(plans)))
 
 
-def test_a_vote_is_the_mean_rank() -> None:
+def test_a_vote_is_the_weighted_mean_of_scores() -> None:
     entry = dataclasses.replace(ASKED[0], values=np.ones((1, 4), dtype=np.float32))
     half = plan(0, "a")
+    voters = [ranked([4, 3, 2, 1], half), ranked([0, 0, 0, 5], half)]
 
-    opinions = Vote([ranked([4, 3, 2, 1], half), ranked([1, 3, 4, 2], half)]).predict([entry])
+    scores = Vote(voters, [3.0, 1.0]).predict([entry]).scores[0, 0]
 
-    # Points 5 4 3 2 and 2 4 5 3; age and sex, without weight, 1 from both; 15 points in all.
-    np.testing.assert_allclose(opinions.scores[0, 0], np.array([3.5, 4, 4, 2.5, 1]) / 15)
+    np.testing.assert_allclose(scores, [0.3, 0.225, 0.15, 0.325, 0.0])
+
+
+def test_voters_without_any_reproducible_score_count_alike() -> None:
+    voters = [ranked([1, 2, 3, 4], plan(0, "a"))] * 2
+
+    assert Vote(voters, [0.0, 0.0]).weights == Vote(voters).weights == (0.5, 0.5)
+
+
+def halves_of_training_patients() -> list[MemberPlan]:
+    return cheap_plans(TRAIN, COHORT.labels, SECTION)[0]
+
+
+def test_a_method_that_reproduces_itself_outvotes_one_that_does_not() -> None:
+    plans = halves_of_training_patients()
+    rng = np.random.default_rng(0)
+    steady = ranked([4, 3, 2, 1], *plans)
+    erratic = LinearEnsemble(plans, SCALER, rng.normal(size=(len(plans), 6)), np.zeros(len(plans)))
+
+    weights = vote_weights([steady, erratic], INPUTS, 2, "observed")
+
+    assert weights[0] > 10 * weights[1] >= 0
+
+
+def test_weights_need_two_pairs() -> None:
+    steady = ranked([4, 3, 2, 1], *halves_of_training_patients()[:2])
+
+    assert vote_weights([steady, steady], INPUTS, 2, "observed") == [1.0, 1.0]
+
+
+def test_weights_do_not_depend_on_the_scale_of_the_scores_or_on_labels() -> None:
+    plans = halves_of_training_patients()
+    fitted = LinearEnsemble.fit(plans, INPUTS, COHORT.labels, SCALER)
+    louder = LinearEnsemble(plans, SCALER, 7 * fitted.weights, fitted.intercepts + 1)
+
+    one, same = vote_weights([fitted, louder], INPUTS, 2, "observed")
+
+    assert one == pytest.approx(same)
 
 
 def test_a_vote_takes_the_half_samples_that_all_have() -> None:
