@@ -21,7 +21,8 @@ from benchmarks.record import RESULTS, write_result
 from ehr.agreement import agreement
 from ehr.cohort import SPLITS, Cohort, cohort_hash
 from ehr.config import ExpertSection
-from ehr.deletion import Bench, Curve, Judge, bench, common_judges, method_orders, own_judge
+from ehr.deletion import Bench, Judge, bench, common_judges, own_judge
+from ehr.deletion_record import deletion_curves, judged_patients
 from ehr.errors import ConfigurationError, DataError
 from ehr.expert import ExpertEnsemble
 from ehr.expert_selection import fit_ensembles
@@ -91,7 +92,9 @@ def study(
     scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
     inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
     plans = cheap_plans(cohort.splits["train"], cohort.labels, section)
-    asked = _judged(cohort, inputs, split, max_patients, section.seed)
+    chosen = judged_patients(cohort.splits[split], max_patients, section.seed)
+    asked = [inputs[patient] for patient in chosen]
+    labels = [cohort.labels[patient] for patient in chosen]
 
     def against(judge: Judge) -> Bench:
         return bench(judge, scaler, asked, seed=section.seed)
@@ -135,7 +138,8 @@ def study(
             | {"judged_patients": len(asked)}
             | {
                 "judges": {
-                    name: _deletion(cohort, judged, both[0]) for name, judged in judges.items()
+                    name: deletion_curves(judged, both[0].predict(asked).mean_scores(), labels)
+                    for name, judged in judges.items()
                 }
             }
             | {"seconds": time.perf_counter() - started}
@@ -171,14 +175,6 @@ class _Remembering:
     @cached_property
     def _all(self) -> Opinions:
         return self._ensemble.predict(list(self._inputs.values()))
-
-
-def _judged(
-    cohort: Cohort, inputs: Inputs, split: str, max_patients: int, seed: int
-) -> list[ExpertInput]:
-    ids = cohort.splits[split]
-    chosen = np.random.default_rng(seed).permutation(len(ids))[:max_patients]
-    return [inputs[ids[index]] for index in sorted(chosen)]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -246,43 +242,6 @@ def _agreement(
         reached, constant = true_overlap(cohort, sets[0], ids, size)
         row["truth"] = {"jaccard": reached, "jaccard_constant": constant}
     return row
-
-
-def _deletion(cohort: Cohort, against: Bench, ensemble: SalienceEnsemble) -> dict[str, Any]:
-    labels = [cohort.labels[entry.patient_id] for entry in against.inputs]
-    scores = ensemble.predict(against.inputs).mean_scores()
-    result: dict[str, Any] = {}
-    for kind, curve in against.curves(method_orders(scores, against.inputs)).items():
-        result[kind] = {
-            "vs_random": _area(against.versus_random(curve, kind)),
-            "vs_constant": _area(against.versus_constant(curve, kind)),
-            "method": _curve(curve, labels),
-            "random": _mean_curve([_curve(each, labels) for each in against.random[kind]]),
-            "constant": _curve(against.constant[kind], labels),
-        }
-    return result
-
-
-def _area(between: Any) -> dict[str, float]:
-    return {name: getattr(between, name) for name in ("area", "low", "high")}
-
-
-def _curve(curve: Curve, labels: Sequence[int]) -> dict[str, list[Any]]:
-    return {
-        "mean_change_of_log_odds": curve.change().mean(axis=1).tolist(),
-        "auroc": curve.auroc(labels),
-    }
-
-
-def _mean_curve(curves: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
-    # An AUROC that does not exist, for lack of a class, exists in no curve of these patients.
-    return {
-        name: [
-            None if steps[0] is None else float(np.mean(steps))
-            for steps in zip(*(curve[name] for curve in curves), strict=True)
-        ]
-        for name in curves[0]
-    }
 
 
 def _load_concare(cohort: Cohort, run_dir: Path) -> list[ExpertEnsemble]:

@@ -4,13 +4,13 @@ Plain Jaccard misleads: features that matter for everybody make any two selectio
 mean Jaccard stands beside what permuted patients reach and what one constant set reaches.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import combinations, islice
 from math import comb
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ehr.errors import DataError
 
@@ -65,10 +65,28 @@ def agreement(
     Raises:
         DataError: if there is no patient, or the lists differ in length.
     """
-    observed = mean_jaccard(first, second)
+    _check_paired(first, second)
     names = sorted(set().union(*first, *second))
-    permuted = _jaccard_of_others(_membership(first, names), _membership(second, names))
-    constants = [best_constant_set(sets, size)[1] for sets in (first, second)]
+    return agreement_of_tables(_membership(first, names), _membership(second, names), size)
+
+
+def agreement_of_tables(
+    first: Bool[np.ndarray, "patients names"], second: Bool[np.ndarray, "patients names"], size: int
+) -> Agreement:
+    """Chance-corrected agreement of two selections that are given as tables of membership.
+
+    Args:
+        first: which of the names each patient's set holds.
+        second: the other selection, same patients and names in the same order.
+        size: number of features of the constant set that both are compared with.
+
+    Raises:
+        DataError: if there is no patient, or the tables differ in patients.
+    """
+    _check_paired(first, second)
+    observed = float(_jaccard_of_pairs(first, second).mean())
+    permuted = _jaccard_of_others(first, second)
+    constants = [_best_constant(table, size)[1] for table in (first, second)]
     kappa = None
     if permuted is not None and permuted < 1:
         kappa = (observed - permuted) / (1 - permuted)
@@ -93,29 +111,45 @@ def best_constant_set(sets: Sequence[Collection[str]], size: int) -> tuple[froze
     if not sets:
         raise DataError("A best constant set needs at least one patient, got none.")
     names = sorted(set().union(*sets))
-    if not names:
-        return frozenset(), 0.0
-    table = _membership(sets, names)
-    by_frequency = sorted(range(len(names)), key=lambda column: (-table[:, column].sum(), column))
-    size = min(size, len(names))
+    columns, mean = _best_constant(_membership(sets, names), size)
+    return frozenset(names[column] for column in columns), mean
+
+
+def _best_constant(
+    table: Bool[np.ndarray, "patients names"], size: int
+) -> tuple[tuple[int, ...], float]:
+    """Columns of the best constant set, and its mean Jaccard."""
+    used = np.flatnonzero(table.any(axis=0))
+    if not len(used):
+        return (), 0.0
+    frequency = table.sum(axis=0)
+    by_frequency = sorted((int(column) for column in used), key=lambda c: (-frequency[c], c))
+    size = min(size, len(used))
     pool_size = size
-    while pool_size < len(names) and comb(pool_size + 1, size) <= MOST_CONSTANT_SETS:
+    while pool_size < len(used) and comb(pool_size + 1, size) <= MOST_CONSTANT_SETS:
         pool_size += 1
-    distinct, counts = np.unique(table, axis=0, return_counts=True)
+    pool = by_frequency[:pool_size]
+    # A patient's other names count, but which they are does not.
+    sizes = table.sum(axis=1)
+    inside, counts = _distinct(np.column_stack([sizes, table[:, pool]]))
+    shares = (counts / len(table)).astype(np.float32)
     best: tuple[int, ...] = ()
     best_mean = -1.0
-    for block in _blocks(combinations(by_frequency[:pool_size], size)):
-        candidates = np.zeros((len(block), len(names)), dtype=bool)
-        candidates[np.arange(len(block))[:, None], np.array(block)] = True
-        means = _pairwise_jaccard(candidates, distinct) @ counts / len(sets)
+    for block in _blocks(combinations(range(pool_size), size)):
+        candidates = np.zeros((len(block), pool_size), dtype=np.float32)
+        candidates[np.arange(len(block))[:, None], np.array(block)] = 1
+        means = _quotients(candidates, inside[:, 1:], candidates.sum(axis=1), inside[:, 0]) @ shares
         leader = int(means.argmax())
         if means[leader] > best_mean:
-            best, best_mean = block[leader], float(means[leader])
-    return frozenset(names[column] for column in best), best_mean
+            best = tuple(pool[index] for index in block[leader])
+            best_mean = float(means[leader])
+    chosen = np.isin(np.arange(table.shape[1]), best)
+    everybody = np.broadcast_to(chosen, table.shape)
+    return best, float(_jaccard_of_pairs(table, everybody).mean())
 
 
-def _check_paired(first: Sequence[object], second: Sequence[object]) -> None:
-    if len(first) != len(second) or not first:
+def _check_paired(first: Sized, second: Sized) -> None:
+    if len(first) != len(second) or not len(first):
         raise DataError(
             f"Two selections for the same patients are needed, got {len(first)} and {len(second)} "
             "sets. Pass one set per patient, in the same order."
@@ -132,12 +166,28 @@ def _membership(
     return table
 
 
-def _pairwise_jaccard(
-    first: Bool[np.ndarray, "rows names"], second: Bool[np.ndarray, "columns names"]
+def _distinct(
+    rows: Shaped[np.ndarray, "patients columns"],
+) -> tuple[Float[np.ndarray, "distinct columns"], Int[np.ndarray, " distinct"]]:
+    """The different rows of a table of small counts, and how often each occurs."""
+    distinct, counts = np.unique(rows.astype(np.uint16), axis=0, return_counts=True)
+    return distinct.astype(np.float32), counts
+
+
+def _quotients(
+    first: Float[np.ndarray, "rows names"],
+    second: Float[np.ndarray, "columns names"],
+    first_sizes: Float[np.ndarray, " rows"],
+    second_sizes: Float[np.ndarray, " columns"],
 ) -> Float[np.ndarray, "rows columns"]:
-    intersection = first.astype(np.float32) @ second.T.astype(np.float32)
-    union = first.sum(1)[:, None] + second.sum(1)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
+    """Jaccard index of every row with every column; 0 if both are empty.
+
+    In float32: counts are exact in it, and the memory decides the time.
+    """
+    shared = first @ second.T
+    union = first_sizes[:, None] + second_sizes - shared
+    np.maximum(union, 1, out=union)
+    return np.divide(shared, union, out=shared)
 
 
 def _jaccard_of_others(
@@ -147,11 +197,23 @@ def _jaccard_of_others(
     num_patients = len(first)
     if num_patients < 2:
         return None
+    rows, row_counts = _distinct(first)
+    columns, column_counts = _distinct(second)
     total = 0.0
-    for start in range(0, num_patients, _BLOCK):
-        table = _pairwise_jaccard(first[start : start + _BLOCK], second)
-        total += table.sum() - table.diagonal(offset=start).sum()
-    return float(total / (num_patients * (num_patients - 1)))
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        table = _quotients(block, columns, block.sum(axis=1), columns.sum(axis=1))
+        total += float(row_counts[start : start + _BLOCK] @ (table @ column_counts))
+    own = _jaccard_of_pairs(first, second).sum()
+    return float((total - own) / (num_patients * (num_patients - 1)))
+
+
+def _jaccard_of_pairs(
+    first: Bool[np.ndarray, "patients names"], second: Bool[np.ndarray, "patients names"]
+) -> Float[np.ndarray, " patients"]:
+    """Jaccard index of the two sets of each patient; 0 if both are empty."""
+    union = (first | second).sum(axis=1)
+    return (first & second).sum(axis=1) / np.maximum(union, 1)
 
 
 def _blocks(items: Iterator[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

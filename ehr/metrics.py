@@ -115,25 +115,25 @@ class ExcessJaccard:
 
 def auroc(labels: Labels, probabilities: Probabilities) -> float | None:
     """Area under the ROC curve; None if only one class is present."""
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     return float(roc_auc_score(y, p)) if _has_both(y) else None
 
 
 def auprc(labels: Labels, probabilities: Probabilities) -> float | None:
     """Average precision; None if only one class is present."""
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     return float(average_precision_score(y, p)) if _has_both(y) else None
 
 
 def brier(labels: Labels, probabilities: Probabilities) -> float:
     """Mean squared difference of probability and outcome."""
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     return float(brier_score_loss(y, p, pos_label=1))
 
 
 def ece(labels: Labels, probabilities: Probabilities) -> float:
     """Expected calibration error: bin-weighted |event rate - mean probability|."""
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     return float(_ece_resampled(y, p, np.ones((1, len(y))))[0])
 
 
@@ -142,7 +142,7 @@ def calibration_slope(labels: Labels, probabilities: Probabilities) -> float | N
 
     None with one class, one distinct probability, or classes that the probability separates.
     """
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     if not _has_both(y) or _separates(y, p):
         return None
     # C = inf: the slope is a maximum-likelihood estimate, without a penalty.
@@ -155,7 +155,7 @@ def calibration_intercept(labels: Labels, probabilities: Probabilities) -> float
 
     None with one class.
     """
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     if not _has_both(y):
         return None
     log_odds = _logit(p)
@@ -172,7 +172,7 @@ def bootstrap(
     seed: int,
 ) -> Bootstrap:
     """A metric on `num_resamples` resamples of patients, drawn with replacement."""
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     resampled = _RESAMPLED[Metric(metric)]
     values = np.concatenate(
         [resampled(y, p, weights) for weights in _weights(len(y), num_resamples, seed)]
@@ -217,8 +217,8 @@ def paired_difference(
     seed: int = 0,
 ) -> PairedDifference:
     """Difference of a metric between two methods, both resampled with the same patients."""
-    y, p = _checked(labels, first)
-    _, q = _checked(labels, second)
+    y, p = checked(labels, first)
+    _, q = checked(labels, second)
     resampled = _RESAMPLED[Metric(metric)]
     values = np.concatenate(
         [
@@ -248,7 +248,7 @@ def performance(
     Keys: `n`, `num_positives`, `auroc` and `auprc` each also with `_low`, `_high`, `_mean`, `_sd`,
     then `num_skipped_resamples`, `brier`, `ece`, `calibration_slope`, `calibration_intercept`.
     """
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     row: dict[str, float | int | None] = {"n": len(y), "num_positives": int(y.sum())}
     for metric in (Metric.AUROC, Metric.AUPRC):
         ours = bootstrap(y, p, metric, num_resamples, seed)
@@ -284,9 +284,14 @@ def excess_jaccard(
     return ExcessJaccard(jaccard=reached, constant=constant, excess=reached - constant)
 
 
-def _checked(
+def checked(
     labels: Labels, probabilities: Probabilities
 ) -> tuple[Int[np.ndarray, " patients"], Float[np.ndarray, " patients"]]:
+    """Labels and probabilities as arrays.
+
+    Raises:
+        DataError: if they are not 0 or 1 and within [0, 1], one of each per patient.
+    """
     y, p = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if y.ndim != 1 or y.shape != p.shape or not len(y):
         raise DataError(

@@ -36,6 +36,7 @@ FEATURES = (
 SPLIT_SIZES = {"train": 136, "val": 20, "test": 84}
 NUM_LANGUAGE_MODEL_PATIENTS = 16
 NUM_SEARCHED = 6
+NUM_MEMBERS = 6
 FAITHFULNESS = {
     "named_change": 0.11,
     "unnamed_change": 0.04,
@@ -110,7 +111,7 @@ class SampleRun:
             "reward": {"accuracy_weight": 0.6},
             "model": {"name": "smollm2-135m"},
             "expert": {
-                "members": 2,
+                "members": NUM_MEMBERS,
                 "num_ensembles": 2,
                 "num_salient_features": 5,
                 "candidates": "observed",
@@ -179,11 +180,12 @@ class SampleRun:
             "baselines": {"logistic_regression": baseline, "gradient_boosting": baseline},
         }
         self._json("expert/metrics.json", metrics)
+        self._json("expert/deletion.json", self._deletion())
         rows = []
         for split, patients in self.patients.items():
             for patient in patients:
                 for ensemble in range(2):
-                    for member in range(2):
+                    for member in range(NUM_MEMBERS):
                         rows += self._salience_rows(patient, split, ensemble, member)
         self._table("expert/salience.parquet", pd.DataFrame(rows))
         predictions = [
@@ -199,6 +201,34 @@ class SampleRun:
         ]
         self._table("expert/predictions.parquet", pd.DataFrame(predictions))
 
+    def _deletion(self) -> dict[str, Any]:
+        steps = np.arange(11)
+        curves: dict[str, Any] = {}
+        for kind in ("deletion", "insertion"):
+            heights = {
+                name: 1.4 * (1 - np.exp(-rate * steps))
+                for name, rate in (("method", 0.4), ("constant", 0.33), ("random", 0.12))
+            }
+            curves[kind] = {
+                "vs_random": {"area": 0.52, "low": 0.41, "high": 0.64},
+                "vs_constant": {"area": 0.08, "low": -0.02, "high": 0.17},
+            }
+            for name, height in heights.items():
+                aurocs = 0.84 - 0.2 * height if kind == "deletion" else 0.5 + 0.22 * height
+                curves[kind][name] = {
+                    "mean_change_of_log_odds": height.tolist(),
+                    "auroc": aurocs.tolist(),
+                }
+        return {
+            "method": "attention",
+            "split": "train",
+            "judge": "own",
+            "num_patients": 50,
+            "num_steps": 10,
+            "num_random_orders": 5,
+            "seed": 7,
+        } | curves
+
     def _salience_rows(
         self, patient: str, split: str, ensemble: int, member: int
     ) -> list[dict[str, Any]]:
@@ -213,7 +243,7 @@ class SampleRun:
                 "split": split,
                 "ensemble": ensemble,
                 "member": member,
-                "out_of_fold": split != "train" or member == int(patient[1:]) % 2,
+                "out_of_fold": split != "train" or (member + int(patient[1:])) % 2 == 0,
                 "feature": feature,
                 "score": float(scores[index]),
                 "observed": bool(observed[index]),

@@ -27,6 +27,7 @@ from ehr.agreement import agreement
 from ehr.baselines import BASELINES
 from ehr.cohort import Cohort, cohort_hash
 from ehr.config import ExpertSection
+from ehr.deletion_record import own_deletion
 from ehr.errors import TrainingError
 from ehr.expert import ExpertEnsemble, save_ensembles
 from ehr.expert_member import (
@@ -86,7 +87,8 @@ def train_expert(
     """Trains what is missing of the ensembles, then writes salience, predictions and metrics.
 
     Ray must be initialised. `out_dir` receives `checkpoint/`, `salience.parquet`,
-    `predictions.parquet` and, last, `metrics.json`; it must be visible to the workers.
+    `predictions.parquet`, `deletion.json` and, last, `metrics.json`; it must be visible to the
+    workers.
 
     Args:
         cohort: patients, labels and splits.
@@ -147,6 +149,12 @@ def train_expert(
     predictions = _predict(cohort, inputs, ensembles[0])
     _write_parquet(out_dir / "salience.parquet", table)
     _write_parquet(out_dir / "predictions.parquet", predictions)
+    if section.deletion_patients:
+        on_progress(len(plans), len(plans), "deletion curves")
+        training_ids, most = cohort.splits["train"], section.deletion_patients
+        curves = own_deletion(scorers[0], inputs, cohort.labels, training_ids, most, section.seed)
+        whose = {"method": section.salience, "split": "train"}
+        write_json(out_dir / "deletion.json", whose | curves)
     metrics = _metrics(cohort, section, ensembles, table, predictions)
     write_json(out_dir / "metrics.json", metrics | {"selection": _selected(selection, ensembles)})
 

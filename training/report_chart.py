@@ -50,6 +50,11 @@ class Figure:
     """Drawn at its own size in a box that scrolls sideways, instead of shrinking with the page."""
 
 
+def present(figures: Sequence[Figure | None]) -> list[Figure]:
+    """The figures that there are."""
+    return [figure for figure in figures if figure is not None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
     """One axis: its range, and optionally its own ticks."""

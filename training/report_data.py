@@ -20,7 +20,16 @@ BULKY = ("token_ids", "prompt_token_ids", "model_written")
 """Columns of trajectories that no picture needs."""
 
 TRUTH_COLUMNS = ("patient_id", "true_risk")
-SALIENCE_COLUMNS = ("patient_id", "split", "ensemble", "feature", "score", "observed")
+SALIENCE_COLUMNS = (
+    "patient_id",
+    "split",
+    "ensemble",
+    "member",
+    "out_of_fold",
+    "feature",
+    "score",
+    "observed",
+)
 TRAJECTORY_COLUMNS = ("patient_id", "text", "reward", "reward_cls", "reward_att", "kept")
 EXPERT_PREDICTION_COLUMNS = ("method", "patient_id", "split", "label", "probability")
 PREDICTION_COLUMNS = ("method", "patient_id", "label", "probability", "parse_failed")
@@ -39,6 +48,8 @@ class RunRecords:
     summary: dict[str, Any] | None = None
     truth: Rows | None = None
     expert: dict[str, Any] | None = None
+    deletion: dict[str, Any] | None = None
+    """Deletion and insertion curves of the expert's salience."""
     salience: pd.DataFrame | None = None
     expert_predictions: Rows | None = None
     """The EHR models' risks of all splits; `predictions` are those of the test split."""
@@ -161,6 +172,7 @@ def read_run(run_dir: Path) -> RunRecords:
         summary=reader.json_object("cohort/summary.json"),
         truth=reader.rows("cohort/truth.parquet", TRUTH_COLUMNS),
         expert=reader.json_object("expert/metrics.json"),
+        deletion=reader.json_object("expert/deletion.json"),
         salience=salience,
         expert_predictions=reader.rows("expert/predictions.parquet", EXPERT_PREDICTION_COLUMNS),
         trajectories=trajectories,

@@ -50,9 +50,6 @@ METHOD_COLOURS: dict[str, str] = {
 }
 """One colour a method wherever it appears; EHR models are green and dashed."""
 
-MIN_BIN_PATIENTS = 8
-"""Fewer patients in a calibration bin make its observed share meaningless."""
-
 UNDETECTABLE = "#e9edf1"
 """Behind differences that so few patients could hardly show."""
 
@@ -231,46 +228,6 @@ def _ranking_figure(
     if not legend:
         return None
     return Figure(title=heading, svg=chart.render(), legend=tuple(legend), note=note)
-
-
-def calibration_bins(
-    labels: np.ndarray, probabilities: np.ndarray
-) -> list[tuple[float, float, int]]:
-    """Mean prediction, observed share and number of patients of up to ten equally filled bins."""
-    num_bins = min(10, max(2, len(labels) // MIN_BIN_PATIENTS))
-    order = np.argsort(probabilities, kind="stable")
-    return [
-        (float(probabilities[part].mean()), float((labels[part] == 1).mean()), len(part))
-        for part in np.array_split(order, num_bins)
-        if len(part)
-    ]
-
-
-def calibration_figure(method: str, scores: Scores) -> Figure | None:
-    """Calibration of one method's readable answers; None if it has none."""
-    num_readable = int(scores.is_readable.sum())
-    if not num_readable:
-        return None
-    chart = Chart(
-        label=f"Calibration of {method_label(method)}",
-        x=Axis(low=-0.02, high=1.02, label="predicted", ticks=(0, 0.5, 1)),
-        y=Axis(low=-0.02, high=1.02, label="observed", ticks=(0, 0.5, 1)),
-        width=184,
-        height=176,
-        left=44,
-        bottom=36,
-    )
-    chart.line([(0, 0), (1, 1)], GREY, width=1, is_dashed=True)
-    bins = calibration_bins(
-        scores.labels[scores.is_readable], scores.probabilities[scores.is_readable]
-    )
-    colour = method_colour(method)
-    chart.line([(predicted, observed) for predicted, observed, _ in bins], colour)
-    for predicted, observed, count in bins:
-        tip = f"predicted {predicted:.2f}, observed {observed:.2f}, {count} patients"
-        chart.dot(predicted, observed, colour, radius=4, tip=tip)
-    note = f"{num_readable} readable answers"
-    return Figure(title=method_label(method), svg=chart.render(), note=note)
 
 
 def base_rates(scores: Mapping[str, Scores]) -> dict[str, float]:

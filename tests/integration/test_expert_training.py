@@ -108,7 +108,7 @@ def test_the_folder_answers_without_the_cohort(trained: Trained) -> None:
 
 def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> None:
     before = trained.members()
-    files = ("metrics.json", "salience.parquet", "predictions.parquet")
+    files = ("metrics.json", "salience.parquet", "predictions.parquet", "deletion.json")
     results = [(trained.out_dir / name).read_bytes() for name in files]
 
     with pytest.MonkeyPatch.context() as patch:

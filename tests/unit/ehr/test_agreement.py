@@ -62,6 +62,27 @@ def test_permuted_jaccard_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch)
     assert agreement(sets, sets, size=2).jaccard_permuted == pytest.approx(whole.jaccard_permuted)
 
 
+def test_patients_with_equal_sets_count_as_often_as_there_are() -> None:
+    first = [{"a", "b"}, {"a", "b"}, {"a", "b"}, {"c"}, set()]
+    second = [{"a", "b"}, {"b", "c"}, {"a", "b"}, {"c"}, set()]
+    pairs = [jaccard(first[i], second[j]) for i, j in permutations(range(5), 2)]
+
+    result = agreement(first, second, size=2)
+
+    assert result.jaccard == pytest.approx((1 + 1 / 3 + 1 + 1 + 0) / 5)
+    assert result.jaccard_permuted == pytest.approx(np.mean(pairs))
+
+
+def test_names_outside_the_pool_still_enlarge_the_union(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ehr.agreement.MOST_CONSTANT_SETS", 1)
+
+    # only {a, b} is tried: 2 of 2 names, 2 of 3 and 1 of 3
+    assert best_constant_set([{"a", "b"}, {"a", "b", "c"}, {"a", "d"}], 2) == (
+        frozenset({"a", "b"}),
+        pytest.approx((1 + 2 / 3 + 1 / 3) / 3),
+    )
+
+
 def test_a_single_patient_has_no_permuted_agreement() -> None:
     result = agreement([{"a"}], [{"a"}], size=1)
 

@@ -128,6 +128,10 @@ def test_a_sample_has_every_section(page):
         "Does the expert name the true features?",
         "Risk against the truth",
         "What the expert looks at",
+        "Deletion: first named masked first",
+        "Insertion: first named given back first",
+        "Calibration on the test split",
+        "Fewer than 30 readable answers, so no curve: Vanilla",
         "Cache hit rate",
         "94.0 %",
         "One search tree",
@@ -160,6 +164,41 @@ def test_cohort_and_expert_alone_show_salience_and_truth(tmp_path):
     assert "test patients by rising predicted risk" in page.text
     assert "Risk against the truth" in page.text
     assert "The configuration tests the language model on 16 patients." in page.text
+
+
+def test_a_run_without_deletion_curves_leaves_them_out(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run", stages=("cohort", "expert"))
+    (run_dir / "expert" / "deletion.json").unlink()
+
+    page = read_page(run_dir)
+
+    assert "Deletion:" not in page.text
+    assert "Do two experts name the same features?" in page.text
+
+
+def test_salience_with_a_gap_is_named_and_the_rest_is_shown(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run", stages=("cohort", "expert"))
+    path = run_dir / "expert" / "salience.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path)
+
+    page = read_page(run_dir)
+
+    assert "expert/salience.parquet has no stability curve" in page.text
+    assert "Do two experts name the same features?" not in page.text
+    assert "What the expert looks at" in page.text
+
+
+def test_curves_of_ehr_models_stand_once(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run")
+    with_expert = read_page(run_dir)
+    (run_dir / "expert" / "predictions.parquet").unlink()
+    without = read_page(run_dir)
+
+    for page in (with_expert, without):
+        labels = [value for name, value in page.attributes if name == "aria-label"]
+        assert labels.count("Calibration of ConCare") == 1
+    assert "below the expert" in with_expert.text
+    assert "below the expert" not in without.text
 
 
 def test_a_stage_that_is_switched_off_is_not_asked_for(tmp_path):
@@ -197,6 +236,7 @@ def test_what_models_and_data_say_is_never_markup(tmp_path):
     )
     change_json(run_dir / "cohort" / "summary.json", dropped={EVIL: 3})
     change_json(run_dir / "sft" / "stage.json", state=EVIL)
+    change_json(run_dir / "expert" / "deletion.json", method=EVIL, num_patients=EVIL)
     for path in (run_dir / "search" / "trees").glob("*.json"):
         tree = json.loads(path.read_text())
         for node in tree["nodes"]:

@@ -6,8 +6,6 @@ import pytest
 from training.report_data import Scores, scores_by_method
 from training.report_figures import (
     UNDETECTABLE,
-    calibration_bins,
-    calibration_figure,
     difference_figure,
     interval_figure,
     precision_recall_points,
@@ -73,26 +71,6 @@ def test_precision_recall_starts_at_its_first_precision_and_ends_at_the_base_rat
     assert points[0] == (0, 0)
     assert points[-1] == (1, 0.5)
     assert points[2] == (0.5, 0.5)
-
-
-def test_calibration_bins_are_equally_filled_and_keep_every_patient():
-    bins = calibration_bins(np.array([0] * 8 + [1] * 8), np.linspace(0, 1, 16))
-
-    assert [count for _, _, count in bins] == [8, 8]
-    assert [share for _, share, _ in bins] == [0, 1]
-    assert bins[0][0] < 0.25 < 0.75 < bins[1][0]
-
-
-def test_calibration_leaves_unreadable_answers_out():
-    rows = [row("eag_rl", "a", 1, 0.9), row("eag_rl", "b", 0, 0.35, parse_failed=True)]
-    scores = scores_by_method(rows)["eag_rl"]
-
-    figure = calibration_figure("eag_rl", scores)
-
-    assert figure is not None
-    assert figure.note == "1 readable answers"
-    unreadable = scores_by_method(rows[1:])["eag_rl"]
-    assert calibration_figure("eag_rl", unreadable) is None
 
 
 def test_scores_leave_out_rows_without_a_label_or_a_probability():
