@@ -156,9 +156,9 @@ class ExpertSection(Section):
     """Size of C_exp."""
     candidates: Literal["observed", "paper"] = "observed"
     """`observed`: only features seen at least once for that patient can be salient."""
-    deletion_patients: int = Field(default=30, ge=0, le=200)
+    deletion_patients: int = Field(default=20, ge=0, le=200)
     """Training patients whose deletion and insertion curves the stage draws (0 = none): each is
-    asked about some 230 times, which takes a third of a second on TJH with four members."""
+    asked about some 230 times, which takes a second on TJH with the vote of four members."""
     num_workers: int | None = Field(default=None, ge=1)
     """Ray Train workers; members are dealt out among them. null = as many as there are free cores
     (and GPUs), at most one a member."""
