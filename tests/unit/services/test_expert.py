@@ -18,7 +18,7 @@ HASH = cohort_hash(COHORT)
 
 
 def train() -> ExpertEnsemble:
-    section = tiny_section(num_ensembles=1, epochs=1, patience=1)
+    section = tiny_section(num_ensembles=1, epochs=1, patience=1, salience="attention")
     scaler = ExpertScaler.fit(COHORT, COHORT.splits["train"])
     ids = list(COHORT.cases)
     inputs = [scaler.transform(COHORT.cases[patient]) for patient in ids]
