@@ -57,11 +57,11 @@ GROUNDING_COLUMNS: tuple[str, ...] = (
 
 FAITHFULNESS_COLUMNS: tuple[str, ...] = (
     "Method",
-    "Change without a named feature",
-    "Without an unnamed one",
+    "Named deleted",
+    "Unnamed deleted",
     "Difference [95 %]",
-    "Named moves more",
-    "Neither moves more",
+    "Named more",
+    "Equal",
     "Patients",
     "Not judged",
 )
