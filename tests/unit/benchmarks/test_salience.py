@@ -6,6 +6,9 @@ from tests.expert_cohort import tiny_cohort, tiny_section
 COHORT = tiny_cohort()
 
 
+pytestmark = pytest.mark.slow  # fits every method of two ensembles
+
+
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     return study(COHORT, tiny_section(), ("logistic_regression", "tree_shap"), "train")
