@@ -16,7 +16,7 @@ from jaxtyping import Float
 from ehr.agreement import agreement
 from ehr.errors import DataError
 from ehr.expert import candidate_tokens, heaviest_tokens
-from ehr.expert_member import MemberPlan
+from ehr.expert_member import MemberPlan, all_patients
 from ehr.imputation import ExpertInput, ExpertScaler
 from ehr.opinions import Opinions, SalienceEnsemble, fair_weights, was_seen
 
@@ -110,18 +110,17 @@ def vote_weights(
     """
     if min(len(voter.plans) for voter in voters) < 4:  # two pairs
         return [1.0] * len(voters)
-    ids = sorted({patient for plan in voters[0].plans for patient in plan.train_ids})
+    ids = all_patients(voters[0].plans)
     chosen = np.random.default_rng(0).permutation(len(ids))[:WEIGHING_PATIENTS]
     asked = [inputs[ids[index]] for index in sorted(chosen)]
     weights: list[float] = []
     for voter in voters:
         opinions = voter.predict(asked)
         in_second = np.array([plan.member // 2 % 2 == 1 for plan in voter.plans])
-        sets = [
+        first, second = (
             _salient(opinions.scores[group], opinions.seen[group], asked, num_features, candidates)
             for group in (~in_second, in_second)
-        ]
-        first, second = sets
+        )
         kappa = agreement(first, second, num_features).kappa
         kappa = 0.0 if kappa is None else min(max(kappa, 0.0), _HIGHEST_KAPPA)
         weights.append(kappa / (1 - kappa))
