@@ -28,14 +28,9 @@ from tests.control_plane import TIMEOUT_S, Application, Network, StoreActor
 from tests.learner_fakes import grpo_inputs
 from training.checkpoints import PolicyFolder
 from training.config import GrpoSection
-from training.grpo_controller import (
-    LINEAGE,
-    GrpoController,
-    GrpoState,
-    NewPolicy,
-    Order,
-    OrderKind,
-)
+from training.grpo_controller import GrpoController, GrpoState
+from training.grpo_inputs import LINEAGE
+from training.grpo_orders import NewPolicy, Order, OrderKind
 
 RESPONSE_TOKENS = 4
 MOST_REPLICAS = 3
