@@ -144,7 +144,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
             ):
                 yield at(model, prompt_tokens=prompt, group_size=group, **limits)
     if "trl-reward" in arguments.arms and with_trl:
-        yield at(_smollm2(), arm="trl_reward", prompt_tokens=0, answer_tokens=48, group_size=4)
+        yield at(_smollm2(), arm="trl_reward", prompt_tokens=0, answer_tokens=40, group_size=4)
     if "gpu" in arguments.arms:
         yield from _gpu_cells(arguments, with_trl, limits)
 

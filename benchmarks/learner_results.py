@@ -150,6 +150,7 @@ def _ratios_on_gpu(rows: list[dict[str, Any]]) -> dict[str, float | None]:
         return {}
     found: dict[str, float | None] = {
         "gpu_group_s": ours["group_s"],
+        "gpu_group_tflop_per_s": (ours["train_tflop"] + ours["old_tflop"]) / ours["group_s"],
         "gpu_mfu_of_matmul_rate": ours["mfu_of_group"],
         "gpu_peak_gib": ours["peak_gib"],
     }

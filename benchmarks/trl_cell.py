@@ -5,6 +5,7 @@ generation nor the optimizer is in the seconds. Every sequence has the same leng
 with it no mask, which is TRL's best case.
 """
 
+import importlib.util
 import os
 import time
 from importlib import metadata
@@ -28,6 +29,8 @@ from benchmarks.cell import (
 
 def measure(cell: Cell) -> dict[str, Any]:
     """Seconds of one group, from the seconds of its micro-batches, and the peak of memory."""
+    if cell.arm == "trl_liger" and importlib.util.find_spec("liger_kernel") is None:
+        return {"outcome": "skipped", "reason": "liger_kernel is not installed beside TRL"}
     trainer = trainer_of(cell)
     loaded = peak_bytes(cell.device)
     batch = batches_of(cell, trainer)

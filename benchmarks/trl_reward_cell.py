@@ -82,6 +82,7 @@ def trainer_of(cell: Cell) -> Any:
         num_generations=cell.group_size,
         max_completion_length=cell.answer_tokens,
         max_steps=STEPS,
+        gradient_checkpointing=False,  # with it, sampling has no cache
         learning_rate=1e-4,
         logging_steps=1,
         use_cpu=cell.device == "cpu",
