@@ -18,10 +18,17 @@ from training.session import Session
 STAGE1 = PolicyVersion(lineage="stage1", version=0)
 """The policy after SFT, as evaluation publishes it."""
 
+DIRECT_SFT = PolicyVersion(lineage="direct_sft", version=0)
+"""The policy of the `sft` row, as evaluation publishes it."""
+
 _WATCH_INTERVAL_S = 2.0
 """How often the driver looks at how far the answers are."""
 
-_KINDS: Mapping[str, PromptKind] = {"vanilla": "vanilla", "think_then_answer": "think_then_answer"}
+_KINDS: Mapping[str, PromptKind] = {
+    "vanilla": "vanilla",
+    "sft": "vanilla",
+    "think_then_answer": "think_then_answer",
+}
 """Prompt of the methods that are not asked to decompose the question."""
 
 
@@ -68,6 +75,8 @@ class Asker:
         session, config = self._session, self._session.config
         if self._method == "stage1":
             return session.serve_adapter(STAGE1, session.path("sft") / "adapter")
+        if self._method == "sft":
+            return session.serve_adapter(DIRECT_SFT, session.path("direct_sft") / "adapter")
         if self._method == "stage2":
             version = PolicyVersion(lineage="stage2", version=config.grpo.steps)
             return session.serve_adapter(version, session.path("grpo") / "adapter")
