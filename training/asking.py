@@ -1,4 +1,4 @@
-"""Asking a run's language model about test patients, greedily, and keeping what it answered."""
+"""Asking a run's language model about test patients, and keeping what it answered."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -84,13 +84,13 @@ class Asker:
 
     def _ask(self, shown: Mapping[str, CasePrompt], tell: Callable[[int], None]) -> Answers:
         session, config = self._session, self._session.config
-        least = self._least
+        least, num_samples = self._least, config.evaluate.num_samples
         plan = RolloutPlan(
             format=config.prompt.format,
             kind=self.kind,
             max_depth=config.evaluate.max_depth,
             max_new_tokens=config.evaluate.max_new_tokens,
-            temperature=0.0,
+            temperature=0.0 if num_samples == 1 else 1.0,
             think_tokens=config.prompt.think_budget_tokens,
         )
         prompts = tuple(
@@ -99,11 +99,11 @@ class Asker:
         )
         batch = RolloutBatch(
             prompts=prompts,
-            group_size=1,
+            group_size=num_samples,
             least=least,
             seed=config.evaluate.seed,
             max_in_flight=rollouts_in_flight(
-                prompts, 1, config.evaluate.max_new_tokens, session.cache_tokens
+                prompts, num_samples, config.evaluate.max_new_tokens, session.cache_tokens
             ),
         )
         actor: Any = session.rollout_actor
@@ -114,5 +114,9 @@ class Asker:
         return Answers(
             kind=self.kind,
             texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
+            more={
+                group[0].patient_id: tuple((each.text, each.truncated) for each in group[1:])
+                for group in groups
+            },
             shown={patient: prompt.case for patient, prompt in shown.items()},
         )

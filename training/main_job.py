@@ -110,7 +110,9 @@ def _results(folder: RunFolder, config: RunConfig) -> list[str]:
     if folder.stage("evaluate").done:
         rows = json.loads((folder.path / "evaluate" / "results.json").read_text())
         lines.append(result_table(rows))
-        lines.append(f"answers in the {config.prompt.format} format, greedy")
+        num = config.evaluate.num_samples
+        reading = "greedy" if num == 1 else f"mean of {num} samples"
+        lines.append(f"answers in the {config.prompt.format} format, {reading}")
     if folder.stage("report").done:
         lines.append(f"report: {folder.path / 'report.html'}")
     return lines
