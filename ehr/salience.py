@@ -1,6 +1,6 @@
 """Salient features: every member's scores as a table, and C_exp read from it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from ehr.errors import DataError
 from ehr.expert import candidate_tokens, heaviest_tokens
 from ehr.imputation import ExpertInput
 from ehr.opinions import Opinions, SalienceEnsemble, token_names
+from ehr.rewards import Salience
 from ehr.truth import true_sets
 
 
@@ -95,6 +96,26 @@ def salient_sets(
         order = heaviest_tokens(scores.iloc[row].to_numpy(), allowed)
         sets[str(patient)] = tuple(tokens[token] for token in order[:num_features])
     return sets
+
+
+def stored_salience(
+    table: pd.DataFrame, patient_ids: Collection[str], num_features: int, candidates: str
+) -> dict[str, Salience]:
+    """C_exp of some patients in a salience table, with the stability of its features.
+
+    Args:
+        table: as `salience_table` makes it.
+        patient_ids: whom it is about.
+        num_features: size of C_exp.
+        candidates: `observed` or `paper`, as in the expert section.
+    """
+    sets = salient_sets(table, num_features, candidates)
+    asked = {patient: sets[patient] for patient in patient_ids}
+    stability = stability_weights(table, asked, num_features, candidates)
+    return {
+        patient: Salience(features=frozenset(names), stability=stability[patient])
+        for patient, names in asked.items()
+    }
 
 
 def stability_weights(

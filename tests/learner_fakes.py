@@ -28,7 +28,7 @@ from services.types import (
 from tests.scripted import FEATURES, CharTokenizer, ScriptedGenerator
 from training.config import GrpoSection, LearnerSection
 from training.grpo_batch import GrpoPatient
-from training.grpo_controller import Canary, GrpoInputs
+from training.grpo_inputs import Canary, GrpoInputs
 from training.packing import TokenGroup
 
 VOCABULARY = 256

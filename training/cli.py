@@ -66,6 +66,19 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serves POST /v1/expert/attention; trains the expert first if there is none.",
     )
     _add_run_arguments(serve)
+    export = commands.add_parser(
+        "export",
+        help="write a run's trajectories and patients as JSON lines for other trainers",
+        description="Writes RUN/export/trajectories.jsonl (chats for supervised fine-tuning) and "
+        "RUN/export/patients.jsonl (prompts with the columns that the reward reads).",
+    )
+    export.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo")
+    export.add_argument(
+        "--every-trajectory",
+        action="store_true",
+        help="all trajectories of the search, not only those kept for fine-tuning",
+    )
+    export.set_defaults(arguments=[])
     doctor = commands.add_parser(
         "doctor",
         help="check versions, models, data, ports and resources, and say what to do",
@@ -139,6 +152,8 @@ def _run(parsed: argparse.Namespace) -> int:
         from training.doctor import examine
 
         return examine(load_config(files, overrides), print)
+    if parsed.command == "export":
+        return _export(Path(parsed.run), parsed.every_trajectory)
     if not files:
         raise ConfigurationError(
             "name at least one configuration file, for instance configs/demo.yaml"
@@ -158,6 +173,15 @@ def _run(parsed: argparse.Namespace) -> int:
         target = None if parsed.command == "run" else parsed.command
         for line in run_stages(config, run_dir, target=target, redo=parsed.redo):
             print(line)
+    print(run_dir.absolute())
+    return 0
+
+
+def _export(run_dir: Path, every_trajectory: bool) -> int:
+    from training.export import export
+
+    for line in export(run_dir, every_trajectory=every_trajectory):
+        print(line)
     print(run_dir.absolute())
     return 0
 

@@ -199,22 +199,26 @@ def _fit_on_workers(
     resources = {"CPU": section.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = section.gpus_per_worker
-    trainer = TorchTrainer(
-        _train_members,
-        train_loop_config={"work": ray.put(work)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=_room(section, len(work.plans), reserved_cpus),
-            use_gpu=use_gpu,
-            resources_per_worker=resources,
-        ),
-        run_config=ray.train.RunConfig(
-            name="expert",
-            storage_path=str(storage.absolute()),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
+    loop_config = {"work": ray.put(work)}
+
+    def make_trainer() -> TorchTrainer:
+        return TorchTrainer(
+            _train_members,
+            train_loop_config=loop_config,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=_room(section, len(work.plans), reserved_cpus),
+                use_gpu=use_gpu,
+                resources_per_worker=resources,
+            ),
+            run_config=ray.train.RunConfig(
+                name="expert",
+                storage_path=str(storage.absolute()),
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+
     try:
-        fit_and_watch(trainer, watch)
+        fit_and_watch(make_trainer, watch, max_failures=MAX_FAILURES)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"The expert's workers must finish {len(work.plans)} members, but failed more than "

@@ -15,16 +15,9 @@ from actors.rollouts import Rollout, RolloutBatch, RolloutPlan
 from ehr.errors import EagRlError, TrainingError
 from services.policy_store import NAMESPACE
 from training.checkpoints import PolicyFolder, write_folder
-from training.grpo_controller import (
-    ANSWER_TIMEOUT_S,
-    LONG_POLL_S,
-    GrpoController,
-    GrpoInputs,
-    GrpoState,
-    NewPolicy,
-    Order,
-    Start,
-)
+from training.grpo_controller import GrpoController, GrpoState
+from training.grpo_inputs import GrpoInputs
+from training.grpo_orders import ANSWER_TIMEOUT_S, LONG_POLL_S, NewPolicy, Order, Start
 from training.progress import OnProgress
 from training.worker_group import WorkerGroup
 

@@ -9,22 +9,16 @@ behind the newest one.
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
-from actors.rollouts import Rollout, RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
-from ehr.catalogue import Feature
-from ehr.config import RewardSection
 from ehr.errors import EagRlError, TrainingError
-from ehr.names import FeatureMatcher
-from ehr.pieces import TextTokenizer
 from services.adapters import adapter_checksum
 from services.policy_store import PolicyRecord
-from services.types import Acknowledgement, Generator, PolicyVersion, Scored
+from services.types import PolicyVersion
 from training.checkpoints import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -32,113 +26,19 @@ from training.checkpoints import (
     VersionRecord,
     write_file,
 )
-from training.config import GrpoSection, LearnerSection
-from training.grpo_batch import (
-    GrpoPatient,
-    PatientStream,
-    ScoredGroup,
-    TrainingBatch,
-    rollout_metrics,
-    rollout_samples,
-    score_group,
-    training_batch,
-)
+from training.grpo_batch import ScoredGroup, rollout_samples
+from training.grpo_collecting import CollectedStep, GroupSampler, RolloutCollector
+from training.grpo_inputs import LINEAGE, GrpoInputs, ServedPolicy
+from training.grpo_orders import NewPolicy, Order, OrderKind, Start
 from training.metrics_file import MetricsFile
 
 logger = logging.getLogger(__name__)
-
-LINEAGE = "grpo"
-"""Lineage of the policies of Stage-2; its version 0 is Stage-1's policy."""
-
-LONG_POLL_S = 20.0
-"""How long a rank's question for the next order is held before the answer is `not yet`."""
-
-ANSWER_TIMEOUT_S = 120.0
-"""How long the controller may take to answer anything else (a commit to disk)."""
 
 _CANARY_GROWTH = 3.0
 """Times the mean difference measured at version 0 (SPEC 8)."""
 
 _MERGED_MIN_LEARNING_RATE = 3e-5
 """Below it a merged sync rounds most of each update away (SPEC 8)."""
-
-
-class ServedPolicy(Generator, Protocol):
-    """The generator as Stage-2 uses it; `services.clients.GeneratorClient` is one."""
-
-    async def publish(self, record: PolicyRecord) -> list[Acknowledgement]:
-        """Make a committed policy current on every replica."""
-        ...
-
-    async def score(
-        self,
-        prompt_token_ids: tuple[int, ...],
-        response_token_ids: tuple[int, ...],
-        least: PolicyVersion,
-    ) -> list[Scored]:
-        """Log-probabilities of a response by every replica."""
-        ...
-
-
-class GroupSampler(Protocol):
-    """Samples groups of rollouts: a Ray actor, or a sampler in this process."""
-
-    async def sample_groups(self, batch: RolloutBatch) -> list[list[Rollout]]:
-        """A group of rollouts for every prompt of the batch, in order."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Canary:
-    """A fixed text whose log-probabilities learner and generator must agree on."""
-
-    prompt_token_ids: tuple[int, ...]
-    response_token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoInputs:
-    """Everything Stage-2 reads."""
-
-    run_id: str
-    model_path: Path
-    dtype: str
-    """Of the frozen base: `model.dtype`."""
-    patients: tuple[GrpoPatient, ...]
-    """Training patients that Stage-2 may draw."""
-    features: tuple[Feature, ...]
-    """Of the cohort, for matching names."""
-    num_salient_features: int
-    format: str
-    """`prompt.format`."""
-    learner: LearnerSection
-    grpo: GrpoSection
-    reward: RewardSection
-    stage1_adapter: Path | None
-    """Stage-1's adapter in peft's format; None starts at a fresh one (`without_stage1`)."""
-    canary: Canary
-    merged_sync: bool
-    """The generator merges adapters into the base (`services.engine`)."""
-    cache_tokens: int
-    """KV cache of all generator replicas, in tokens."""
-    out_dir: Path
-    """RUN/grpo."""
-    storage: Path
-    """Where Ray Train keeps its own records."""
-    make_generator: Callable[[], ServedPolicy]
-    """Builds the client; called in the processes that use it."""
-    make_tokenizer: Callable[[], TextTokenizer]
-
-    @property
-    def rollout_plan(self) -> RolloutPlan:
-        """How rollouts are sampled."""
-        return RolloutPlan(
-            format="guided" if self.format == "guided" else "free",
-            kind="question_decomposition",
-            max_depth=self.grpo.max_depth,
-            max_new_tokens=self.grpo.max_new_tokens,
-            temperature=self.grpo.temperature,
-        )
 
 
 class GrpoState(StrEnum):
@@ -158,45 +58,6 @@ class GrpoState(StrEnum):
     """All steps are committed, published and checked."""
     FAILED = "failed"
     """An error stopped the stage; `failure` has it."""
-
-
-class OrderKind(StrEnum):
-    """What a learner rank is asked to do."""
-
-    PROBE = "probe"
-    """Score the canary (the first rank reports)."""
-    TRAIN = "train"
-    """Train a batch, save a checkpoint (the first rank reports)."""
-    STOP = "stop"
-    """Return."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """One thing to do, the same for every rank."""
-
-    number: int
-    kind: OrderKind
-    canary: Canary | None = None
-    batch: TrainingBatch | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """Where a learner group that (re)starts goes on."""
-
-    attempt: int
-    step: int
-    """Load the checkpoint of this step; 0 = Stage-1's adapter, or a fresh one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPolicy:
-    """An adapter from the learner."""
-
-    adapter: bytes
-    adapter_config: str
-    scaling: float
 
 
 @dataclass(slots=True)
@@ -226,19 +87,14 @@ class GrpoController:
     ) -> None:
         self._inputs = inputs
         self._policy = policy
-        self._sampler = sampler
         self._clock = clock
-        self._tokenizer = inputs.make_tokenizer()
-        self._matcher = FeatureMatcher(inputs.features)
+        self._collector = RolloutCollector(inputs, sampler, inputs.make_tokenizer(), clock)
         self._policies = PolicyFolder(inputs.out_dir / "policies")
         self._lines = MetricsFile(inputs.out_dir / "metrics.jsonl")
         self._canary_file = inputs.out_dir / "canary.json"
-        self._stream = PatientStream(inputs.patients, inputs.grpo)
         self._attempt = 0
         self._order_number = 0
-        self._batch: TrainingBatch | None = None
-        self._groups: list[ScoredGroup] = []
-        self._collected: dict[str, Any] = {}
+        self._collected: CollectedStep | None = None
         self._sync = _Sync(metrics={})
         self.failure: EagRlError | None = None
         self.state = GrpoState.STARTING
@@ -264,7 +120,7 @@ class GrpoController:
     @property
     def may_advance(self) -> bool:
         """Whether `advance` has something to do."""
-        ahead = self.state is GrpoState.PROBING and self._batch is None and not self._is_last
+        ahead = self.state is GrpoState.PROBING and self._collected is None and not self._is_last
         return ahead or self.state in (GrpoState.PUBLISHING, GrpoState.COLLECTING)
 
     async def advance(self) -> None:
@@ -310,7 +166,7 @@ class GrpoController:
             number=self._order_number,
             kind=kind,
             canary=self._inputs.canary if kind is OrderKind.PROBE else None,
-            batch=self._batch if kind is OrderKind.TRAIN else None,
+            batch=self._collected.batch if kind is OrderKind.TRAIN and self._collected else None,
         )
 
     def report_canary(self, attempt: int, logprobs: tuple[float, ...]) -> None:
@@ -326,17 +182,18 @@ class GrpoController:
         if self._is_last:
             self._move(GrpoState.FINISHED)
         else:
-            self._move(GrpoState.COLLECTING if self._batch is None else GrpoState.TRAINING)
+            self._move(GrpoState.COLLECTING if self._collected is None else GrpoState.TRAINING)
 
     def report_step(self, attempt: int, new: NewPolicy, metrics: dict[str, Any]) -> None:
         """The learner has trained the batch and saved its checkpoint: commit."""
         if attempt != self._attempt or self.state is not GrpoState.TRAINING:
             return  # a group that has been replaced since
+        assert self._collected is not None, "what is being trained was collected"
         step = self.steps_done + 1
-        self._append_samples(step)
-        record = self._version_record(step, new, {**self._collected, **metrics})
+        self._append_samples(step, self._collected.groups)
+        record = self._version_record(step, new, {**self._collected.metrics, **metrics})
         self._record = self._policies.commit(record, new.adapter, new.adapter_config)
-        self._batch = None
+        self._collected = None
         logger.info("committed policy_version=%d attempt=%d", step, attempt)
         self._move(GrpoState.PUBLISHING)
 
@@ -402,57 +259,9 @@ class GrpoController:
         self._move(GrpoState.PROBING)
 
     async def _collect(self) -> None:
-        section = self._inputs.grpo
-        step = self.steps_done + 1
-        started = self._clock()
-        groups = await self._sample(step, 0)
-        num_dead = sum(group.is_dead for group in groups)
-        num_refills = 0
-        while section.dynamic_sampling and num_refills < section.max_refills:
-            dead = [i for i, group in enumerate(groups) if group.is_dead]
-            if not dead:
-                break
-            num_refills += 1
-            taken = {group.patient.patient_id for group in groups}
-            fresh = [
-                group
-                for group in await self._sample(step, num_refills)
-                if not group.is_dead and group.patient.patient_id not in taken
-            ]
-            for i, group in zip(dead, fresh, strict=False):
-                groups[i] = group
-        self._collected = {
-            **rollout_metrics(groups, self._matcher, self._inputs.num_salient_features),
-            "rollout/dead_groups_drawn": num_dead,
-            "rollout/refills": num_refills,
-            "time/rollout_s": self._clock() - started,
-        }
-        self._batch = training_batch(step, groups, section, self._tokenizer, self._matcher)
-        self._groups = groups
+        self._collected = await self._collector.collect(self.steps_done + 1)
         if self.state is GrpoState.COLLECTING:
             self._move(GrpoState.TRAINING)
-
-    async def _sample(self, step: int, refill: int) -> list[ScoredGroup]:
-        section = self._inputs.grpo
-        patients = self._stream.draw(step, refill)
-        prompts = tuple(
-            RolloutPrompt(patient_id=p.patient_id, token_ids=p.prompt_token_ids) for p in patients
-        )
-        batch = RolloutBatch(
-            prompts=prompts,
-            group_size=section.group_size,
-            least=PolicyVersion(lineage=LINEAGE, version=self.steps_done),
-            # Patients differ between refills; the step alone makes every request's seed new.
-            seed=section.seed * 1_000_003 + step,
-            max_in_flight=rollouts_in_flight(
-                prompts, section.group_size, section.max_new_tokens, self._inputs.cache_tokens
-            ),
-        )
-        rollouts = await self._sampler.sample_groups(batch)
-        return [
-            score_group(patient, group, self._inputs.reward, self._matcher, section.accuracy_weight)
-            for patient, group in zip(patients, rollouts, strict=True)
-        ]
 
     def _check_canary(self, learner: tuple[float, ...]) -> None:
         assert self._record is not None, "a canary follows a sync"
@@ -494,11 +303,11 @@ class GrpoController:
             }
         )
 
-    def _append_samples(self, step: int) -> None:
+    def _append_samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         path = self._inputs.out_dir / "rollouts.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] < step]
-        kept += [json.dumps(sample) for sample in rollout_samples(step, self._groups)]
+        kept += [json.dumps(sample) for sample in rollout_samples(step, groups)]
         write_file(path, "\n".join(kept) + "\n")
 
 

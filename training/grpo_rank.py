@@ -13,11 +13,10 @@ from ray.exceptions import GetTimeoutError
 from ehr.errors import EagRlError, TrainingError
 from training.checkpoints import CheckpointFolder
 from training.grpo_batch import TrainingBatch
-from training.grpo_controller import (
+from training.grpo_inputs import Canary, GrpoInputs
+from training.grpo_orders import (
     ANSWER_TIMEOUT_S,
     LONG_POLL_S,
-    Canary,
-    GrpoInputs,
     NewPolicy,
     Order,
     OrderKind,

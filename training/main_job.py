@@ -195,7 +195,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     """Trains the policy on its own rollouts, rewarded with the expert's attention."""
     from training.grpo import train_grpo
     from training.grpo_batch import GrpoPatient
-    from training.grpo_controller import Canary, GrpoInputs
+    from training.grpo_inputs import Canary, GrpoInputs
 
     config = session.config
     session.start_generator()

@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ehr.errors import RunFolderError
 from training.config import RunConfig
 
@@ -134,6 +136,26 @@ class RunFolder:
                 "config": config.model_dump(mode="json"),
             },
         )
+
+    def read_config(self) -> RunConfig:
+        """The configuration that `write_config` wrote.
+
+        Raises:
+            RunFolderError: if there is none, or it is of another release.
+        """
+        path = self.path / "config.json"
+        if not path.exists():
+            raise RunFolderError(
+                f"expected a run folder, {self.path} has no config.json; name the folder of a run, "
+                "such as runs/demo"
+            )
+        try:
+            return RunConfig.model_validate(_read_record(path)["config"])
+        except (KeyError, ValidationError) as error:
+            raise RunFolderError(
+                f"{path} is not a configuration of this release ({error}); read the folder with "
+                "the release that wrote it"
+            ) from None
 
     def stage(self, name: str) -> "StageRecord":
         """The record of a stage, whether it has run or not."""

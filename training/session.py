@@ -24,7 +24,7 @@ from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
 from ehr.prompts import PromptContext
 from ehr.rewards import Salience
-from ehr.salience import salient_sets, stability_weights
+from ehr.salience import stored_salience
 from services.adapters import adapter_checksum
 from services.applications import (
     expert_application,
@@ -156,14 +156,7 @@ class Session:
         """C_exp of cohort patients with its stability, from the stored out-of-fold salience."""
         table = pd.read_parquet(self.path("expert") / "salience.parquet")
         expert = self.config.expert
-        size, candidates = expert.num_salient_features, expert.candidates
-        sets = salient_sets(table, size, candidates)
-        asked = {patient: sets[patient] for patient in patient_ids}
-        stability = stability_weights(table, asked, size, candidates)
-        return {
-            patient: Salience(features=frozenset(names), stability=stability[patient])
-            for patient, names in asked.items()
-        }
+        return stored_salience(table, patient_ids, expert.num_salient_features, expert.candidates)
 
     def case_prompts(self, patient_ids: Collection[str], kind: PromptKind) -> dict[str, CasePrompt]:
         """The prompts of patients and what each shows of its patient."""

@@ -3,14 +3,20 @@
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from ray.exceptions import RayTaskError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ehr.errors import EagRlError, TrainingError
@@ -49,9 +55,13 @@ class WorkerGroup:
             TrainingError: if the ranks failed once more than `learner.max_failures` allows.
         """
         try:
-            fit_and_watch(self._trainer(train, config), watch)
+            fit_and_watch(
+                lambda: self._trainer(train, config), watch, max_failures=self.section.max_failures
+            )
         except WorkerGroupError as error:
-            raise _as_own_error(self.name, error) from error
+            raise _as_own_error(self.name, list(error.worker_failures.values())) from error
+        except ControllerError as error:
+            raise _as_own_error(self.name, [error.controller_failure]) from error
 
     def _trainer(
         self, train: Callable[[dict[str, Any]], None], config: dict[str, Any]
@@ -80,16 +90,40 @@ class WorkerGroup:
         )
 
 
-def fit_and_watch(trainer: TorchTrainer, watch: Callable[[], None]) -> None:
+def fit_and_watch(
+    make_trainer: Callable[[], TorchTrainer], watch: Callable[[], None], *, max_failures: int
+) -> None:
     """Run a trainer to its end; its error is raised here.
+
+    Ray Train restarts a group that loses a rank, but not one that loses it before its controller
+    has finished starting it: that is a failure of the controller there, and started again here.
 
     Off the main thread Ray Train installs no interrupt handler of its own: Ctrl-C stays ours, here
     and for the rest of the process.
 
     Args:
-        trainer: what to run.
+        make_trainer: makes what is run.
         watch: called on this thread about every second until it has ended.
+        max_failures: how often a group that lost a rank at its start is started again.
+
+    Raises:
+        ray.train.TrainingFailedError: Ray Train's own, as it is.
     """
+    num_lost_starts = 0
+    while True:
+        error = _fit_in_thread(make_trainer(), watch)
+        if error is None:
+            return
+        is_lost_start = isinstance(error, ControllerError) and isinstance(
+            error.controller_failure, RayActorError
+        )
+        if not is_lost_start or num_lost_starts == max_failures:
+            raise error
+        num_lost_starts += 1
+        logger.warning("a rank was lost at its start, its group starts again error=%s", error)
+
+
+def _fit_in_thread(trainer: TorchTrainer, watch: Callable[[], None]) -> BaseException | None:
     failures: list[BaseException] = []
 
     def fit() -> None:
@@ -103,8 +137,7 @@ def fit_and_watch(trainer: TorchTrainer, watch: Callable[[], None]) -> None:
     while thread.is_alive():
         thread.join(_WATCH_INTERVAL_S)
         watch()
-    if failures:
-        raise failures[0]
+    return failures[0] if failures else None
 
 
 def prepare_rank(section: LearnerSection) -> torch.device:
@@ -114,8 +147,7 @@ def prepare_rank(section: LearnerSection) -> torch.device:
     return get_device()
 
 
-def _as_own_error(name: str, error: WorkerGroupError) -> EagRlError:
-    causes = list(error.worker_failures.values())
+def _as_own_error(name: str, causes: Sequence[BaseException]) -> EagRlError:
     for cause in causes:
         inner: BaseException | None = cause
         if isinstance(cause, RayTaskError):
@@ -124,9 +156,9 @@ def _as_own_error(name: str, error: WorkerGroupError) -> EagRlError:
             if isinstance(inner, EagRlError):
                 return inner
             inner = inner.__cause__
+    last = str(causes[0]).strip().splitlines()[-1] if causes else "unknown"
     return TrainingError(
         f"the learner ranks of {name!r} failed more often than learner.max_failures allows; the "
-        f"last failure: {str(causes[0]).strip().splitlines()[-1] if causes else error}; see their "
-        "logs in Ray's session folder, and run the same command again to go on from the last "
-        "checkpoint"
+        f"last failure: {last}; see their logs in Ray's session folder, and run the same command "
+        "again to go on from the last checkpoint"
     )

@@ -19,7 +19,8 @@ from training.grpo_batch import (
     score_group,
     training_batch,
 )
-from training.grpo_controller import GrpoController, GrpoState, NewPolicy, OrderKind
+from training.grpo_controller import GrpoController, GrpoState
+from training.grpo_orders import NewPolicy, OrderKind
 
 EXACT = (-math.log(256),) * 4
 FRESH = NewPolicy(adapter=b"fresh", adapter_config="{}", scaling=1.0)

@@ -1,0 +1,145 @@
+"""A run's trajectories and patients as JSON lines."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from actors.trajectories import SearchedTrajectory, trajectories_table
+from ehr.chat import encode_chat
+from ehr.cohort import save_cohort
+from ehr.errors import DataError, RunFolderError
+from tests.expert_cohort import tiny_cohort
+from tests.scripted import FRAME
+from tests.tokenizers import ByteTokenizer
+from training.config import RunConfig
+from training.export import export, patient_lines, trajectory_lines
+from training.reward_function import TrajectoryReward
+from training.run_folder import RunFolder
+
+COHORT = tiny_cohort()
+TRAIN = COHORT.splits["train"]
+TOKENIZER = ByteTokenizer()
+
+
+def trajectory(patient: str, rank: int, **changes: object) -> SearchedTrajectory:
+    fields: dict = {
+        "patient_id": patient,
+        "text": f"<Final answer>\n0.{rank}\n</Final answer>",
+        "token_ids": (1, 2),
+        "prompt_token_ids": encode_chat(TOKENIZER, FRAME, f"The record of {patient} \u00b5"),
+        "model_written": (True, True),
+        "reward": -0.1 * rank,
+        "reward_cls": -0.2,
+        "reward_att": 0.5,
+        "readable": True,
+        "correct": True,
+        "probability": 0.1 * rank,
+        "features": ("pH",),
+        "num_steps": 1,
+        "visit_count": 1,
+        "path": str(rank),
+        "rank": rank,
+        "kept": rank == 1,
+    }
+    return SearchedTrajectory(**(fields | changes))
+
+
+TABLE = trajectories_table(
+    [
+        trajectory(TRAIN[1], 1),
+        trajectory(TRAIN[0], 2, probability=None, readable=False),
+        trajectory(TRAIN[0], 1),
+    ]
+)
+
+
+def salience_table() -> pd.DataFrame:
+    """Two members that agree on pH and differ in their second feature."""
+    scores = {0: {"pH": 0.7, "Glucose": 0.2}, 1: {"pH": 0.6, "Weight": 0.3}}
+    rows = [
+        (patient, 0, member, True, feature, scores[member].get(feature, 0.0), True)
+        for patient in TRAIN
+        for member in scores
+        for feature in ("Heart Rate", "Glucose", "pH", "Weight", "Age & Sex")
+    ]
+    names = ["patient_id", "ensemble", "member", "out_of_fold", "feature", "score", "observed"]
+    return pd.DataFrame(rows, columns=names)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    config = RunConfig.model_validate({"expert": {"num_salient_features": 2}})
+    RunFolder(tmp_path).write_config(config, None)
+    save_cohort(COHORT, tmp_path / "cohort")
+    return tmp_path
+
+
+def test_a_trajectory_is_a_chat_of_the_prompt_that_was_shown_and_the_answer() -> None:
+    lines = list(trajectory_lines(TABLE, TOKENIZER, FRAME))
+
+    assert [(line["patient_id"], line["rank"]) for line in lines] == [
+        (TRAIN[0], 1),
+        (TRAIN[0], 2),
+        (TRAIN[1], 1),
+    ]
+    assert lines[0]["messages"] == [
+        {"role": "user", "content": f"The record of {TRAIN[0]} \u00b5"},
+        {"role": "assistant", "content": "<Final answer>\n0.1\n</Final answer>"},
+    ]
+    assert lines[1]["probability"] is None
+    assert lines[2] | {"messages": []} == {
+        "messages": [],
+        "patient_id": TRAIN[1],
+        "rank": 1,
+        "reward": -0.1,
+        "reward_cls": -0.2,
+        "reward_att": 0.5,
+        "probability": 0.1,
+        "kept": True,
+    }
+
+
+def test_a_prompt_of_another_template_is_refused() -> None:
+    table = trajectories_table([trajectory("p", 1, prompt_token_ids=(72, 105))])
+
+    with pytest.raises(DataError, match="chat template"):
+        list(trajectory_lines(table, TOKENIZER, FRAME))
+
+
+def test_patients_have_the_columns_that_the_reward_reads(run_dir: Path) -> None:
+    lines = list(patient_lines(run_dir, salience_table(), TOKENIZER, FRAME))
+
+    assert [line["patient_id"] for line in lines] == list(TRAIN)
+    assert "Heart Rate" in lines[0]["prompt"][0]["content"]
+    assert [line["label"] for line in lines] == [COHORT.labels[patient] for patient in TRAIN]
+    assert lines[0]["salient_features"] == ["Weight", "pH"]
+    assert lines[0]["salient_weights"] == [0.5, 1.0]
+    answer = "<Important Features>pH, Weight</Important Features><Final answer>0.9</Final answer>"
+    rows = {name: [line[name] for line in lines] for name in lines[0]}
+    values = TrajectoryReward.of_run(run_dir)(completions=[answer] * len(lines), **rows)
+    assert {value > 0 for value, line in zip(values, lines, strict=True) if line["label"]} == {True}
+
+
+def test_files_hold_one_json_object_a_line(run_dir: Path) -> None:
+    (run_dir / "search").mkdir()
+    TABLE.to_parquet(run_dir / "search" / "trajectories.parquet")
+
+    kept = export(run_dir, open_model=lambda _: (TOKENIZER, FRAME))
+    every = export(run_dir, every_trajectory=True, open_model=lambda _: (TOKENIZER, FRAME))
+
+    assert kept[0].endswith("export/trajectories.jsonl: 2 lines")
+    assert every[0].endswith("export/trajectories.jsonl: 3 lines")
+    assert every[1] == "patients.jsonl: not written, the stage expert has not run"
+    text = (run_dir / "export" / "trajectories.jsonl").read_text()
+    assert [len(json.loads(line)["messages"]) for line in text.splitlines()] == [2, 2, 2]
+
+
+def test_a_folder_without_a_run_and_a_run_without_results_are_refused(
+    tmp_path: Path, run_dir: Path
+) -> None:
+    with pytest.raises(RunFolderError, match=r"no config\.json"):
+        export(tmp_path / "none")
+    with pytest.raises(DataError, match="found neither"):
+        export(run_dir)
