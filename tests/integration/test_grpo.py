@@ -11,7 +11,7 @@ from ehr.errors import TrainingError
 from services.clients import GeneratorClient
 from services.config import GeneratorSection, ModelSection
 from services.generator import deploy_generator, stop_generator, wait_for_generator
-from services.policy_store import read_record
+from services.policy_store import read_ledger
 from services.types import PolicyVersion
 from tests.fakes import fake_model
 from tests.learner_fakes import (
@@ -80,7 +80,7 @@ def test_two_steps_train_commit_publish_and_sample_from_what_was_published(
     assert all(line["grad/norm"] > 0 for line in written)
     samples = lines(tmp_path, "rollouts.jsonl")
     assert {(s["step"], s["policy_version"]) for s in samples} == {(1, 0), (2, 1)}
-    served = read_record(tmp_path / "policy.json")
+    served = read_ledger(tmp_path / "policy.json").current
     assert served.version == PolicyVersion(lineage="grpo", version=2)
     final = adapter(tmp_path)
     committed = load_file(served.adapter_path)
