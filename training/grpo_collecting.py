@@ -99,50 +99,51 @@ class RolloutCollector:
         started = self._clock()
         self._num_refused = 0
         buffered, self._buffer = self._buffer, []
-        drawn = self._ask(step, 0)
-        asked = [*drawn, *buffered]
-        num_refills = 0
+        asked = [*self._ask(step, 0), *buffered]
         try:
-            while True:
-                fates = [(each.patient.patient_id, self._fate(each, step)) for each in asked]
-                choice = choose_groups(fates, len(drawn))
-                if choice.most < len(drawn) and num_refills < self._most_refills:
-                    num_refills += 1
-                    asked += self._ask(step, num_refills)
-                elif choice.is_final:
-                    break
-                else:
-                    pending = [each.scoring for each in asked if not each.scoring.done()]
-                    await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            taken, num_refills = await self._take(asked, step)
         except BaseException:
             _cancel(asked)
             raise
-        taken = _in_place(
-            choice.places, [each.patient.patient_id for each in asked], wanted=len(drawn)
-        )
-        self._buffer = self._left_over(asked, taken, step)
-        left = [asked[i] for i in range(len(asked)) if i not in taken]
+        left = [each for each in asked if each not in taken]
+        self._buffer = self._left_over(left, step)
         dropped = [each for each in left if each not in self._buffer]
         _cancel(dropped)
-        groups = [asked[i].scoring.result() for i in taken]
+        wasted = [each.scoring.result() for each in dropped if each.scoring.done()]
+        groups = [each.scoring.result() for each in taken]
         metrics = {
             **rollout_metrics(groups, self._matcher, self._inputs.num_salient_features),
             **_age_metrics(groups, step),
-            "rollout/dead_groups_drawn": sum(
-                group.is_dead for group in [*groups, *_finished(dropped)]
-            ),
+            "rollout/dead_groups_drawn": sum(group.is_dead for group in [*groups, *wasted]),
             "rollout/refills": num_refills,
-            "rollout/from_buffer": sum(asked[i] in buffered for i in taken),
+            "rollout/from_buffer": sum(each in buffered for each in taken),
             "rollout/refused": self._num_refused,
-            "tokens/wasted": sum(group.num_written_tokens for group in _finished(dropped)),
+            "tokens/wasted": sum(group.num_written_tokens for group in wasted),
             "time/rollout_s": self._clock() - started,
         }
         batch = training_batch(step, groups, self._section, self._tokenizer, self._matcher)
         return CollectedStep(batch=batch, groups=tuple(groups), metrics=metrics)
 
-    @property
-    def _most_refills(self) -> int:
-        return self._section.max_refills if self._section.dynamic_sampling else 0
+    async def _take(self, asked: list[_AskedGroup], step: int) -> tuple[list[_AskedGroup], int]:
+        """The groups that the step trains, in their places, and how many refills they took.
+
+        `asked`, the step's own batch and the buffer, grows by the refills.
+        """
+        wanted = self._section.patients_per_step
+        most_refills = self._section.max_refills if self._section.dynamic_sampling else 0
+        num_refills = 0
+        while True:
+            fates = [(each.patient.patient_id, self._fate(each, step)) for each in asked]
+            choice = choose_groups(fates, wanted)
+            if choice.most < wanted and num_refills < most_refills:
+                num_refills += 1
+                asked += self._ask(step, num_refills)
+            elif choice.is_final:
+                patients = [patient for patient, _ in fates]
+                return [asked[i] for i in _in_place(choice.places, patients, wanted)], num_refills
+            else:
+                pending = [each.scoring for each in asked if not each.scoring.done()]
+                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
 
     def _oldest(self, step: int) -> int:
         """The oldest version that may have sampled what a step trains; it starts from step - 1."""
@@ -156,17 +157,11 @@ class RolloutCollector:
         is_useless = is_dead or group.oldest_version < self._oldest(step)
         return GroupFate.USELESS if is_useless else GroupFate.LIVE
 
-    def _left_over(
-        self, asked: Sequence[_AskedGroup], taken: Sequence[int], step: int
-    ) -> list[_AskedGroup]:
+    def _left_over(self, left: Sequence[_AskedGroup], step: int) -> list[_AskedGroup]:
         """What the next step may still use, in the order in which it was asked for."""
         if self._section.max_staleness == 0 or step == self._section.steps:
             return []
-        return [
-            each
-            for i, each in enumerate(asked)
-            if i not in taken and self._fate(each, step + 1) is not GroupFate.USELESS
-        ]
+        return [each for each in left if self._fate(each, step + 1) is not GroupFate.USELESS]
 
     def _ask(self, step: int, refill: int) -> list[_AskedGroup]:
         section = self._section
@@ -232,10 +227,6 @@ def _in_place(places: Sequence[int], patients: Sequence[str], wanted: int) -> li
 def _cancel(asked: Sequence[_AskedGroup]) -> None:
     for each in asked:
         each.scoring.cancel()
-
-
-def _finished(asked: Sequence[_AskedGroup]) -> list[ScoredGroup]:
-    return [each.scoring.result() for each in asked if each.scoring.done()]
 
 
 def _age_metrics(groups: Sequence[ScoredGroup], step: int) -> dict[str, Any]:
