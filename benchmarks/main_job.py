@@ -18,7 +18,7 @@ import psutil
 from benchmarks.record import RESULTS, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("cohort", "expert", "search", "sft", "grpo", "evaluate", "report")
+STAGES = ("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate", "report")
 BUDGET_S = 600
 """`make demo` on two cores, installation apart."""
 BUDGET_GIB = 12

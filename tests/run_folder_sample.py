@@ -331,7 +331,13 @@ class SampleRun:
                 "sft/trajectories": 4,
                 "sft/tokens": 1480,
                 "grad/norm": 1.4 * 0.9**step,
+                "tokens/useful_per_s": 280.0 + 5 * step,
                 "time/step_s": 5.2,
+                **(
+                    {"sft/validation_loss": 3.1 - 0.1 * step, "time/validation_s": 1.1}
+                    if step % 4 == 0
+                    else {}
+                ),
             }
             for step in range(1, 9)
         ]
@@ -360,6 +366,9 @@ class SampleRun:
                     "clip/low_share": 0.01 + 0.003 * step,
                     "clip/adaptive_share": 0.006,
                     "mismatch/mean_abs": 0.05 + 0.002 * step,
+                    "mismatch/max_abs": 0.6 + 0.02 * step,
+                    "mismatch/k3": 0.002 + 0.0001 * step,
+                    "tokens/useful_per_s": 41.0 - step,
                     "canary/mean_abs": 0.04 + 0.001 * step,
                     "canary/limit": 0.25,
                     "loss": -0.01 * step,

@@ -1,4 +1,4 @@
-"""Asking a run's language model about test patients, greedily, and keeping what it answered."""
+"""Asking a run's language model about test patients, and keeping what it answered."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -18,10 +18,17 @@ from training.session import Session
 STAGE1 = PolicyVersion(lineage="stage1", version=0)
 """The policy after SFT, as evaluation publishes it."""
 
+DIRECT_SFT = PolicyVersion(lineage="direct_sft", version=0)
+"""The policy of the `sft` row, as evaluation publishes it."""
+
 _WATCH_INTERVAL_S = 2.0
 """How often the driver looks at how far the answers are."""
 
-_KINDS: Mapping[str, PromptKind] = {"vanilla": "vanilla", "think_then_answer": "think_then_answer"}
+_KINDS: Mapping[str, PromptKind] = {
+    "vanilla": "vanilla",
+    "sft": "vanilla",
+    "think_then_answer": "think_then_answer",
+}
 """Prompt of the methods that are not asked to decompose the question."""
 
 
@@ -68,6 +75,8 @@ class Asker:
         session, config = self._session, self._session.config
         if self._method == "stage1":
             return session.serve_adapter(STAGE1, session.path("sft") / "adapter")
+        if self._method == "sft":
+            return session.serve_adapter(DIRECT_SFT, session.path("direct_sft") / "adapter")
         if self._method == "stage2":
             version = PolicyVersion(lineage="stage2", version=config.grpo.steps)
             return session.serve_adapter(version, session.path("grpo") / "adapter")
@@ -75,13 +84,13 @@ class Asker:
 
     def _ask(self, shown: Mapping[str, CasePrompt], tell: Callable[[int], None]) -> Answers:
         session, config = self._session, self._session.config
-        least = self._least
+        least, num_samples = self._least, config.evaluate.num_samples
         plan = RolloutPlan(
             format=config.prompt.format,
             kind=self.kind,
             max_depth=config.evaluate.max_depth,
             max_new_tokens=config.evaluate.max_new_tokens,
-            temperature=0.0,
+            temperature=0.0 if num_samples == 1 else 1.0,
             think_tokens=config.prompt.think_budget_tokens,
         )
         prompts = tuple(
@@ -90,11 +99,11 @@ class Asker:
         )
         batch = RolloutBatch(
             prompts=prompts,
-            group_size=1,
+            group_size=num_samples,
             least=least,
             seed=config.evaluate.seed,
             max_in_flight=rollouts_in_flight(
-                prompts, 1, config.evaluate.max_new_tokens, session.cache_tokens
+                prompts, num_samples, config.evaluate.max_new_tokens, session.cache_tokens
             ),
         )
         actor: Any = session.rollout_actor
@@ -105,5 +114,9 @@ class Asker:
         return Answers(
             kind=self.kind,
             texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
+            more={
+                group[0].patient_id: tuple((each.text, each.truncated) for each in group[1:])
+                for group in groups
+            },
             shown={patient: prompt.case for patient, prompt in shown.items()},
         )

@@ -20,6 +20,7 @@ STAGES = {
     "search": "expert-guided Monte Carlo tree search for trajectories",
     "sft": "Stage 1: fine-tune on the best trajectories",
     "grpo": "Stage 2: attention-aligned policy optimization",
+    "direct_sft": "fine-tune on direct predictions, where evaluate.methods has sft",
     "evaluate": "score every method on the test split",
     "report": "write report.html",
 }

@@ -39,23 +39,47 @@ class LearnerSection(Section):
     """How long a rank may wait for its next batch before it gives up."""
 
 
-class SftSection(Section):
-    """Trajectory-level supervised fine-tuning (Stage 1), Eq. 8."""
+class FineTuneSection(Section):
+    """What both kinds of supervised fine-tuning share."""
 
-    enabled: bool = True
-    """false = no Stage-1 (`without_stage1`)."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over the kept trajectories."""
+    """Passes over the examples."""
     batch_size: int = Field(default=16, ge=1)
-    """Trajectories per optimizer step."""
+    """Answers (of Stage-1: trajectories) per optimizer step."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate (paper-sized models: 1e-4)."""
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
     """Share of steps with linear warm-up, cosine afterwards."""
     reduction: Literal["token_mean", "sum"] = "token_mean"
-    """Mean over trajectories of the token mean, or Eq. 8 literally."""
+    """Mean over answers of the token mean, or Eq. 8 literally."""
+    validation_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of patients that are not trained on: their loss is measured after every epoch. Where
+    that is fewer than 4 patients there are none."""
+    checkpoint_steps: int = Field(default=20, ge=1)
+    """A checkpoint is written after so many steps, and after every epoch."""
     seed: int = 13
-    """Seeds the order of trajectories and LoRA's initial weights."""
+    """Seeds the choice and the order of examples, and LoRA's initial weights."""
+
+
+class SftSection(FineTuneSection):
+    """Trajectory-level supervised fine-tuning (Stage 1), Eq. 8."""
+
+    enabled: bool = True
+    """false = no Stage-1 (`without_stage1`)."""
+
+
+class DirectSftSection(FineTuneSection):
+    """The `sft` row: fine-tuning on direct predictions; runs where `evaluate.methods` has `sft`."""
+
+    num_predictions: int = Field(default=1000, ge=2)
+    """Predictions to train on, half of them about positives."""
+    replay: bool = False
+    """Take the patients of a class again until its half is full (the paper, for TJH); false = no
+    patient twice, and of both classes as many as the smaller one has."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the predictions."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate (paper-sized models: 1e-4)."""
 
 
 class GrpoSection(Section):
@@ -101,6 +125,9 @@ class GrpoSection(Section):
     """DAPO: replace groups whose rewards are all equal, up to `max_refills` batches."""
     max_refills: int = Field(default=2, ge=0)
     """Extra rollout batches a step may draw to replace dead groups."""
+    max_staleness: int = Field(default=0, ge=0, le=1)
+    """Versions by which the policy that sampled may be behind the one that a step starts from: 0
+    alternates rollouts and updates, 1 samples the next batch while the learner trains this one."""
     max_depth: int = Field(default=3, ge=1)
     """T of a rollout: depth at which the final is forced."""
     max_new_tokens: int = Field(default=160, ge=32)
@@ -144,6 +171,7 @@ class EvaluateSection(Section):
             "vanilla",
             "think_then_answer",
             "question_decomposition",
+            "sft",
             "stage1",
             "stage2",
             "concare",
@@ -152,13 +180,17 @@ class EvaluateSection(Section):
         ],
         ...,
     ] = ("vanilla", "question_decomposition", "stage1", "stage2", "concare", "logistic_regression")
-    """Rows; `stage2` appears under `grpo.method`'s name."""
+    """Rows; `stage2` appears under `grpo.method`'s name, `sft` trains an adapter of its own
+    (`direct_sft`)."""
     num_patients: int | None = Field(default=16, ge=4)
     """Test patients for the language model rows (balanced if `balance`); null = all."""
     balance: bool = False
     """Half positives among those test patients; false = a seeded random sample."""
+    num_samples: int = Field(default=1, ge=1)
+    """Answers to each question: 1 = greedy; more = the mean probability of so many samples at
+    temperature 1 (two written digits tie heavily). Texts and features are those of the first."""
     seed: int = 19
-    """Seeds the sample of test patients and the bootstrap."""
+    """Seeds the sample of test patients, sampled answers and the bootstrap."""
     num_resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of patients behind the intervals."""
     max_depth: int = Field(default=3, ge=1)
@@ -193,6 +225,7 @@ class RunConfig(Section):
     search: SearchSection = SearchSection()
     learner: LearnerSection = LearnerSection()
     sft: SftSection = SftSection()
+    direct_sft: DirectSftSection = DirectSftSection()
     grpo: GrpoSection = GrpoSection()
     evaluate: EvaluateSection = EvaluateSection()
     serve: ServeSection = ServeSection()

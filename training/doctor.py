@@ -156,7 +156,7 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return  # a cluster's resources are compared when a run joins it
     here = {"CPU": logical_cpus(config.cluster), "GPU": float(torch.cuda.device_count())}
-    for stage in ("expert", "search", "sft", "grpo", "evaluate"):
+    for stage in ("expert", "search", "sft", "grpo", "direct_sft", "evaluate"):
         try:
             check_requirements(requirements(config, stage), [here])
         except EagRlError as error:

@@ -7,7 +7,8 @@ stands at the training split's base rate.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -58,7 +59,9 @@ class Answers:
     kind: str
     """Prompt kind that the answers reply to."""
     texts: Mapping[str, tuple[str, bool]]
-    """Text of each patient's answer, and whether it was cut off."""
+    """Text of each patient's (first) answer, and whether it was cut off."""
+    more: Mapping[str, tuple[tuple[str, bool], ...]] = field(default_factory=dict)
+    """The other samples of each patient, where `evaluate.num_samples` asks for some."""
     shown: Mapping[str, PatientCase]
     """What each prompt showed of its patient."""
 
@@ -79,7 +82,9 @@ class AnswerReader:
         return sum(self.cohort.labels[patient] for patient in train) / len(train)
 
     def rows(self, method: str, answers: Answers) -> pd.DataFrame:
-        """Prediction rows of one method.
+        """Prediction rows of one method; its probability is the mean over a patient's samples.
+
+        An unreadable sample stands in that mean at the base rate, and marks the patient as failed.
 
         Args:
             method: name of the row in the result table.
@@ -88,10 +93,12 @@ class AnswerReader:
         checker = GroundingChecker(self.cohort.features, self.matcher)
         rows = []
         for patient, (text, truncated) in answers.texts.items():
-            parsed = _PARSERS[answers.kind](text)
-            too_many = len(parsed.features) > MAX_FEATURE_NAMES
-            failed = truncated or parsed.probability is None or too_many
+            parsed, failed = _read(answers.kind, text, truncated)
             names = self.matcher.canonical_set(parsed.features) if not failed else frozenset()
+            samples = [
+                (parsed, failed),
+                *(_read(answers.kind, *sample) for sample in answers.more.get(patient, ())),
+            ]
             salient = self.salient[patient]
             decomposed = answers.kind == "question_decomposition"
             # A vanilla answer is a number: it has no prose to check.
@@ -102,8 +109,11 @@ class AnswerReader:
                     "method": method,
                     "patient_id": patient,
                     "label": self.cohort.labels[patient],
-                    "probability": self.base_rate if failed else parsed.probability,
-                    "parse_failed": failed,
+                    "probability": fmean(
+                        self.base_rate if is_unreadable else each.probability
+                        for each, is_unreadable in samples
+                    ),
+                    "parse_failed": any(is_unreadable for _, is_unreadable in samples),
                     "text": text,
                     "features": sorted(names),
                     "salient": sorted(salient),
@@ -116,6 +126,13 @@ class AnswerReader:
                 }
             )
         return pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
+
+
+def _read(kind: str, text: str, truncated: bool) -> tuple[ParsedTrajectory, bool]:
+    """An answer, and whether it counts as unreadable."""
+    parsed = _PARSERS[kind](text)
+    too_many = len(parsed.features) > MAX_FEATURE_NAMES
+    return parsed, truncated or parsed.probability is None or too_many
 
 
 def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -22,6 +22,9 @@ from training.objective.advantage import group_advantages, is_dead
 from training.objective.entropy import salient_token_mask
 from training.packing import TokenGroup
 
+_NUM_SAMPLES = 4
+"""Rollouts of a step that are kept for a person to read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoPatient:
@@ -64,6 +67,16 @@ class ScoredGroup:
     def is_dead(self) -> bool:
         """All rewards are equal: there is nothing to learn from it."""
         return is_dead(self.rewards)
+
+    @property
+    def oldest_version(self) -> int:
+        """Version of the oldest policy that wrote a token of it."""
+        return min(each.rollout.oldest_policy.version for each in self.rollouts)
+
+    @property
+    def num_written_tokens(self) -> int:
+        """Tokens that the model wrote."""
+        return sum(sum(each.rollout.model_written) for each in self.rollouts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,21 +265,33 @@ def rollout_metrics(
 
 
 def rollout_samples(step: int, groups: Sequence[ScoredGroup]) -> list[dict[str, Any]]:
-    """Best and worst rollout of the first two groups, for a person to read."""
+    """Some rollouts of a step with the parts of their rewards, for a person to read.
+
+    Drawn evenly from all of them, seeded by the step: what the policy typically writes, neither its
+    best nor its worst.
+    """
+    everything = [(group, index) for group in groups for index in range(len(group.rollouts))]
+    drawn = random.Random(f"samples of step {step}").sample(
+        range(len(everything)), min(_NUM_SAMPLES, len(everything))
+    )
     samples = []
-    for group in groups[:2]:
-        ranked = sorted(group.rollouts, key=lambda each: each.reward.total)
-        for each in (ranked[-1], ranked[0]):
-            samples.append(
-                {
-                    "step": step,
-                    "patient_id": group.patient.patient_id,
-                    "policy_version": each.rollout.newest_policy.version,
-                    "reward": each.reward.total,
-                    "reward_cls": each.reward.cls,
-                    "reward_att": each.reward.att,
-                    "format_failure": each.reward.format_failure,
-                    "text": each.rollout.text,
-                }
-            )
+    for group, index in (everything[place] for place in sorted(drawn)):
+        each = group.rollouts[index]
+        samples.append(
+            {
+                "step": step,
+                "patient_id": group.patient.patient_id,
+                "rollout": index,
+                "policy_version": each.rollout.newest_policy.version,
+                "reward": each.reward.total,
+                "reward_cls": each.reward.cls,
+                "reward_att": each.reward.att,
+                "probability": each.parsed.probability,
+                "label": group.patient.context.label,
+                "features": list(each.parsed.features),
+                "format_failure": each.reward.format_failure,
+                "is_dead_group": group.is_dead,
+                "text": each.rollout.text,
+            }
+        )
     return samples

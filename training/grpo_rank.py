@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.exceptions import GetTimeoutError
 
 from ehr.errors import EagRlError, TrainingError
 from training.checkpoints import CheckpointFolder
+from training.grpo_batch import TrainingBatch
 from training.grpo_inputs import Canary, GrpoInputs
 from training.grpo_orders import (
     ANSWER_TIMEOUT_S,
@@ -88,6 +90,7 @@ class Rank:
                 case OrderKind.TRAIN:
                     assert order.batch is not None, "a training order has its batch"
                     metrics = trainer.train(order.batch)
+                    metrics["tokens/useful_per_s"] = useful_tokens_per_s(order.batch, metrics)
                     self._save(learner, order.batch.step)
                     if learner.rank == 0:
                         self._report("report_step", start, _new_policy(model), metrics)
@@ -143,6 +146,12 @@ class Rank:
                 f"the controller did not take {method} within {ANSWER_TIMEOUT_S:g} s; is the run "
                 "folder's disk writable and fast enough?"
             ) from error
+
+
+def useful_tokens_per_s(batch: TrainingBatch, metrics: Mapping[str, Any]) -> float:
+    """Trained tokens of a batch per second of the learner: old log-probabilities and updates."""
+    trained = sum(sum(map(sum, group.trained)) for group in batch.groups)
+    return trained / (metrics["time/old_logprob_s"] + metrics["time/train_s"])
 
 
 def canary_logprobs(learner: Learner, canary: Canary) -> tuple[float, ...]:

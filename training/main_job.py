@@ -16,7 +16,6 @@ import pandas as pd
 
 from actors.pool import SearchSetup, run_search
 from ehr.cohort import choose_patients, save_cohort, summary
-from ehr.errors import TrainingError
 from ehr.loaders import build_cohort
 from ehr.rewards import RewardContext, Salience
 from ehr.trajectory import FINAL_SENTENCE
@@ -111,7 +110,9 @@ def _results(folder: RunFolder, config: RunConfig) -> list[str]:
     if folder.stage("evaluate").done:
         rows = json.loads((folder.path / "evaluate" / "results.json").read_text())
         lines.append(result_table(rows))
-        lines.append(f"answers in the {config.prompt.format} format, greedy")
+        num = config.evaluate.num_samples
+        reading = "greedy" if num == 1 else f"mean of {num} samples"
+        lines.append(f"answers in the {config.prompt.format} format, {reading}")
     if folder.stage("report").done:
         lines.append(f"report: {folder.path / 'report.html'}")
     return lines
@@ -178,36 +179,16 @@ def search(session: Session, on_progress: OnProgress) -> None:
 
 def fine_tune(session: Session, on_progress: OnProgress) -> None:
     """Fine-tunes on the best trajectories of the search."""
-    from training.sft import SftExample, SftInputs, train_sft
+    from training.fine_tuning import fine_tune_on_trajectories
 
-    table = pd.read_parquet(session.path("search") / "trajectories.parquet")
-    kept = table[table["kept"]]
-    if not len(kept):
-        raise TrainingError(
-            f"the search kept none of its {len(table)} trajectories: nothing to fine-tune on; "
-            "search more patients (search.num_patients), or skip Stage 1 (sft.enabled=false)"
-        )
-    examples = tuple(
-        SftExample(
-            patient_id=str(patient),
-            prompt_token_ids=tuple(rows["prompt_token_ids"].iloc[0]),
-            responses=tuple(tuple(ids) for ids in rows["token_ids"]),
-            model_written=tuple(tuple(map(bool, mask)) for mask in rows["model_written"]),
-        )
-        for patient, rows in kept.groupby("patient_id", sort=True)
-    )
-    session.connect()
-    inputs = SftInputs(
-        run_id=session.run_id,
-        examples=examples,
-        model_path=session.model.path,
-        dtype=session.config.model.dtype,
-        learner=session.config.learner,
-        sft=session.config.sft,
-        out_dir=session.path("sft"),
-        storage=session.train_storage,
-    )
-    train_sft(inputs, on_progress)
+    fine_tune_on_trajectories(session, on_progress)
+
+
+def fine_tune_directly(session: Session, on_progress: OnProgress) -> None:
+    """Fine-tunes another adapter on direct predictions: the `sft` row."""
+    from training.fine_tuning import fine_tune_on_predictions
+
+    fine_tune_on_predictions(session, on_progress)
 
 
 def optimize_policy(session: Session, on_progress: OnProgress) -> None:
@@ -416,6 +397,7 @@ STAGES = (
         needs=("search",),
         outputs=("adapter",),
         function=fine_tune,
+        has_steps=True,
         when=lambda config: config.sft.enabled,
     ),
     Stage(
@@ -424,19 +406,29 @@ STAGES = (
         needs=("cohort", "expert", "search", "sft"),
         outputs=("adapter",),
         function=optimize_policy,
+        has_steps=True,
         when=lambda config: config.grpo.enabled,
+    ),
+    Stage(
+        name="direct_sft",
+        sections=("direct_sft", "learner", "prompt", "model"),
+        needs=("cohort",),
+        outputs=("adapter",),
+        function=fine_tune_directly,
+        has_steps=True,
+        when=lambda config: "sft" in config.evaluate.methods,
     ),
     Stage(
         name="evaluate",
         sections=("evaluate", "prompt", "model", "grpo.method"),
-        needs=("cohort", "expert", "sft", "grpo"),
+        needs=("cohort", "expert", "sft", "grpo", "direct_sft"),
         outputs=("results.json",),
         function=evaluate,
     ),
     Stage(
         name="report",
         sections=(),
-        needs=("cohort", "expert", "search", "sft", "grpo", "evaluate"),
+        needs=("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate"),
         outputs=(),
         function=report,
     ),

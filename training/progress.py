@@ -1,15 +1,16 @@
 """What a person sees of a long stage: a bar with rate and time left, or a line a stage.
 
 On a terminal a live bar is shown; elsewhere (a file, a job's log) one line when a stage begins
-and one when it ends, plus a line every few minutes so that a log shows that work goes on.
+and one when it ends, plus a line every few minutes so that a log shows that work goes on. A stage
+of optimizer steps also shows what they measured: a table under the bar, or a line a step.
 """
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,7 +22,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
+
+from training.step_table import step_line, step_table
+from training.step_watch import StepWatch
 
 OnProgress = Callable[[float, float, str], None]
 """Called with work done, work in total and a short text."""
@@ -39,6 +44,17 @@ class _Rate(ProgressColumn):
         return Text(unit, style="cyan")
 
 
+class _StepProgress(Progress):
+    """A bar with the table of the last steps under it."""
+
+    steps: Table | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.steps is not None:
+            yield self.steps
+
+
 class Reporter:
     """Prints the progress of stages to standard error; results go to standard output."""
 
@@ -50,42 +66,78 @@ class Reporter:
         self.console.print(text, markup=False)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[OnProgress]:
-        """Shows a stage while it runs; yields the callback that moves its bar."""
+    def stage(self, name: str, steps: StepWatch | None = None) -> Iterator[OnProgress]:
+        """Shows a stage while it runs; yields the callback that moves its bar.
+
+        Args:
+            name: of the stage.
+            steps: its optimizer steps, if it has some; looked at whenever the callback is called.
+        """
         started = time.monotonic()
-        if self.console.is_terminal:
-            progress = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.fields[stage]:<9}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                _Rate(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=self.console,
-                transient=True,
-            )
+        if steps is not None:
+            steps.refresh()  # what an earlier attempt did is no news
+        shown = self._on_terminal if self.console.is_terminal else self._in_log
+        try:
+            with shown(name, steps) as move:
+                yield move
+        finally:
+            if steps is not None:
+                steps.close()
+        self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
+
+    @contextmanager
+    def _on_terminal(self, name: str, steps: StepWatch | None) -> Iterator[OnProgress]:
+        progress = _StepProgress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[stage]:<9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            transient=True,
+        )
+        try:
             with progress:
                 task = progress.add_task("", total=None, stage=name)
 
                 def move(done: float, total: float, text: str = "") -> None:
+                    if steps is not None and steps.refresh():
+                        progress.steps = step_table(steps.lines, self.console.width)
                     progress.update(task, completed=done, total=total, description=text)
 
                 yield move
-        else:
-            self.say(f"{name}: started")
-            last = started
+        finally:
+            if steps is not None:
+                steps.refresh()
+                if steps.lines:
+                    self.console.print(step_table(steps.lines, self.console.width))
 
-            def log(done: float, total: float, text: str = "") -> None:
-                nonlocal last
-                now = time.monotonic()
-                if now - last >= LOG_INTERVAL_S:
-                    last = now
-                    left = (now - started) / done * (total - done) if done else float("nan")
-                    remaining = f", about {left:.0f} s left" if done else ""
-                    self.say(f"{name}: {done:g}/{total:g} {text}{remaining}")
+    @contextmanager
+    def _in_log(self, name: str, steps: StepWatch | None) -> Iterator[OnProgress]:
+        self.say(f"{name}: started")
+        started = last = time.monotonic()
+        num_steps = 0.0
 
+        def tell_steps() -> None:
+            for line in steps.refresh() if steps is not None else ():
+                self.say(f"{name}: {step_line(line, num_steps)}")
+
+        def log(done: float, total: float, text: str = "") -> None:
+            nonlocal last, num_steps
+            num_steps = total
+            tell_steps()
+            now = time.monotonic()
+            if now - last >= LOG_INTERVAL_S:
+                last = now
+                left = (now - started) / done * (total - done) if done else float("nan")
+                remaining = f", about {left:.0f} s left" if done else ""
+                self.say(f"{name}: {done:g}/{total:g} {text}{remaining}")
+
+        try:
             yield log
-        self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
+        finally:
+            tell_steps()

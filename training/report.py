@@ -21,7 +21,9 @@ from training.report_figures import bar_figure, stage_time_figure
 from training.report_learning import (
     GRPO_PANELS,
     SFT_PANELS,
+    SFT_TIME_PARTS,
     TIME_PARTS,
+    Panel,
     Steps,
     curve_points,
     curves_figure,
@@ -98,8 +100,9 @@ def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:
         "cohort": _cohort(records),
         "expert": expert,
         "search": _search(records),
-        "sft": _learning(records.sft, SFT_PANELS),
-        "grpo": _grpo(records.grpo),
+        "sft": _learning(records.sft, SFT_PANELS, SFT_TIME_PARTS),
+        "direct_sft": _learning(records.direct_sft, SFT_PANELS, SFT_TIME_PARTS),
+        "grpo": _learning(records.grpo, GRPO_PANELS, TIME_PARTS),
         "case": _case(records),
         "times": _times(records),
         "config_text": _json(records.config.get("config")),
@@ -170,7 +173,9 @@ def _search_tree(trees: Sequence[Mapping[str, Any]]) -> SearchTree | None:
     return SearchTree(patient_id=patient_id, nodes=tuple(nodes), figure=tree_figure(nodes))
 
 
-def _learning(steps: Steps, panels: Sequence[Any]) -> dict[str, Any] | None:
+def _learning(
+    steps: Steps, panels: Sequence[Panel], phases: Sequence[tuple[str, str]]
+) -> dict[str, Any] | None:
     if not steps:
         return None
     last = [
@@ -179,17 +184,15 @@ def _learning(steps: Steps, panels: Sequence[Any]) -> dict[str, Any] | None:
         if finite_number(value) is not None
     ]
     return {
-        "figures": present([curves_figure(panel, steps) for panel in panels]),
+        "figures": present(
+            [
+                *(curves_figure(panel, steps) for panel in panels),
+                step_time_figure(steps, phases),
+            ]
+        ),
         "num_steps": len(steps),
         "last": last,
     }
-
-
-def _grpo(steps: Steps) -> dict[str, Any] | None:
-    section = _learning(steps, GRPO_PANELS)
-    if section is not None:
-        section["figures"] += present([step_time_figure(steps)])
-    return section
 
 
 def _case(records: RunRecords) -> CaseComparison | None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from training.result_table import finite_number, ordered_rows
 
-STAGES = ("cohort", "expert", "search", "sft", "grpo", "evaluate", "report")
+STAGES = ("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate", "report")
 """Stages in the order in which a run takes them; each is also a command and a folder."""
 
 BULKY = ("token_ids", "prompt_token_ids", "model_written")
@@ -58,6 +58,8 @@ class RunRecords:
     trees: Rows = ()
     sft: Rows = ()
     grpo: Rows = ()
+    direct_sft: Rows = ()
+    """Steps of the `sft` row's own fine-tuning."""
     results: Rows = ()
     differences: Rows = ()
     """Paired differences between methods on the same patients."""
@@ -184,6 +186,7 @@ def read_run(run_dir: Path) -> RunRecords:
         ),
         sft=reader.json_lines("sft/metrics.jsonl"),
         grpo=reader.json_lines("grpo/metrics.jsonl"),
+        direct_sft=reader.json_lines("direct_sft/metrics.jsonl"),
         results=reader.json_rows("evaluate/results.json"),
         differences=reader.json_rows("evaluate/differences.json"),
         predictions=reader.rows("evaluate/predictions.parquet", PREDICTION_COLUMNS),

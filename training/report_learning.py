@@ -38,10 +38,22 @@ class Panel:
     """The axis starts at 0 and is at least a tenth long: a share, or a count."""
 
 
+USEFUL_TOKENS = Panel(
+    title="Useful tokens per second",
+    curves=(("tokens/useful_per_s", "trained tokens"),),
+    note="Tokens in the loss per second of the learner.",
+    is_share=True,
+)
+
 SFT_PANELS = (
-    Panel(title="Loss", curves=(("sft/loss", "token loss"),)),
+    Panel(
+        title="Loss",
+        curves=(("sft/loss", "training"), ("sft/validation_loss", "held-out patients")),
+        note="Mean over answers of the token mean; held-out patients at the end of an epoch.",
+    ),
     Panel(title="Learning rate", curves=(("sft/learning_rate", "learning rate"),)),
     Panel(title="Gradient norm", curves=(("grad/norm", "before clipping"),)),
+    USEFUL_TOKENS,
 )
 
 GRPO_PANELS = (
@@ -95,8 +107,19 @@ GRPO_PANELS = (
         ),
         note="Mean |difference| of log-probabilities.",
     ),
+    Panel(
+        title="Largest difference",
+        curves=(("mismatch/max_abs", "any token of the rollouts"),),
+        note="|difference| of log-probabilities, learner against generator.",
+    ),
+    Panel(
+        title="Learner against generator, KL",
+        curves=(("mismatch/k3", "k3 estimate"),),
+        note="Nats per token; 0 if both are the same policy.",
+    ),
     Panel(title="Loss", curves=(("loss", "loss"),)),
     Panel(title="Gradient norm", curves=(("grad/norm", "before clipping"),)),
+    USEFUL_TOKENS,
     Panel(
         title="Policy version",
         curves=(("policy_version", "sampled by"), ("policy_version_out", "published")),
@@ -110,7 +133,10 @@ TIME_PARTS = (
     ("time/sync_s", "sync"),
     ("time/canary_s", "canary"),
 )
-"""Keys and labels of a step's phases."""
+"""Keys and labels of a GRPO step's phases."""
+
+SFT_TIME_PARTS = (("time/step_s", "update"), ("time/validation_s", "validation"))
+"""Keys and labels of a fine-tuning step's phases."""
 
 
 def curves_figure(panel: Panel, steps: Steps) -> Figure | None:
@@ -142,11 +168,9 @@ def curves_figure(panel: Panel, steps: Steps) -> Figure | None:
     return Figure(title=panel.title, svg=chart.render(), legend=tuple(legend), note=panel.note)
 
 
-def step_time_figure(steps: Steps) -> Figure | None:
+def step_time_figure(steps: Steps, phases: Sequence[tuple[str, str]] = TIME_PARTS) -> Figure | None:
     """Seconds of each step's phases as stacked bars; None if the run does not say."""
-    parts = [
-        (label, dict(points)) for key, label in TIME_PARTS if (points := curve_points(key, steps))
-    ]
+    parts = [(label, dict(points)) for key, label in phases if (points := curve_points(key, steps))]
     if not parts:
         return None
     numbers = sorted({step for _, seconds in parts for step in seconds})

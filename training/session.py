@@ -312,6 +312,7 @@ def requirements(config: RunConfig, stage: str) -> list[Requirement]:
         "expert": [worker],
         "search": [engine, service, actor],
         "sft": [engine, rank],
+        "direct_sft": [engine, rank],
         "grpo": [engine, rank],
         "evaluate": [engine, replace(actor, name="rollout actor", count=1)],
     }.get(stage, [])

@@ -1,4 +1,4 @@
-"""Stage 1's training: token likelihood of the kept trajectories, Eq. 8, on Ray Train."""
+"""Supervised fine-tuning on answers: token likelihood, Eq. 8, on Ray Train."""
 
 import math
 import random
@@ -12,16 +12,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ehr.errors import TrainingError
-from training.config import LearnerSection, SftSection
+from training.config import FineTuneSection, LearnerSection
 from training.metrics_file import MetricsFile
 from training.packing import PackedRow, TokenGroup
 from training.progress import OnProgress
 from training.worker_group import WorkerGroup
 
+MIN_VALIDATION_PATIENTS = 4
+"""Fewer say nothing about anybody else, and are missed in training where patients are so few."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftExample:
-    """One patient's prompt and the trajectories that were kept."""
+    """One patient's prompt and the answers to learn: the trajectories kept, or a prediction."""
 
     patient_id: str
     prompt_token_ids: tuple[int, ...]
@@ -35,14 +38,18 @@ class SftInputs:
     """Everything the stage reads."""
 
     run_id: str
+    stage: str
+    """Names the worker group: `sft` or `direct_sft`."""
     examples: tuple[SftExample, ...]
+    held_out: tuple[SftExample, ...]
+    """Of other patients: their loss is measured after every epoch."""
     model_path: Path
     dtype: str
     """Of the frozen base: `model.dtype`."""
     learner: LearnerSection
-    sft: SftSection
+    sft: FineTuneSection
     out_dir: Path
-    """RUN/sft."""
+    """RUN/STAGE."""
     storage: Path
     """Where Ray Train keeps its own records."""
 
@@ -64,7 +71,8 @@ class SftStep:
 def train_sft(inputs: SftInputs, on_progress: OnProgress) -> None:
     """Fine-tune a fresh adapter on the examples; resumes behind the last checkpoint.
 
-    Writes `metrics.jsonl`, `checkpoint/` and, at the end, `adapter/` in `inputs.out_dir`.
+    Writes `metrics.jsonl`, `checkpoint/` and, at the end, `adapter/` in `inputs.out_dir`. A step
+    that ends an epoch also says `sft/validation_loss`, if patients are held out.
 
     Args:
         inputs: everything it reads.
@@ -83,11 +91,46 @@ def train_sft(inputs: SftInputs, on_progress: OnProgress) -> None:
         text = f"loss {lines[-1]['sft/loss']:.3f}" if lines else "learner starts"
         on_progress(len(lines), len(steps), text)
 
-    group = WorkerGroup(name=f"sft-{inputs.run_id}", section=inputs.learner, storage=inputs.storage)
+    name = f"{inputs.stage}-{inputs.run_id}"
+    group = WorkerGroup(name=name, section=inputs.learner, storage=inputs.storage)
     group.run(_train_rank, {"inputs": inputs}, watch)
 
 
-def plan_steps(examples: Sequence[SftExample], section: SftSection) -> list[SftStep]:
+def num_held_out(num_patients: int, share: float) -> int:
+    """How many of so many patients are for validation: none where that would be very few."""
+    held_out = math.floor(share * num_patients)
+    return held_out if held_out >= MIN_VALIDATION_PATIENTS else 0
+
+
+def hold_out(
+    examples: Sequence[SftExample], section: FineTuneSection
+) -> tuple[tuple[SftExample, ...], tuple[SftExample, ...]]:
+    """The examples to train on and those of held-out patients, each in the given order.
+
+    A function of the patients, the share and the seed alone.
+
+    Args:
+        examples: of any patients.
+        section: `validation_share` and `seed`.
+    """
+    patients = sorted({example.patient_id for example in examples})
+    random.Random(f"{section.seed} validation").shuffle(patients)
+    chosen = set(patients[: num_held_out(len(patients), section.validation_share)])
+    return (
+        tuple(example for example in examples if example.patient_id not in chosen),
+        tuple(example for example in examples if example.patient_id in chosen),
+    )
+
+
+def all_groups(examples: Sequence[SftExample]) -> tuple[TokenGroup, ...]:
+    """All answers of the examples, each patient's prompt once."""
+    members = [
+        (number, i) for number, each in enumerate(examples) for i in range(len(each.responses))
+    ]
+    return _groups(examples, members)
+
+
+def plan_steps(examples: Sequence[SftExample], section: FineTuneSection) -> list[SftStep]:
     """The steps of all epochs, a function of examples and section alone.
 
     Patients are shuffled in each epoch, a patient's trajectories stay together: they share a
@@ -129,7 +172,7 @@ def plan_steps(examples: Sequence[SftExample], section: SftSection) -> list[SftS
     return steps
 
 
-def learning_rate(step: int, num_steps: int, section: SftSection) -> float:
+def learning_rate(step: int, num_steps: int, section: FineTuneSection) -> float:
     """Learning rate of a step (from 1): linear warm-up to the peak, then a cosine towards 0."""
     warmup = max(1, round(section.warmup_fraction * num_steps))
     if step <= warmup:
@@ -139,7 +182,10 @@ def learning_rate(step: int, num_steps: int, section: SftSection) -> float:
 
 
 def sft_loss(
-    logprobs: Float[Tensor, " targets"], row: PackedRow, section: SftSection, num_trajectories: int
+    logprobs: Float[Tensor, " targets"],
+    row: PackedRow,
+    section: FineTuneSection,
+    num_trajectories: int,
 ) -> Float[Tensor, ""]:
     """A row's share of a step's loss, Eq. 8.
 

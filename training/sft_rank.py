@@ -1,4 +1,4 @@
-"""A learner rank of Stage-1: the loop over the planned steps."""
+"""A learner rank of supervised fine-tuning: the loop over the planned steps."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from training.learner import Learner
 from training.metrics_file import MetricsFile
 from training.packing import deal, pack
 from training.policy_model import load_policy_model, save_adapter
-from training.sft import SftInputs, SftStep, plan_steps, sft_loss
+from training.sft import SftInputs, SftStep, all_groups, plan_steps, sft_loss
 from training.worker_group import prepare_rank
 
 
@@ -30,41 +30,67 @@ def train_rank(inputs: SftInputs) -> None:
         learner.load(checkpoints.path(done))
     for step in plan_steps(inputs.examples, inputs.sft)[done:]:
         line = _train_step(learner, step, inputs)
+        if step.ends_epoch and inputs.held_out:
+            line |= _validate(learner, inputs)
         if learner.rank == 0:
             metrics.append(line)
-        if step.ends_epoch:
-            if learner.rank == 0:
-                checkpoints.begin(step.step)
-            learner.save(checkpoints.partial(step.step))
-            if learner.rank == 0:
-                checkpoints.finish(step.step)
+        if step.ends_epoch or step.step % inputs.sft.checkpoint_steps == 0:
+            _save(learner, checkpoints, step.step)
     if learner.rank == 0:
         write_folder(inputs.out_dir / "adapter", lambda folder: save_adapter(model, folder))
 
 
+def _save(learner: Learner, checkpoints: CheckpointFolder, step: int) -> None:
+    if learner.rank == 0:
+        checkpoints.begin(step)
+    learner.save(checkpoints.partial(step))
+    if learner.rank == 0:
+        checkpoints.finish(step)
+
+
 def _train_step(learner: Learner, step: SftStep, inputs: SftInputs) -> dict[str, Any]:
     started = time.monotonic()
-    rows = deal(pack(step.groups, inputs.learner.max_row_tokens), learner.num_ranks)[learner.rank]
+    packed = pack(step.groups, inputs.learner.max_row_tokens)
     total = torch.zeros((), device=learner.model.device)
-    for row in rows:
+    for row in deal(packed, learner.num_ranks)[learner.rank]:
         loss = sft_loss(learner.logprobs(row), row, inputs.sft, step.num_trajectories)
         if not loss.isfinite():
             patients = [group.patient_id for group in step.groups]
             raise TrainingError(
                 f"expected a finite loss in step {step.step}, got {float(loss)!r}; its patients "
-                f"are {patients[:5]!r}; lower sft.learning_rate"
+                f"are {patients[:5]!r}; lower {inputs.stage}.learning_rate"
             )
         learner.backward(loss)
         total += loss.detach()
     norm = learner.step(step.learning_rate)
     dist.all_reduce(total)
+    seconds = time.monotonic() - started
+    trained = sum(sum(map(sum, group.trained)) for group in step.groups)
     return {
         "step": step.step,
         "epoch": step.epoch,
         "sft/loss": float(total),
         "sft/learning_rate": step.learning_rate,
         "sft/trajectories": step.num_trajectories,
-        "sft/tokens": sum(sum(map(sum, group.trained)) for group in step.groups),
+        "sft/tokens": trained,
         "grad/norm": norm,
-        "time/step_s": time.monotonic() - started,
+        "tokens/learner": sum(row.num_tokens for row in packed),
+        "tokens/useful_per_s": trained / seconds,
+        "time/step_s": seconds,
+    }
+
+
+def _validate(learner: Learner, inputs: SftInputs) -> dict[str, Any]:
+    """The held-out answers' mean of token means, whatever `reduction` is trained with."""
+    started = time.monotonic()
+    section = inputs.sft.model_copy(update={"reduction": "token_mean"})
+    num_answers = sum(len(example.responses) for example in inputs.held_out)
+    packed = pack(all_groups(inputs.held_out), inputs.learner.max_row_tokens)
+    total = torch.zeros((), device=learner.model.device)
+    for row in deal(packed, learner.num_ranks)[learner.rank]:
+        total += sft_loss(learner.frozen_logprobs(row)[0], row, section, num_answers)
+    dist.all_reduce(total)
+    return {
+        "sft/validation_loss": float(total),
+        "time/validation_s": time.monotonic() - started,
     }

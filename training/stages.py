@@ -14,6 +14,7 @@ from ehr.loaders import source_files
 from training.config import RunConfig
 from training.progress import OnProgress, Reporter
 from training.run_folder import RunFolder, file_hash
+from training.step_watch import watch_steps
 
 OPERATIONAL = frozenset(
     {
@@ -27,6 +28,8 @@ OPERATIONAL = frozenset(
         "search.trees_in_flight",
         "search.max_invalid_scores",  # limits that stop a stage change nothing of what it wrote
         "grpo.canary_tolerance",
+        "sft.checkpoint_steps",
+        "direct_sft.checkpoint_steps",
         "learner.num_workers",
         "learner.cpus_per_worker",
         "learner.gpus_per_worker",
@@ -51,6 +54,8 @@ class Stage:
     """Files or folders in RUN/NAME whose bytes are its output."""
     function: "Callable[[Any, OnProgress], None]"
     """Does the work, given the session and a progress callback; must be able to resume."""
+    has_steps: bool = False
+    """It writes `metrics.jsonl`, an object a step, which is shown and copied while it grows."""
     when: "Callable[[RunConfig], bool]" = lambda config: True
     """Whether the configuration wants it at all."""
 
@@ -137,8 +142,9 @@ class Pipeline:
             resumed = record.read() is not None
             record.begin(self.key(stage))
             started = time.monotonic()
+            steps = watch_steps(self.folder, stage.name) if stage.has_steps else None
             try:
-                with self.reporter.stage(stage.name) as on_progress:
+                with self.reporter.stage(stage.name, steps) as on_progress:
                     if resumed:
                         self.reporter.say(f"{stage.name}: resuming an interrupted attempt")
                     stage.function(session, on_progress)

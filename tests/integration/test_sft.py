@@ -1,10 +1,14 @@
 import json
 import os
+import shutil
 import signal
+from statistics import fmean
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
@@ -18,7 +22,7 @@ def model_path(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("m"))
 
 
-def examples():
+def examples(num=4, size=2):
     return tuple(
         SftExample(
             patient_id=group.patient_id,
@@ -26,14 +30,16 @@ def examples():
             responses=group.responses,
             model_written=group.trained,
         )
-        for group in token_groups(4, 2)
+        for group in token_groups(num, size)
     )
 
 
 def inputs(model_path, folder, **changes):
     fields = {
         "run_id": folder.name,
+        "stage": "sft",
         "examples": examples(),
+        "held_out": examples(7, 2)[4:],
         "model_path": model_path,
         "dtype": "float32",
         "learner": LEARNER,
@@ -72,6 +78,38 @@ def test_sft_lowers_the_loss_and_writes_an_adapter_and_a_line_a_step(finished):
     assert any(weight.any() for name, weight in adapter(folder).items() if "lora_B" in name)
 
 
+def test_the_loss_of_held_out_patients_is_measured_at_the_end_of_every_epoch(finished):
+    folder, _ = finished
+
+    measured = [line.get("sft/validation_loss") for line in lines(folder)]
+
+    assert [value is not None for value in measured] == [False, True, False, True]
+
+
+def test_the_validation_loss_is_that_of_stock_peft_on_one_trajectory_at_a_time(
+    finished, model_path
+):
+    folder, _ = finished
+    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, folder / "sft" / "adapter")
+
+    expected = fmean(dense_loss(model, example) for example in examples(7, 2)[4:])
+
+    assert lines(folder)[-1]["sft/validation_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def dense_loss(model, example):
+    """Mean over a patient's trajectories of the mean over their trained tokens, padding-free."""
+    losses = []
+    for response, trained in zip(example.responses, example.model_written, strict=True):
+        ids = torch.tensor([[*example.prompt_token_ids, *response]])
+        with torch.no_grad():
+            logprobs = model(ids).logits[0, len(example.prompt_token_ids) - 1 : -1].log_softmax(-1)
+        chosen = logprobs[torch.arange(len(response)), torch.tensor(response)]
+        losses.append(-float(chosen[torch.tensor(trained)].mean()))
+    return fmean(losses)
+
+
 def test_sft_tells_its_progress(finished):
     assert all(total == 4 for _, total in finished[1])
 
@@ -99,6 +137,30 @@ def test_an_sft_that_was_stopped_after_an_epoch_goes_on_to_the_same_adapter(
 
 
 @pytest.mark.slow
+def test_an_sft_that_was_stopped_inside_an_epoch_repeats_only_what_no_checkpoint_has(
+    finished, local_ray, model_path, tmp_path
+):
+    reference, _ = finished
+    section = SftSection(epochs=2, batch_size=4, learning_rate=1e-2, checkpoint_steps=3)
+    train_sft(inputs(model_path, tmp_path, sft=section), lambda *_: None)
+    # As if it had been stopped in step 4, the last one of the second epoch: step 3 is kept.
+    before = lines(tmp_path)
+    shutil.rmtree(tmp_path / "sft" / "adapter")
+    shutil.rmtree(tmp_path / "sft" / "checkpoint" / "step_4")
+    (tmp_path / "sft" / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in before[:3])
+    )
+
+    train_sft(inputs(model_path, tmp_path, sft=section), lambda *_: None)
+
+    assert lines(tmp_path)[:3] == before[:3]  # their seconds too: they were not repeated
+    assert lines(tmp_path)[3]["sft/loss"] == before[3]["sft/loss"]
+    assert lines(tmp_path)[3]["sft/validation_loss"] == before[3]["sft/validation_loss"]
+    for name, weight in adapter(reference).items():
+        assert torch.equal(weight, adapter(tmp_path)[name])
+
+
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(finished, local_ray, model_path, tmp_path):
     reference, _ = finished
     learner = LEARNER.model_copy(update={"num_workers": 2, "max_row_tokens": 128})
@@ -107,6 +169,9 @@ def test_two_ranks_learn_what_one_learns(finished, local_ray, model_path, tmp_pa
 
     for ours, theirs in zip(lines(tmp_path), lines(reference), strict=True):
         assert ours["sft/loss"] == pytest.approx(theirs["sft/loss"], abs=1e-4)
+        assert ours.get("sft/validation_loss") == pytest.approx(
+            theirs.get("sft/validation_loss"), abs=1e-4
+        )
     for name, weight in adapter(reference).items():
         torch.testing.assert_close(weight, adapter(tmp_path)[name], atol=1e-4, rtol=1e-3)
 

@@ -32,6 +32,7 @@ def test_answers_that_were_never_finished_are_not_kept(tmp_path):
     ("method", "kind"),
     [
         ("vanilla", "vanilla"),
+        ("sft", "vanilla"),
         ("think_then_answer", "think_then_answer"),
         ("question_decomposition", "question_decomposition"),
         ("stage1", "question_decomposition"),

@@ -56,6 +56,36 @@ def test_an_unreadable_answer_counts_at_the_base_rate_and_is_marked(reader, text
     assert row["reward_att"] == 0.0
 
 
+def answer(probability):
+    return f"<Final answer>\n{probability}\n</Final answer>"
+
+
+def sampled(reader, *samples):
+    patient = reader.cohort.splits["test"][0]
+    answers = Answers(
+        kind="vanilla",
+        texts={patient: (samples[0], False)},
+        more={patient: tuple((text, False) for text in samples[1:])},
+        shown={patient: reader.cohort.cases[patient]},
+    )
+    return reader.rows("sft", answers).iloc[0]
+
+
+def test_several_samples_count_with_their_mean(reader):
+    row = sampled(reader, answer("0.99"), answer("0.99"), answer("0.01"), answer("0.25"))
+
+    assert row["probability"] == pytest.approx((0.99 + 0.99 + 0.01 + 0.25) / 4)
+    assert row["text"] == answer("0.99")
+    assert not row["parse_failed"]
+
+
+def test_an_unreadable_sample_stands_at_the_base_rate_and_marks_the_patient(reader):
+    row = sampled(reader, answer("0.99"), "no idea")
+
+    assert row["probability"] == pytest.approx((0.99 + reader.base_rate) / 2)
+    assert row["parse_failed"]
+
+
 def test_prose_is_checked_against_the_record_and_questions_are_not(reader):
     case = reader.cohort.cases[reader.cohort.splits["test"][0]]
     step = (

@@ -137,6 +137,9 @@ def test_a_sample_has_every_section(page):
         "One search tree",
         "Best trajectories",
         "8 optimizer steps",
+        "held-out patients",
+        "Useful tokens per second",
+        "k3 estimate",
         "Policy version",
         "Seconds per step",
         "Seconds per stage",
@@ -210,6 +213,21 @@ def test_a_stage_that_is_switched_off_is_not_asked_for(tmp_path):
 
     assert page.text.count("Switched off by this run's configuration: sft.enabled: false") == 2
     assert "eag-rl grpo CONFIG" in page.text
+
+
+def test_the_sft_row_has_a_section_where_a_run_trained_it(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run")
+    without = read_page(run_dir)
+    (run_dir / "direct_sft").mkdir()
+    (run_dir / "direct_sft" / "metrics.jsonl").write_bytes(
+        (run_dir / "sft" / "metrics.jsonl").read_bytes()
+    )
+
+    page = read_page(run_dir)
+
+    assert "fine-tuning on direct predictions" in page.text
+    assert page.text.count("8 optimizer steps") == 2
+    assert "direct predictions" not in without.text
 
 
 def test_an_empty_folder_still_has_a_page(tmp_path):

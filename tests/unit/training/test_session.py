@@ -13,7 +13,7 @@ from training.run_folder import RunFolder
 from training.session import Session, requirements
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-STAGES = ("cohort", "expert", "search", "sft", "grpo", "evaluate", "report")
+STAGES = ("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate", "report")
 
 
 @pytest.mark.parametrize("name", ["demo", "tiny", "tjh_cpu"])

@@ -4,7 +4,7 @@ import torch
 from ehr.errors import TrainingError
 from training.config import SftSection
 from training.packing import TokenGroup, filler_row, pack
-from training.sft import SftExample, learning_rate, plan_steps, sft_loss
+from training.sft import SftExample, hold_out, learning_rate, plan_steps, sft_loss
 
 
 def example(patient_id, num=1):
@@ -84,3 +84,23 @@ def test_a_filler_row_weighs_nothing():
 def test_no_trajectory_at_all_is_refused_with_what_to_change():
     with pytest.raises(TrainingError, match="search more patients"):
         plan_steps([], SftSection())
+
+
+def test_held_out_patients_are_a_seeded_share_and_nobody_is_on_both_sides():
+    examples = [example(f"p{i}", num=2) for i in range(40)] + [example("p3")]
+
+    trained, held_out = hold_out(examples, SftSection(validation_share=0.1))
+
+    patients = {each.patient_id for each in held_out}
+    assert len(patients) == 4
+    assert not patients & {each.patient_id for each in trained}
+    assert len(trained) + len(held_out) == 41
+    assert hold_out(examples, SftSection(validation_share=0.1)) == (trained, held_out)
+    assert hold_out(examples, SftSection(validation_share=0.1, seed=1))[1] != held_out
+
+
+@pytest.mark.parametrize(("num", "share"), [(40, 0.0), (40, 0.09), (6, 0.5)])
+def test_fewer_than_four_patients_are_not_held_out(num, share):
+    examples = tuple(example(f"p{i}") for i in range(num))
+
+    assert hold_out(examples, SftSection(validation_share=share)) == (examples, ())
