@@ -25,16 +25,19 @@ class RolloutActor:
     ) -> None:
         self._generator = make_generator()
         self._tokenizer = make_tokenizer()
+        self._samplers: dict[RolloutPlan, RolloutSampler] = {}
         self._num_done = 0
 
     async def sample_groups(self, plan: RolloutPlan, batch: RolloutBatch) -> list[list[Rollout]]:
         """A group of rollouts for every prompt of the batch, in order."""
         self._num_done = 0
-        sampler = RolloutSampler(self._generator, self._tokenizer, plan)
-        return await sampler.sample_groups(batch, self._count)
+        # One sampler a plan: batches that are sampled at the same time share its limit.
+        if plan not in self._samplers:
+            self._samplers[plan] = RolloutSampler(self._generator, self._tokenizer, plan)
+        return await self._samplers[plan].sample_groups(batch, self._count)
 
     async def num_done(self) -> int:
-        """Finished rollouts of the batch that is being sampled."""
+        """Rollouts finished since a batch was last asked for."""
         return self._num_done
 
     def _count(self) -> None:

@@ -6,7 +6,8 @@ the free format the whole answer is one call.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -85,7 +86,8 @@ class RolloutBatch:
     seed: int
     """Together with patient and index it decides every sampling seed."""
     max_in_flight: int = MAX_IN_FLIGHT
-    """Rollouts that are sampled at a time; see `rollouts_in_flight`."""
+    """Rollouts that the sampler samples at a time, those of its other batches included; see
+    `rollouts_in_flight`."""
 
 
 def rollouts_in_flight(
@@ -120,6 +122,7 @@ class RolloutSampler:
         self._generator = generator
         self._plan = plan
         self._layout = GuidedFormat(tokenizer) if plan.format == "guided" else None
+        self._slots = _Slots()
 
     async def sample_rollout(
         self, prompt: RolloutPrompt, *, least: PolicyVersion, seed: int, index: int = 0
@@ -146,10 +149,9 @@ class RolloutSampler:
             batch: what to sample.
             on_rollout: called whenever one is finished.
         """
-        slots = asyncio.Semaphore(batch.max_in_flight)
 
         async def sample(prompt: RolloutPrompt, index: int) -> Rollout:
-            async with slots:
+            async with self._slots.take(batch.max_in_flight):
                 rollout = await self.sample_rollout(
                     prompt, least=batch.least, seed=batch.seed, index=index
                 )
@@ -221,6 +223,27 @@ class RolloutSampler:
             text=completion.text,
             truncated=completion.finish_reason == "length",
         )
+
+
+class _Slots:
+    """Rollouts that run at a time, whichever batches they belong to."""
+
+    def __init__(self) -> None:
+        self._num_taken = 0
+        self._freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def take(self, limit: int) -> AsyncIterator[None]:
+        """Held while a rollout runs; waits while `limit` of them do."""
+        while self._num_taken >= limit:
+            await self._freed.wait()
+        self._num_taken += 1
+        try:
+            yield
+        finally:
+            self._num_taken -= 1
+            freed, self._freed = self._freed, asyncio.Event()
+            freed.set()
 
 
 class _Calls:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("metrics", "concare", "expert", "salience", "main_job")
+BENCHMARKS = ("metrics", "concare", "expert", "salience", "learner", "main_job")
 
 
 def main() -> None:

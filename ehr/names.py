@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from ehr.catalogue import (
     AGE_AND_SEX,
@@ -118,12 +119,7 @@ class FeatureMatcher:
                 self._add(alias, feature.name)
         # Names that other cohorts know guard their parts: where only "hemoglobin" is a feature,
         # "mean corpuscular hemoglobin" is not it.
-        self._phrases = {
-            _words(alias)
-            for feature in KNOWN_FEATURES
-            for alias in (feature.name, *feature.aliases)
-        }
-        self._phrases |= set(self._names) | {_words(other) for other in OTHER_MEASUREMENTS}
+        self._phrases = _known_phrases() | set(self._names)
         self._longest = max(len(phrase) for phrase in self._phrases)
         # Other features' words too: they are no slips of this cohort's.
         self._vocabulary = {word for phrase in self._phrases for word in phrase}
@@ -231,6 +227,13 @@ class FeatureMatcher:
             for span in spans
             if words[slice(*span)] in self._names and not any(_inside(span, o) for o in spans)
         ]
+
+
+@cache
+def _known_phrases() -> frozenset[tuple[str, ...]]:
+    """Names of the features of all cohorts, and of other measurements that contain one."""
+    names = {name for feature in KNOWN_FEATURES for name in (feature.name, *feature.aliases)}
+    return frozenset(_words(name) for name in names | set(OTHER_MEASUREMENTS))
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Self
 
 from ehr.errors import ModelError, ServiceError, StalePolicyError
 from services.engine import Engine
@@ -75,8 +76,18 @@ class PolicyFollower:
         self._gate = PolicyGate()
         # Fetch and load are one step: two of them mixed up could load the older policy last.
         self._syncing = asyncio.Lock()
+        self._number = 0
         self._broken: str | None = None
         self._stats = GeneratorStats(replica=replica, cache_tokens=engine.cache_tokens)
+
+    @classmethod
+    async def follow(
+        cls, engine: Engine, fetch: Callable[[], Awaitable[Policy]], replica: str
+    ) -> Self:
+        """A follower that serves the run's current policy from its first answer on."""
+        follower = cls(engine, fetch, replica)
+        await follower.sync()
+        return follower
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """The completions of a request, by a policy that it accepts.
@@ -147,10 +158,15 @@ class PolicyFollower:
     async def _sync(self) -> Acknowledgement:
         async with self._syncing:
             policy = await self._fetch()
+            if policy.number < self._number:
+                # A replica never goes back, whatever comes twice or late.
+                logger.warning("ignored an old policy version=%s", policy.version)
+                return self.policy()
             loaded = (self._engine.version, self._engine.checksum)
             if loaded != (policy.version, policy.checksum):
                 async with self._gate.change():
                     await self._load(policy)
+            self._number = policy.number
             return self.policy()
 
     async def _load(self, policy: Policy) -> None:

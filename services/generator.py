@@ -53,13 +53,12 @@ class GeneratorReplica:
         load_engine: LoadEngine,
     ) -> None:
         self._engine = await load_engine(model, model_section, section)
-        self._follower = PolicyFollower(
+        # A replica that starts late never answers with the base model by mistake.
+        self._follower = await PolicyFollower.follow(
             self._engine,
             partial(fetch_policy, run_id, _STORE_TIMEOUT_S),
             serve.get_replica_context().replica_id.unique_id,
         )
-        # A replica that starts late never answers with the base model by mistake.
-        await self._follower.sync()
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """The completions of a request."""

@@ -1,21 +1,24 @@
 """The policy store: which policy a run serves, by value, for every replica that asks.
 
 The run folder is the commit point: a record of the version is written there before it is served,
-and a restarted store reads it back. `PolicyLedger` decides, the actor around it carries out.
+and a restarted store reads it back. `PolicyLedger` decides, `PolicyStore` carries out; Ray makes an
+actor of it.
 """
 
 import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ehr.errors import ModelError, ServiceError, StalePolicyError
+from ehr.errors import ModelError, RunFolderError, ServiceError, StalePolicyError
 from services.adapters import adapter_checksum
 from services.types import BASE_POLICY, Policy, PolicyVersion
 
@@ -43,14 +46,16 @@ class PolicyRecord:
 BASE_RECORD = PolicyRecord(version=BASE_POLICY, adapter_path=None, checksum="", scaling=0.0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLedger:
-    """Which publications are allowed, and which policy is current."""
+    """Which policy is current, and which publications are allowed; `policy.json` has it."""
 
-    def __init__(self, current: PolicyRecord = BASE_RECORD) -> None:
-        self.current = current
+    current: PolicyRecord = BASE_RECORD
+    number: int = 0
+    """Publications so far: of two policies of a run, the one with the larger number is later."""
 
-    def accepts(self, record: PolicyRecord) -> bool:
-        """Whether `record` is new; False if it is what is current already.
+    def publish(self, record: PolicyRecord) -> "PolicyLedger":
+        """The ledger with `record` current; this same one if `record` is current already.
 
         Another lineage always replaces the current one: that is how a run moves between stages.
 
@@ -60,7 +65,7 @@ class PolicyLedger:
         """
         now, then = record.version, self.current.version
         if now.lineage != then.lineage or now.version > then.version:
-            return True
+            return PolicyLedger(current=record, number=self.number + 1)
         if now.version < then.version:
             raise StalePolicyError(
                 f"expected a {now.lineage} policy newer than version {then.version}, got version "
@@ -72,11 +77,7 @@ class PolicyLedger:
                 f"{self.current.checksum[:12]!r}, got {record.checksum[:12]!r}: one version is one "
                 "policy; publish a changed policy under the next version"
             )
-        return False
-
-    def commit(self, record: PolicyRecord) -> None:
-        """Make an accepted record current."""
-        self.current = record
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,59 +85,90 @@ class StoredPolicy:
     """A record and where its bytes lie in Ray's object store."""
 
     record: PolicyRecord
-    adapter: tuple[ray.ObjectRef, ...]
-    """One reference, owned by the store; none for the base model. In a tuple so that Ray hands the
-    reference on instead of the bytes."""
+    number: int
+    """See `PolicyLedger`."""
+    adapter: tuple[Any, ...]
+    """One `ObjectRef`, owned by the store; none for the base model. In a tuple so that Ray hands
+    the reference on instead of the bytes."""
 
 
 class PolicyStore:
-    """Ray actor, detached and restarted for ever, that serves the current policy of one run."""
+    """What the store's actor does; its memory is `policy.json` and the run folder."""
 
-    def __init__(self, run_id: str, record_file: str) -> None:
+    def __init__(
+        self, run_id: str, record_file: str, put: Callable[[bytes], Any] = ray.put
+    ) -> None:
+        """The store at the policy that `record_file` names: a restarted one goes on where it was.
+
+        Args:
+            run_id: whose store.
+            record_file: `policy.json`, which `start_policy_store` has written.
+            put: takes an adapter's bytes into Ray's object store; what it holds dies with it.
+        """
         self._run_id = run_id
         self._file = Path(record_file)
-        self._adapter: tuple[ray.ObjectRef, ...] = ()
-        self._ledger = PolicyLedger()
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            record = read_record(self._file)
-            self._adapter = _put(_read_adapter(record))
-            self._ledger.commit(record)
-        else:
-            write_record(self._file, run_id, BASE_RECORD)
+        self._put = put
+        self._ledger = read_ledger(self._file)
+        self._adapter = self._hold(read_adapter(self._ledger.current))
 
-    def publish(self, record: PolicyRecord) -> PolicyRecord:
-        """Serve a committed policy; publishing the same one again changes nothing."""
-        if self._ledger.accepts(record):
-            adapter = _put(_read_adapter(record))
-            write_record(self._file, self._run_id, record)
-            self._adapter = adapter
-            self._ledger.commit(record)
-        return self._ledger.current
+    def publish(self, record: PolicyRecord, adapter: bytes | None) -> PolicyRecord:
+        """Serve a committed policy; publishing the same one again changes nothing.
+
+        Args:
+            record: what the run folder says about it.
+            adapter: its bytes: replicas need no disk that has the run folder.
+        """
+        ledger = self._ledger.publish(record)
+        if ledger is not self._ledger:
+            held = self._hold(adapter)
+            # Before anybody is served: a store that dies now comes back with this policy.
+            write_ledger(self._file, self._run_id, ledger)
+            self._adapter, self._ledger = held, ledger
+        return ledger.current
 
     def current(self) -> StoredPolicy:
         """The policy that every replica should serve."""
-        return StoredPolicy(record=self._ledger.current, adapter=self._adapter)
+        return StoredPolicy(
+            record=self._ledger.current, number=self._ledger.number, adapter=self._adapter
+        )
+
+    def _hold(self, adapter: bytes | None) -> tuple[Any, ...]:
+        return () if adapter is None else (self._put(adapter),)
 
 
-def write_record(file: Path, run_id: str, record: PolicyRecord) -> None:
+def write_ledger(file: Path, run_id: str, ledger: PolicyLedger) -> None:
     """Write `policy.json` atomically."""
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"run_id": run_id, **asdict(record)}, indent=2) + "\n")
+    content = {"run_id": run_id, "number": ledger.number, **asdict(ledger.current)}
+    partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(file)
 
 
-def read_record(file: Path) -> PolicyRecord:
-    """Read `policy.json`; the base policy if there is none."""
-    if not file.is_file():
-        return BASE_RECORD
-    fields = json.loads(file.read_text())
+def read_ledger(file: Path) -> PolicyLedger:
+    """Read `policy.json`.
+
+    Raises:
+        RunFolderError: if it is not there: a store that began afresh would go back.
+    """
+    try:
+        fields = json.loads(file.read_text())
+    except OSError as error:
+        raise RunFolderError(
+            f"expected the record of the published policy at {file}, which cannot be read "
+            f"({error.strerror}); with several nodes the run folder must be on shared storage, or "
+            "the node that holds it must be up"
+        ) from error
     del fields["run_id"]
-    return PolicyRecord(**{**fields, "version": PolicyVersion(**fields["version"])})
+    number = fields.pop("number")
+    record = PolicyRecord(**{**fields, "version": PolicyVersion(**fields["version"])})
+    return PolicyLedger(current=record, number=number)
 
 
 def start_policy_store(run_id: str, run_dir: Path, timeout_s: float) -> None:
     """Start a run's store at the base policy; one that an ended run left behind is replaced."""
     stop_policy_store(run_id)
+    file = run_dir / "policy.json"
+    write_ledger(file, run_id, PolicyLedger())
     store = (
         ray.remote(PolicyStore)
         .options(
@@ -147,8 +179,13 @@ def start_policy_store(run_id: str, run_dir: Path, timeout_s: float) -> None:
             max_restarts=-1,
             # Both methods may be repeated: publishing the same record twice changes nothing.
             max_task_retries=-1,
+            # This node has the run folder, which a restarted store reads. Only where that is on
+            # shared storage does another node help.
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True
+            ),
         )
-        .remote(run_id, str(run_dir / "policy.json"))
+        .remote(run_id, str(file.absolute()))
     )
     ray.get(store.current.remote(), timeout=timeout_s)
 
@@ -171,15 +208,17 @@ def stop_policy_store(run_id: str) -> None:
 
 
 async def commit_to_store(run_id: str, record: PolicyRecord, timeout_s: float) -> None:
-    """Publish a record in the run's store.
+    """Publish a record in the run's store, its adapter's bytes with it.
 
     Raises:
+        ModelError: if the adapter is not what was committed.
         StalePolicyError: if the ledger refuses it.
         ServiceError: if the store does not answer in time.
     """
+    adapter = read_adapter(record)
     store = _find(run_id)
     try:
-        await asyncio.wait_for(store.publish.remote(record), timeout_s)
+        await asyncio.wait_for(store.publish.remote(record, adapter), timeout_s)
     except RayTaskError as error:
         raise error.cause from error
     except (RayError, TimeoutError) as error:
@@ -204,6 +243,7 @@ async def fetch_policy(run_id: str, timeout_s: float) -> Policy:
                 adapter=adapter,
                 scaling=record.scaling,
                 checksum=record.checksum,
+                number=stored.number,
             )
         except (RayError, TimeoutError) as error:
             # A store that dies between the two calls takes the bytes with it; the next one has
@@ -241,11 +281,12 @@ def _no_answer(run_id: str, timeout_s: float, error: Exception) -> str:
     )
 
 
-def _put(adapter: bytes | None) -> tuple[ray.ObjectRef, ...]:
-    return () if adapter is None else (ray.put(adapter),)
+def read_adapter(record: PolicyRecord) -> bytes | None:
+    """The bytes of a committed adapter; None for the base model.
 
-
-def _read_adapter(record: PolicyRecord) -> bytes | None:
+    Raises:
+        ModelError: if the file cannot be read, or is not what was committed.
+    """
     if record.adapter_path is None:
         return None
     path = Path(record.adapter_path)
@@ -254,8 +295,8 @@ def _read_adapter(record: PolicyRecord) -> bytes | None:
     except OSError as error:
         raise ModelError(
             f"expected the adapter of {record.version.lineage} version {record.version.version} at "
-            f"{path}, which cannot be read ({error.strerror}); the run folder must be on storage "
-            "that every node of the cluster sees"
+            f"{path}, which cannot be read ({error.strerror}); whoever publishes it reads it from "
+            "the run folder: put that on storage that every node of the cluster sees"
         ) from error
     found = adapter_checksum(adapter)
     if found != record.checksum:

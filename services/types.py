@@ -31,6 +31,9 @@ class Policy:
     """lora_alpha / rank; 0.0 for the base model."""
     checksum: str
     """SHA-256 of `adapter`, "" for the base model."""
+    number: int = 0
+    """Publications of the run up to this one: a larger number is a later policy, whatever its
+    lineage; 0 is the base model before the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

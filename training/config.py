@@ -125,6 +125,9 @@ class GrpoSection(Section):
     """DAPO: replace groups whose rewards are all equal, up to `max_refills` batches."""
     max_refills: int = Field(default=2, ge=0)
     """Extra rollout batches a step may draw to replace dead groups."""
+    max_staleness: int = Field(default=0, ge=0, le=1)
+    """Versions by which the policy that sampled may be behind the one that a step starts from: 0
+    alternates rollouts and updates, 1 samples the next batch while the learner trains this one."""
     max_depth: int = Field(default=3, ge=1)
     """T of a rollout: depth at which the final is forced."""
     max_new_tokens: int = Field(default=160, ge=32)

@@ -93,12 +93,16 @@ class GrpoControllerActor:
 
     def __init__(self, inputs: GrpoInputs, sampler: ActorHandle) -> None:
         policy = inputs.make_generator()
-        groups = _ActorSampler(sampler, inputs.rollout_plan)
+        groups = ActorSampler(sampler, inputs.rollout_plan)
         self._controller = GrpoController(inputs, policy, groups)
         self._changed = asyncio.Condition()
 
     async def run(self) -> None:
         """Take the controller's turns until the stage ends."""
+        # Two at a time: a sync, and the collecting of rollouts.
+        await asyncio.gather(self._take_turns(), self._take_turns())
+
+    async def _take_turns(self) -> None:
         controller = self._controller
         while controller.state not in (GrpoState.FINISHED, GrpoState.FAILED):
             if not controller.may_advance:
@@ -174,14 +178,30 @@ class GrpoControllerActor:
     _held: tuple[int, ray.ObjectRef] | None = None
 
 
-class _ActorSampler:
+class ActorSampler:
+    """Samples groups in a rollout actor; who stops waiting ends them there too.
+
+    Args:
+        actor: handle of a `RolloutActor`.
+        plan: how rollouts are sampled.
+    """
+
     def __init__(self, actor: Any, plan: RolloutPlan) -> None:
         self._actor = actor
         self._plan = plan
 
     async def sample_groups(self, batch: RolloutBatch) -> list[list[Rollout]]:
+        """A group of rollouts for every prompt of the batch, in order.
+
+        Raises:
+            TrainingError: if the actor fails or is lost.
+        """
+        answer = self._actor.sample_groups.remote(self._plan, batch)
         try:
-            return await self._actor.sample_groups.remote(self._plan, batch)
+            return await answer
+        except asyncio.CancelledError:
+            ray.cancel(answer)  # nobody waits for these rollouts any more
+            raise
         except RayTaskError as error:
             if isinstance(error.cause, EagRlError):
                 raise error.cause from error

@@ -68,6 +68,16 @@ class ScoredGroup:
         """All rewards are equal: there is nothing to learn from it."""
         return is_dead(self.rewards)
 
+    @property
+    def oldest_version(self) -> int:
+        """Version of the oldest policy that wrote a token of it."""
+        return min(each.rollout.oldest_policy.version for each in self.rollouts)
+
+    @property
+    def num_written_tokens(self) -> int:
+        """Tokens that the model wrote."""
+        return sum(sum(each.rollout.model_written) for each in self.rollouts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedSequence:

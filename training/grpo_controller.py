@@ -51,9 +51,10 @@ class GrpoState(StrEnum):
     PROBING = "probing"
     """The learner's: the canary's log-probabilities. The controller samples ahead meanwhile."""
     COLLECTING = "collecting"
-    """The controller's: rollouts of the next step."""
+    """The controller's: rollouts of the next step, for which the learner waits."""
     TRAINING = "training"
-    """The learner's: the updates of a batch."""
+    """The learner's: the updates of a batch. The controller samples the next one meanwhile where
+    `grpo.max_staleness` allows it."""
     FINISHED = "finished"
     """All steps are committed, published and checked."""
     FAILED = "failed"
@@ -94,7 +95,14 @@ class GrpoController:
         self._canary_file = inputs.out_dir / "canary.json"
         self._attempt = 0
         self._order_number = 0
-        self._collected: CollectedStep | None = None
+        self._training: CollectedStep | None = None
+        self._ready: CollectedStep | None = None
+        self._published_version: int | None = None
+        self._is_publishing = False
+        self._is_collecting = False
+        self._step_began: float | None = None
+        self._idle_since = 0.0
+        self._rollout_wait_s = 0.0
         self._sync = _Sync(metrics={})
         self.failure: EagRlError | None = None
         self.state = GrpoState.STARTING
@@ -119,22 +127,34 @@ class GrpoController:
 
     @property
     def may_advance(self) -> bool:
-        """Whether `advance` has something to do."""
-        ahead = self.state is GrpoState.PROBING and self._collected is None and not self._is_last
-        return ahead or self.state in (GrpoState.PUBLISHING, GrpoState.COLLECTING)
+        """Whether `advance` has something to do that it is not doing already."""
+        return self._may_publish or self._may_collect
 
     async def advance(self) -> None:
-        """Do the one thing that is the controller's turn, if any; a failure becomes a state."""
+        """Do one thing that is the controller's turn, if any; a failure becomes a state.
+
+        Two of these may be awaited at the same time: a sync, and the collecting of rollouts.
+        """
         try:
-            if self.state is GrpoState.PUBLISHING:
-                await self._publish()
-            elif self.may_advance:
-                await self._collect()
+            if self._may_publish:
+                self._is_publishing = True
+                try:
+                    await self._publish()
+                finally:
+                    self._is_publishing = False
+            elif self._may_collect:
+                self._is_collecting = True
+                try:
+                    await self._collect()
+                finally:
+                    self._is_collecting = False
         except EagRlError as error:
             self.fail(error)
 
     def fail(self, error: EagRlError) -> None:
-        """Stop the stage; ranks are told to return."""
+        """Stop the stage; ranks are told to return. The first failure is the one that counts."""
+        if self.state is GrpoState.FAILED:
+            return
         logger.error("grpo failed step=%d state=%s error=%s", self.steps_done, self.state, error)
         self.failure = error
         self._move(GrpoState.FAILED)
@@ -162,11 +182,12 @@ class GrpoController:
         }.get(self.state)
         if kind is None or self._order_number <= after:
             return None
+        batch = self._training.batch if self._training else None
         return Order(
             number=self._order_number,
             kind=kind,
             canary=self._inputs.canary if kind is OrderKind.PROBE else None,
-            batch=self._collected.batch if kind is OrderKind.TRAIN and self._collected else None,
+            batch=batch if kind is OrderKind.TRAIN else None,
         )
 
     def report_canary(self, attempt: int, logprobs: tuple[float, ...]) -> None:
@@ -179,27 +200,58 @@ class GrpoController:
             self.fail(error)
             return
         self._write_line()
+        self._idle_since = self._step_began = self._clock()
         if self._is_last:
             self._move(GrpoState.FINISHED)
+        elif self._ready is None:
+            self._move(GrpoState.COLLECTING)
         else:
-            self._move(GrpoState.COLLECTING if self._collected is None else GrpoState.TRAINING)
+            self._hand_out()
 
     def report_step(self, attempt: int, new: NewPolicy, metrics: dict[str, Any]) -> None:
         """The learner has trained the batch and saved its checkpoint: commit."""
         if attempt != self._attempt or self.state is not GrpoState.TRAINING:
             return  # a group that has been replaced since
-        assert self._collected is not None, "what is being trained was collected"
+        assert self._training is not None, "a batch was handed out"
         step = self.steps_done + 1
-        self._append_samples(step, self._collected.groups)
-        record = self._version_record(step, new, {**self._collected.metrics, **metrics})
+        self._append_samples(step, self._training.groups)
+        waited = {"time/rollout_wait_s": self._rollout_wait_s}
+        record = self._version_record(step, new, {**self._training.metrics, **metrics, **waited})
         self._record = self._policies.commit(record, new.adapter, new.adapter_config)
-        self._collected = None
+        self._training = None
         logger.info("committed policy_version=%d attempt=%d", step, attempt)
         self._move(GrpoState.PUBLISHING)
 
     @property
     def _is_last(self) -> bool:
         return self.steps_done >= self._inputs.grpo.steps
+
+    @property
+    def _next_step(self) -> int:
+        """The step whose rollouts are collected next."""
+        return self.steps_done + (1 if self._training is None else 2)
+
+    @property
+    def _may_publish(self) -> bool:
+        return self.state is GrpoState.PUBLISHING and not self._is_publishing
+
+    @property
+    def _may_collect(self) -> bool:
+        """Whether what the generators serve is new enough for the next step's rollouts."""
+        section = self._inputs.grpo
+        is_busy = self._is_collecting or self._ready is not None
+        has_ended = self.state in (GrpoState.FINISHED, GrpoState.FAILED)
+        if is_busy or has_ended or self._published_version is None:
+            return False
+        step = self._next_step  # starts from version step - 1
+        return step <= section.steps and step - 1 - self._published_version <= section.max_staleness
+
+    def _hand_out(self) -> None:
+        """Give the batch that is ready to the learner."""
+        waited = self.state is GrpoState.COLLECTING
+        self._rollout_wait_s = self._clock() - self._idle_since if waited else 0.0
+        self._training, self._ready = self._ready, None
+        self._move(GrpoState.TRAINING)
 
     def _move(self, state: GrpoState) -> None:
         self.state = state
@@ -236,6 +288,7 @@ class GrpoController:
                 scaling=record.scaling,
             )
         )
+        self._published_version = self._collector.published_version = record.version
         published = self._clock()
         canary = self._inputs.canary
         scored = await self._policy.score(
@@ -256,12 +309,13 @@ class GrpoController:
             len(replies),
             published - started,
         )
-        self._move(GrpoState.PROBING)
+        if self.state is GrpoState.PUBLISHING:  # collecting may have failed meanwhile
+            self._move(GrpoState.PROBING)
 
     async def _collect(self) -> None:
-        self._collected = await self._collector.collect(self.steps_done + 1)
+        self._ready = await self._collector.collect(self._next_step)
         if self.state is GrpoState.COLLECTING:
-            self._move(GrpoState.TRAINING)
+            self._hand_out()
 
     def _check_canary(self, learner: tuple[float, ...]) -> None:
         assert self._record is not None, "a canary follows a sync"
@@ -295,13 +349,17 @@ class GrpoController:
         self._lines.append(
             {
                 "step": record.step,
-                "policy_version": record.step - 1,
                 "policy_version_out": record.version,
                 "attempt": record.attempt,
                 **record.metrics,
                 **self._sync.metrics,
+                **self._step_seconds(),
             }
         )
+
+    def _step_seconds(self) -> dict[str, float]:
+        """Wall time of the step that ends now; nothing where it began before a restart."""
+        return {} if self._step_began is None else {"time/step_s": self._clock() - self._step_began}
 
     def _append_samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         path = self._inputs.out_dir / "rollouts.jsonl"
@@ -319,6 +377,13 @@ def _warn_about_settings(inputs: GrpoInputs) -> None:
             "generator.sync=adapter",
             section.learning_rate,
             _MERGED_MIN_LEARNING_RATE,
+        )
+    if section.max_staleness > 0 and inputs.format == "guided":
+        logger.warning(
+            "max_staleness=%d with prompt.format=guided: tokens that are sampled under a pattern "
+            "carry no importance weight, so what a sync changes between sampling and training "
+            "stays in the gradient",
+            section.max_staleness,
         )
     if section.updates_per_step < 2:
         logger.warning(

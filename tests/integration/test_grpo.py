@@ -1,18 +1,22 @@
 """Stage 2 on real Ray Train, DeepSpeed and Serve; the language model is a script."""
 
+import asyncio
 import json
 from functools import partial
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
+from actors.rollout_actor import RolloutActor
+from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt
 from ehr.errors import TrainingError
 from services.clients import GeneratorClient
 from services.config import GeneratorSection, ModelSection
 from services.generator import deploy_generator, stop_generator, wait_for_generator
-from services.policy_store import read_record
-from services.types import PolicyVersion
+from services.policy_store import read_ledger
+from services.types import BASE_POLICY, PolicyVersion
 from tests.fakes import fake_model
 from tests.learner_fakes import (
     grpo_inputs,
@@ -21,8 +25,9 @@ from tests.learner_fakes import (
     load_scripted,
     tiny_model,
 )
+from tests.scripted import CharTokenizer, ScriptedGenerator
 from training.config import GrpoSection
-from training.grpo import train_grpo
+from training.grpo import ActorSampler, train_grpo
 
 REPLICA = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=120, request_timeout_s=60)
 
@@ -61,6 +66,15 @@ def inputs(run_id, folder, model_path, **changes):
     )
 
 
+class HangsOnPatient0(ScriptedGenerator):
+    """Never answers about patient p0."""
+
+    async def generate(self, request):
+        if request.session == "p0":
+            await asyncio.Event().wait()
+        return await super().generate(request)
+
+
 def lines(folder, name="metrics.jsonl"):
     return [json.loads(line) for line in (folder / "grpo" / name).read_text().splitlines()]
 
@@ -80,7 +94,7 @@ def test_two_steps_train_commit_publish_and_sample_from_what_was_published(
     assert all(line["grad/norm"] > 0 for line in written)
     samples = lines(tmp_path, "rollouts.jsonl")
     assert {(s["step"], s["policy_version"]) for s in samples} == {(1, 0), (2, 1)}
-    served = read_record(tmp_path / "policy.json")
+    served = read_ledger(tmp_path / "policy.json").current
     assert served.version == PolicyVersion(lineage="grpo", version=2)
     final = adapter(tmp_path)
     committed = load_file(served.adapter_path)
@@ -115,6 +129,61 @@ def test_a_learner_that_is_killed_after_a_commit_neither_loses_nor_repeats_a_ste
 
     assert (tmp_path / "ranks_killed").read_text() == "1"
     assert [(line["step"], line["attempt"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 2)]
+
+
+@pytest.mark.slow
+def test_rollouts_and_updates_overlap_by_one_version_and_survive_a_killed_learner(
+    serve, model_path, tmp_path
+):
+    restart_generator(serve, tmp_path, load_learner_killer)
+    overlapped = section(3, max_staleness=1)
+
+    train_grpo(inputs(serve, tmp_path, model_path, grpo=overlapped), lambda *_: None)
+
+    written = lines(tmp_path)
+    assert [(line["step"], line["policy_version_out"]) for line in written] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+    assert [line["attempt"] for line in written] == [1, 2, 2]
+    ages = [line["rollout/staleness"] for line in written]
+    assert ages[0] == 0
+    assert max(ages) == 1
+    assert [line["policy_version"] for line in written] == [0 - ages[0], 1 - ages[1], 2 - ages[2]]
+    assert {line["rollout/refused"] for line in written} == {0}
+
+
+def test_rollouts_that_nobody_waits_for_any_more_are_ended_in_their_actor(local_ray):
+    actor = RolloutActor.options(num_cpus=0).remote(HangsOnPatient0, CharTokenizer)
+    plan = RolloutPlan(
+        format="guided",
+        kind="question_decomposition",
+        max_depth=1,
+        max_new_tokens=400,
+        temperature=1.0,
+    )
+    sampler = ActorSampler(actor, plan)
+
+    def batch(name):
+        prompt = RolloutPrompt(patient_id=name, token_ids=(65,))
+        return RolloutBatch(
+            prompts=(prompt,), group_size=1, least=BASE_POLICY, seed=1, max_in_flight=1
+        )
+
+    async def give_up_on_one_and_ask_for_another():
+        hanging = asyncio.create_task(sampler.sample_groups(batch("p0")))
+        waiting = asyncio.create_task(sampler.sample_groups(batch("p1")))
+        await asyncio.wait([waiting], timeout=1.0)
+        was_held_up = not waiting.done()
+        hanging.cancel()
+        return was_held_up, await asyncio.wait_for(waiting, 60)
+
+    was_held_up, groups = asyncio.run(give_up_on_one_and_ask_for_another())
+    ray.kill(actor)
+
+    assert was_held_up
+    assert groups[0][0].patient_id == "p1"
 
 
 @pytest.mark.slow

@@ -155,6 +155,29 @@ def test_groups_come_in_the_order_of_the_prompts_whatever_the_latency() -> None:
     assert all(len({rollout.text for rollout in group}) > 1 for group in groups)
 
 
+def test_batches_that_are_sampled_at_the_same_time_share_the_limit() -> None:
+    generator = ScriptedGenerator(latency_s=0.003)
+    sampler = RolloutSampler(generator, CharTokenizer(), _plan())
+    batches = [
+        RolloutBatch(
+            prompts=(RolloutPrompt(patient_id=name, token_ids=(65,)),),
+            group_size=3,
+            least=BASE_POLICY,
+            seed=1,
+            max_in_flight=limit,
+        )
+        for name, limit in (("a", 4), ("b", 4), ("c", 2))
+    ]
+
+    async def sample_all() -> list[list[list[Rollout]]]:
+        return await asyncio.gather(*map(sampler.sample_groups, batches))
+
+    groups = asyncio.run(sample_all())
+
+    assert [group[0][0].patient_id for group in groups] == ["a", "b", "c"]
+    assert generator.max_in_flight == 4
+
+
 def test_a_sync_inside_a_rollout_shows_in_its_policy_versions() -> None:
     class Moving(ScriptedGenerator):
         async def generate(self, request: GenerateRequest) -> list[Completion]:

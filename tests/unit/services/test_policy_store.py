@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from ehr.errors import StalePolicyError
+from ehr.errors import RunFolderError, StalePolicyError
 from services.policy_store import (
     BASE_RECORD,
     PolicyLedger,
     PolicyRecord,
-    read_record,
-    write_record,
+    PolicyStore,
+    read_ledger,
+    write_ledger,
 )
 from services.types import PolicyVersion
 
@@ -24,62 +25,61 @@ def record(version: int, lineage: str = "grpo", checksum: str = "abc") -> Policy
     )
 
 
+def at(current: PolicyRecord) -> PolicyLedger:
+    return PolicyLedger(current=current, number=4)
+
+
 def test_a_ledger_starts_at_the_base_policy() -> None:
     assert PolicyLedger().current == BASE_RECORD
 
 
 @pytest.mark.parametrize("version", [4, 9])
-def test_a_newer_version_is_accepted(version: int) -> None:
-    ledger = PolicyLedger(record(3))
-
-    assert ledger.accepts(record(version))
+def test_a_newer_version_is_accepted_and_counted(version: int) -> None:
+    assert at(record(3)).publish(record(version)) == PolicyLedger(current=record(version), number=5)
 
 
 def test_publishing_the_same_policy_again_changes_nothing() -> None:
-    ledger = PolicyLedger(record(3))
+    ledger = at(record(3))
 
-    assert not ledger.accepts(record(3))
+    assert ledger.publish(record(3)) is ledger
 
 
 def test_another_policy_under_a_taken_version_is_refused() -> None:
-    ledger = PolicyLedger(record(3))
-
     with pytest.raises(StalePolicyError, match="already published with checksum 'abc', got 'def'"):
-        ledger.accepts(record(3, checksum="def"))
+        at(record(3)).publish(record(3, checksum="def"))
 
 
 def test_going_back_within_a_lineage_is_refused() -> None:
-    ledger = PolicyLedger(record(3))
-
     with pytest.raises(StalePolicyError, match="newer than version 3, got version 2"):
-        ledger.accepts(record(2))
+        at(record(3)).publish(record(2))
 
 
 def test_another_lineage_replaces_the_current_one() -> None:
-    ledger = PolicyLedger(record(3))
+    ledger = at(record(3)).publish(record(0, lineage="stage1")).publish(BASE_RECORD)
 
-    assert ledger.accepts(record(0, lineage="stage1"))
-    assert ledger.accepts(BASE_RECORD)
-
-
-def test_a_refused_record_leaves_the_current_one() -> None:
-    ledger = PolicyLedger(record(3))
-
-    with pytest.raises(StalePolicyError):
-        ledger.accepts(record(1))
-
-    assert ledger.current == record(3)
+    assert ledger == PolicyLedger(current=BASE_RECORD, number=6)
 
 
-@pytest.mark.parametrize("written", [BASE_RECORD, record(7)])
-def test_a_record_survives_the_run_folder(tmp_path: Path, written: PolicyRecord) -> None:
+@pytest.mark.parametrize("written", [PolicyLedger(), at(record(7))])
+def test_a_ledger_survives_the_run_folder(tmp_path: Path, written: PolicyLedger) -> None:
     file = tmp_path / "policy.json"
 
-    write_record(file, "demo", written)
+    write_ledger(file, "demo", written)
 
-    assert read_record(file) == written
+    assert read_ledger(file) == written
     assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
 
 
-def test_a_run_without_a_record_serves_the_base_policy(tmp_path: Path) -> None:
-    assert read_record(tmp_path / "policy.json") == BASE_RECORD
+def test_a_store_whose_record_is_gone_does_not_begin_afresh(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="the published policy"):
+        read_ledger(tmp_path / "policy.json")
+
+
+def test_a_store_holds_the_bytes_it_is_given_not_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    write_ledger(file, "demo", PolicyLedger())
+    store = PolicyStore("demo", str(file), put=lambda adapter: adapter)
+
+    store.publish(record(1), b"the bytes")
+
+    assert store.current().adapter == (b"the bytes",)

@@ -295,7 +295,7 @@ async def test_dapo_replaces_dead_groups_and_says_how_many_there_were(tmp_path):
     await parts.step(start)
 
     line = parts.lines()[0]
-    assert (line["rollout/dead_groups_drawn"], line["rollout/refills"]) == (2, 2)
+    assert (line["rollout/dead_groups_drawn"], line["rollout/refills"]) == (6, 2)
     assert line["rollout/dead_groups"] == 2
 
 
