@@ -50,11 +50,10 @@ def smollm2() -> LocalModel:
 class EngineThread:
     """A real engine on an event loop of its own, so that every test's loop can use it."""
 
-    def __init__(self, model: LocalModel) -> None:
+    def __init__(self, model: LocalModel, section: GeneratorSection) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        section = GeneratorSection(cache_gib=1.0, max_num_seqs=16)
         self.engine: VllmEngine = self.run(
             load_vllm(model, ModelSection(max_model_len=2048), section)
         )
@@ -74,6 +73,6 @@ class EngineThread:
 @pytest.fixture(scope="session")
 def vllm_engine(smollm2: LocalModel) -> Iterator[EngineThread]:
     """One real vLLM engine for the session, at the base policy."""
-    thread = EngineThread(smollm2)
+    thread = EngineThread(smollm2, GeneratorSection(cache_gib=1.0, max_num_seqs=16))
     yield thread
     thread.stop()

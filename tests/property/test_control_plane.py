@@ -10,6 +10,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +18,13 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from actors.rollouts import Rollout, RolloutBatch, RolloutPrompt
 from ehr.errors import StalePolicyError
@@ -28,18 +35,14 @@ from tests.control_plane import TIMEOUT_S, Application, Network, StoreActor
 from tests.learner_fakes import grpo_inputs
 from training.checkpoints import PolicyFolder
 from training.config import GrpoSection
-from training.grpo_controller import (
-    LINEAGE,
-    GrpoController,
-    GrpoState,
-    NewPolicy,
-    Order,
-    OrderKind,
-)
+from training.grpo_controller import GrpoController, GrpoState
+from training.grpo_inputs import LINEAGE
+from training.grpo_orders import NewPolicy, Order, OrderKind
 
 RESPONSE_TOKENS = 4
 MOST_REPLICAS = 3
-SECTION = GrpoSection(steps=4, group_size=2, patients_per_step=2)
+SECTION = GrpoSection(steps=8, group_size=2, patients_per_step=2)
+INPUTS = grpo_inputs(Path("unused"), format="free")
 MEMORY = Path("/dev/shm")
 """A commit waits for its disk; schedules need none."""
 
@@ -98,9 +101,17 @@ class ControlPlane(RuleBasedStateMachine):
         self.joined: Learner | None = None
         """The learner that joined last, dead or alive: the one that the controller listens to."""
         self.asked: list[asyncio.Task[Any]] = []
-        self.turn: asyncio.Task[None] | None = None
+        self.turns: list[asyncio.Task[None]] = []
+        self.has_begun = False
+
+    @initialize(staleness=st.integers(0, 1))
+    def begin(self, staleness: int) -> None:
+        """Rollouts and updates take turns, or overlap."""
+        section = SECTION.model_copy(update={"max_staleness": staleness})
+        self.inputs = replace(INPUTS, out_dir=self.folder / "grpo", grpo=section)
         self.start_controller()
         self.application.start()
+        self.has_begun = True
 
     @rule(num=st.integers(1, 80))
     def work(self, num: int) -> None:
@@ -169,7 +180,7 @@ class ControlPlane(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Let everything arrive, check what must hold then, and clean up."""
         try:
-            if not self.violations:
+            if self.has_begun and not self.violations:
                 self.come_to_rest()
                 self.check_rest()
         finally:
@@ -219,17 +230,15 @@ class ControlPlane(RuleBasedStateMachine):
     def start_controller(self) -> None:
         """A controller on the run folder, as the first one or after the death of another."""
         self.learner = None
-        if self.turn is not None:
-            self.turn.cancel()
-            self.network.loop.settle()
-            self.turn = None
-        self.controller = GrpoController(
-            grpo_inputs(self.folder, grpo=SECTION), self.client, self, clock=lambda: 0.0
-        )
+        for turn in self.turns:
+            turn.cancel()
+        self.network.loop.settle()
+        self.turns.clear()
+        self.controller = GrpoController(self.inputs, self.client, self, clock=lambda: 0.0)
 
     def controller_turn(self) -> None:
-        if (self.turn is None or self.turn.done()) and self.controller.may_advance:
-            self.turn = self.network.start(self.controller.advance())
+        while self.controller.may_advance:
+            self.turns.append(self.network.start(self.controller.advance()))
 
     def learner_turn(self, trains: bool = True) -> None:
         if self.learner is None:
