@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.objective.logprob import response_logprobs
 
@@ -70,3 +71,30 @@ def test_low_precision_states_give_float32_log_probabilities():
 
     assert logprob.dtype == torch.float32
     assert (logprob < 0).all()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sees every tensor that an operation makes, in the backward pass too."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in torch.utils._pytree.tree_leaves(made):
+            if isinstance(each, torch.Tensor):
+                self.numel = max(self.numel, each.numel())
+        return made
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_no_tensor_of_tokens_times_vocabulary_ever_exists(is_frozen):
+    tokens, vocabulary, width, chunk = 64, 200, 4, 8
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    head_weight = torch.randn(vocabulary, width, requires_grad=not is_frozen)
+    targets = torch.randint(0, vocabulary, (tokens,))
+
+    with LargestTensor() as largest:
+        logprob, _ = response_logprobs(hidden, head_weight, targets, chunk=chunk, with_entropy=True)
+        logprob.sum().backward()
+
+    assert largest.numel == chunk * vocabulary
