@@ -82,7 +82,12 @@ class GrpoSection(Section):
     updates_per_step: int = Field(default=2, ge=1)
     """M: optimizer updates per rollout batch (mini-batches, shuffled by group)."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Adam learning rate (the paper: 3e-6)."""
+    """Adam learning rate (the paper: 3e-6); with a schedule, its peak."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate behind the warm-up: as it is (the paper names none), or falling towards 0 over
+    `steps`."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up up to the learning rate."""
     accuracy_weight: float | None = Field(default=None, ge=0, le=1)
     """Overrides reward.accuracy_weight in Stage-2 only; 1 = without the attention reward."""
     shuffle_salience: bool = False
@@ -133,6 +138,11 @@ class GrpoSection(Section):
             raise ValueError(
                 "grpo.updates_per_step must not exceed grpo.patients_per_step: each update takes "
                 "whole groups"
+            )
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"grpo.warmup_steps must not exceed grpo.steps, got {self.warmup_steps} of "
+                f"{self.steps}: the learning rate would never be reached"
             )
         if self.temperature != 1.0:
             raise ValueError(

@@ -14,6 +14,7 @@ from ehr.errors import TrainingError
 from training.config import GrpoSection
 from training.grpo_batch import TrainedSequence, TrainingBatch
 from training.learner import Learner
+from training.learning_rate import learning_rate
 from training.objective.advantage import check_finite
 from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy
@@ -75,6 +76,7 @@ class BatchTrainer:
         return {
             "loss": metrics.pop("loss") / len(norms),
             "grad/norm": sum(norms) / len(norms),
+            "learning_rate": learning_rate(batch.step, self._section),
             "clip/high_mean": float(clip_high.mean()),
             "entropy/salient_mean": entropy.mean(),
             **metrics,
@@ -193,7 +195,7 @@ class BatchTrainer:
                 parts.num_adaptive,
             )
         try:
-            return self._learner.step(section.learning_rate)
+            return self._learner.step(learning_rate(batch.step, section))
         except TrainingError as error:
             patients = [batch.groups[i].patient_id for i in update]
             raise TrainingError(f"{error}; patients of this update: {patients[:5]!r}") from error

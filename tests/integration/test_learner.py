@@ -202,6 +202,22 @@ def test_the_first_update_has_ratio_one_so_that_nothing_is_clipped(path):
     assert metrics["loss"] == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_step_moves_by_the_learning_rate_of_its_schedule(path):
+    section = GRPO.model_copy(update={"steps": 4, "schedule": "linear"})
+    one = replace(batch(), updates=((0, 1),))
+
+    moves = []
+    for step in (1, 3):
+        training = trainer(path, section)
+        before = adapter_weights(training._learner.model)
+        metrics = training.train(replace(one, step=step))
+        moves.append(largest_difference(adapter_weights(training._learner.model), before))
+        assert metrics["learning_rate"] == pytest.approx(1e-2 * (5 - step) / 4)
+
+    # Adam's first step is as long as the learning rate.
+    assert moves == pytest.approx([1e-2, 5e-3], rel=1e-3)
+
+
 def test_dead_groups_leave_the_policy_where_it_is(path):
     training = trainer(path)
     before = adapter_weights(training._learner.model)
