@@ -7,17 +7,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from training.config import GrpoSection
 from training.grpo_batch import TrainedSequence, TrainingBatch
 from training.packing import pack
-from training.policy_model import adapter_weights, load_policy_model
+from training.policy_model import adapter_bytes, adapter_weights, load_adapter, load_policy_model
 
 SECTION = LEARNER.model_copy(update={"gradient_clip": 0.05})
 UNIFORM = -math.log(256)
@@ -243,42 +246,102 @@ def test_a_policy_that_is_not_finite_names_the_patient(path):
         training.train(batch())
 
 
-TWO_RANKS = """
-import os, sys
-rank, store, path, out = int(sys.argv[1]), *sys.argv[2:]
-os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(rank))
-import torch, torch.distributed as dist
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-from tests.integration import test_learner as this
-training = this.trainer(path)
-metrics = training.train(this.batch())
-from pathlib import Path
-training._learner.save(Path(out))
-if rank == 0:
-    Path(out, "metrics.json").write_text(this.json.dumps(metrics))
-dist.destroy_process_group()
-"""
+def test_the_entropy_of_a_salient_token_is_that_of_the_logits_before_it(path):
+    one = batch()
+    dense = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    # Alike before and behind a token, entropies of random weights would hide a slip by one.
+    dense.get_input_embeddings().weight.data.mul_(300)
+    found, shifted = [], []
+    training = trainer(path)
+    base = training._learner.model.peft_model.get_base_model()
+    base.get_input_embeddings().weight.data.mul_(300)
+    for group in one.groups:
+        for response, trained in zip(group.responses, group.trained, strict=True):
+            logits = dense(torch.tensor([group.prompt + response])).logits[0]
+            entropy = torch.distributions.Categorical(logits=logits).entropy()
+            # In `batch`, every other trained token is salient.
+            wanted = [i for i, is_trained in enumerate(trained) if is_trained][::2]
+            at = len(group.prompt) + torch.tensor(wanted)
+            found.append(float(entropy[at - 1].mean()))
+            shifted.append(float(entropy[at].mean()))
+
+    metrics = training.train(one)
+
+    assert metrics["entropy/salient_mean"] == pytest.approx(fmean(found), abs=1e-4)
+    assert abs(fmean(shifted) - fmean(found)) > 1e-3
+
+
+def test_the_committed_bytes_are_the_fp32_masters_on_a_bf16_base(path):
+    from training.learner import Learner
+
+    policy = load_policy_model(path, SECTION, dtype="bfloat16", seed=3)
+    ours = Learner(policy, SECTION)
+    train(ours, [1, 2])
+
+    committed = load_policy_model(path, SECTION, dtype="bfloat16", seed=4)
+    load_adapter(committed, adapter_bytes(policy))
+
+    written = torch.cat([weight.detach().flatten() for weight in committed.parameters()])
+    masters = ours._masters.detach()
+    assert masters.dtype == torch.float32
+    assert torch.equal(written, masters[: written.numel()])
+    assert not torch.equal(written, written.bfloat16().float())  # more than bf16 could hold
+
+
+def test_a_checkpoint_holds_adapter_moments_and_step_in_files_that_do_not_need_deepspeed(
+    path, tmp_path
+):
+    ours = learner(path)
+    train(ours, [1, 2])
+
+    ours.save(tmp_path)
+
+    saved = load_file(tmp_path / "optimizer.safetensors")
+    num_weights = sum(weight.numel() for weight in ours.model.parameters())
+    assert {name: value.numel() for name, value in saved.items()} == {
+        "exp_avg": num_weights,
+        "exp_avg_sq": num_weights,
+        "step": 1,
+    }
+    assert saved["step"].item() == 2
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == adapter_bytes(ours.model)
+
+
+def spawned(function, tmp_path, *arguments):
+    """Run `tests.learner_ranks.FUNCTION` on two ranks of their own; they write into `out`."""
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "tests.learner_ranks", function]
+    rest = [str(tmp_path / "store"), str(tmp_path / "out"), *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    ranks = [subprocess.Popen([*command, str(rank), *rest], cwd=root) for rank in (0, 1)]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    return tmp_path / "out"
 
 
 @pytest.mark.slow
 def test_two_ranks_take_the_step_of_one_and_report_the_same_metrics(path, tmp_path):
     alone = trainer(path)
     expected = alone.train(batch())
-    (tmp_path / "out").mkdir()
 
-    root = Path(__file__).parents[2]
-    arguments = [str(tmp_path / "store"), str(path), str(tmp_path / "out")]
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", TWO_RANKS, str(rank), *arguments], cwd=root)
-        for rank in (0, 1)
-    ]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    out = spawned("train_batch", tmp_path, path)
 
     together = learner(path)
-    together.load(tmp_path / "out")
+    together.load(out)
     ours = adapter_weights(alone._learner.model)
     assert largest_difference(adapter_weights(together.model), ours) < 1e-5
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    for name in ("loss", "grad/norm", "entropy/salient_mean", "clip/high_mean", "mismatch/k3"):
+    found = json.loads((out / "metrics.json").read_text())
+    for name in (
+        "loss", "grad/norm", "entropy/salient_mean", "clip/high_mean", "mismatch/k3",
+        "tis/mean_weight", "mismatch/measured_share",
+    ):  # fmt: skip
         assert found[name] == pytest.approx(expected[name], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_zero_2_steps_of_two_ranks_are_adamw_with_an_all_reduce(path, tmp_path):
+    out = spawned("zero_and_plain", tmp_path, path)
+
+    zero, plain = load_file(out / "zero.safetensors"), load_file(out / "plain.safetensors")
+    assert largest_difference(zero, plain) < 1e-6
+    start = adapter_weights(model(path))
+    assert largest_difference(plain, start) > 1e-2  # they went somewhere
