@@ -246,6 +246,14 @@ def test_a_policy_that_is_not_finite_names_the_patient(path):
         training.train(batch())
 
 
+def test_a_gradient_that_is_not_finite_names_the_patients_of_its_update(path):
+    training = trainer(path)
+    training._learner.model.adapter[0].register_hook(lambda gradient: gradient * math.nan)
+
+    with pytest.raises(TrainingError, match=r"finite gradient.*norm nan.*of this update: \['p0'\]"):
+        training.train(batch())
+
+
 def test_the_entropy_of_a_salient_token_is_that_of_the_logits_before_it(path):
     one = batch()
     dense = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
