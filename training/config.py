@@ -106,7 +106,12 @@ class GrpoSection(Section):
     updates_per_step: int = Field(default=2, ge=1)
     """M: optimizer updates per rollout batch (mini-batches, shuffled by group)."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Adam learning rate (the paper: 3e-6)."""
+    """Adam learning rate (the paper: 3e-6); with a schedule, its peak."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate behind the warm-up: as it is (the paper names none), or falling towards 0 over
+    `steps`."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up up to the learning rate."""
     accuracy_weight: float | None = Field(default=None, ge=0, le=1)
     """Overrides reward.accuracy_weight in Stage-2 only; 1 = without the attention reward."""
     shuffle_salience: bool = False
@@ -119,6 +124,11 @@ class GrpoSection(Section):
     """Largest upper clip; equal to the smallest = a fixed clip."""
     aggregation: Literal["sequence_mean", "token_mean", "sum"] = "sequence_mean"
     """Loss aggregation: Eq. 18 (mean of sequence means), DAPO's token mean, or Eq. 12's sum."""
+    # 2 as in verl and OpenRLHF: a token at which learner and generator agree within rounding weighs
+    # about 1 whatever the cap, and no single token counts more than twice.
+    importance_cap: float | None = Field(default=2.0, ge=1)
+    """C: a freely sampled token's surrogate is multiplied by min(pi_old / pi_generator, C), learner
+    over generator; null = off (Eq. 15 as it stands)."""
     salient_tokens: Literal["features_block", "feature_mentions"] = "features_block"
     """Tokens whose entropy steers the clip: the last features block, or names anywhere."""
     dynamic_sampling: bool = False
@@ -155,6 +165,11 @@ class GrpoSection(Section):
             raise ValueError(
                 "grpo.updates_per_step must not exceed grpo.patients_per_step: each update takes "
                 "whole groups"
+            )
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"grpo.warmup_steps must not exceed grpo.steps, got {self.warmup_steps} of "
+                f"{self.steps}: the learning rate would never be reached"
             )
         if self.temperature != 1.0:
             raise ValueError(

@@ -17,9 +17,8 @@ Line = Mapping[str, Any]
 
 MISSING = "-"
 
-_LABEL_WIDTH = 32
-_STEP_WIDTH = 25  # three rewards and their slashes, with the space between columns
-_MOST_STEPS = 5
+_MOST_STEPS = 8
+_COLUMN_GAP = 3  # characters between columns in the box chosen below
 
 
 def _number(value: float) -> str:
@@ -88,10 +87,10 @@ STEP_ROWS: tuple[StepRow, ...] = (
         keys=("mismatch/k3", "mismatch/mean_abs", "mismatch/max_abs"),
     ),
     StepRow(label="useful tokens/s", keys=("tokens/useful_per_s",), shown=_rate),
-    StepRow(label="s step", keys=("time/step_s",), shown=_seconds),
-    StepRow(label="s validation", keys=("time/validation_s",), shown=_seconds),
+    StepRow(label="seconds", keys=("time/step_s",), shown=_seconds),
+    StepRow(label="seconds validation", keys=("time/validation_s",), shown=_seconds),
     StepRow(
-        label="s rollout/old/train/sync/canary",
+        label="seconds rollout/old/train/sync/canary",
         keys=(
             "time/rollout_s",
             "time/old_logprob_s",
@@ -107,8 +106,9 @@ STEP_ROWS: tuple[StepRow, ...] = (
 
 def step_table(lines: Sequence[Line], width: int) -> Table:
     """The last steps side by side, as many as fit into `width` characters."""
-    room = max(1, min(_MOST_STEPS, (width - _LABEL_WIDTH) // _STEP_WIDTH))
-    shown = lines[-room:]
+    shown = lines[-_MOST_STEPS:]
+    while len(shown) > 1 and _width(shown) > width:
+        shown = shown[1:]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("step", no_wrap=True)
     for line in shown:
@@ -122,6 +122,13 @@ def step_line(line: Line, num_steps: float) -> str:
     """A step in one line, for logs."""
     parts = [f"{row.label} {row.cell(line)}" for row in _rows_of([line])]
     return f"step {line.get('step', MISSING)}/{num_steps:g}: " + ", ".join(parts)
+
+
+def _width(lines: Sequence[Line]) -> int:
+    rows = _rows_of(lines)
+    columns = [[str(line.get("step")), *(row.cell(line) for row in rows)] for line in lines]
+    labels = [row.label for row in rows]
+    return sum(max(map(len, column), default=0) + _COLUMN_GAP for column in [labels, *columns])
 
 
 def _rows_of(lines: Sequence[Line]) -> list[StepRow]:

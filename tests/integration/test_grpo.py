@@ -120,15 +120,22 @@ def test_a_stage_that_was_stopped_goes_on_at_the_next_step_to_the_same_policy(
 
 
 @pytest.mark.slow
-def test_a_learner_that_is_killed_after_a_commit_neither_loses_nor_repeats_a_step(
+def test_a_learner_that_is_killed_after_a_commit_takes_the_steps_of_one_that_was_not(
     serve, model_path, tmp_path
 ):
+    other = tmp_path / "undisturbed"
+    train_grpo(inputs(serve, other, model_path, grpo=section(3)), lambda *_: None)
     restart_generator(serve, tmp_path, load_learner_killer)
 
     train_grpo(inputs(serve, tmp_path, model_path, grpo=section(3)), lambda *_: None)
 
     assert (tmp_path / "ranks_killed").read_text() == "1"
     assert [(line["step"], line["attempt"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 2)]
+    for ours, theirs in zip(lines(tmp_path), lines(other), strict=True):
+        for name in ("reward/mean", "loss", "grad/norm", "entropy/salient_mean"):
+            assert ours[name] == theirs[name]
+    for name, weight in adapter(other).items():
+        assert torch.equal(weight, adapter(tmp_path)[name])
 
 
 @pytest.mark.slow

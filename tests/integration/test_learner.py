@@ -7,19 +7,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from training.config import GrpoSection
 from training.grpo_batch import TrainedSequence, TrainingBatch
 from training.packing import pack
-from training.policy_model import adapter_weights, load_policy_model
+from training.policy_model import adapter_bytes, adapter_weights, load_adapter, load_policy_model
 
 SECTION = LEARNER.model_copy(update={"gradient_clip": 0.05})
+UNIFORM = -math.log(256)
+"""About what the tiny model gives to every token."""
 GRPO = GrpoSection(group_size=3, learning_rate=1e-2)
 
 
@@ -97,7 +102,8 @@ def test_a_restored_learner_goes_on_bit_by_bit(path, tmp_path):
     assert largest_difference(train(second, [3, 4]), expected) == 0.0
 
 
-def batch(advantages=(1.0, -1.0, 0.0)):
+def batch(advantages=(1.0, -1.0, 0.0), generator_logprob=UNIFORM, constrained=()):
+    """Two groups of three; the tokens at `constrained` of every response were sampled under one."""
     groups = tuple(token_groups(2, 3))
     sequences = tuple(
         tuple(
@@ -105,7 +111,8 @@ def batch(advantages=(1.0, -1.0, 0.0)):
                 patient_id=group.patient_id,
                 advantage=advantage,
                 salient=tuple(k % 2 == 0 for k in range(sum(trained))),
-                generator_logprobs=(-math.log(256),) * sum(trained),
+                generator_logprobs=(generator_logprob,) * sum(trained),
+                constrained=tuple(k in constrained for k in range(sum(trained))),
             )
             for trained, advantage in zip(group.trained, advantages, strict=True)
         )
@@ -133,25 +140,85 @@ def test_the_metrics_of_a_batch_are_complete_finite_and_json(path):
     wanted = {
         "loss", "grad/norm", "entropy/salient_mean", "entropy/all_mean", "clip/low_share",
         "clip/high_share", "clip/adaptive_share", "clip/high_mean", "mismatch/k3",
-        "mismatch/mean_abs", "mismatch/max_abs", "time/old_logprob_s", "time/train_s",
+        "mismatch/mean_abs", "mismatch/max_abs", "mismatch/measured_share", "constraint/gap_mean",
+        "tis/mean_weight", "tis/capped_share", "time/old_logprob_s", "time/train_s",
         "tokens/learner",
     }  # fmt: skip
     assert wanted <= metrics.keys()
     json.dumps(metrics, allow_nan=False)
     assert metrics["mismatch/mean_abs"] < 0.5
     assert metrics["mismatch/k3"] >= 0
+    assert metrics["mismatch/measured_share"] == 1
+    assert metrics["constraint/gap_mean"] is None
     assert metrics["entropy/all_mean"] == pytest.approx(5.5, abs=0.1)
     assert 0.2 <= metrics["clip/high_mean"] <= 0.4
 
 
+def test_constrained_tokens_weigh_one_and_are_no_part_of_the_mismatch(path):
+    # The learner gives every token about 1/256; the generator claims e^-9, so the ratio is cut.
+    some = batch(generator_logprob=-9.0, constrained=(0,))
+
+    metrics = trainer(path).train(some)
+
+    counts = [sum(trained) for group in some.groups for trained in group.trained]
+    free = 1 - len(counts) / sum(counts)
+    assert metrics["mismatch/measured_share"] == pytest.approx(free)
+    assert metrics["mismatch/mean_abs"] == pytest.approx(9 - math.log(256), abs=0.5)
+    assert metrics["constraint/gap_mean"] == pytest.approx(math.log(256) - 9, abs=0.5)
+    assert metrics["tis/capped_share"] == pytest.approx(free)
+    assert metrics["tis/mean_weight"] == pytest.approx((1 - free) + 2 * free)
+
+
+def test_where_every_token_is_constrained_there_is_no_mismatch_to_report(path):
+    metrics = trainer(path).train(batch(constrained=range(99)))
+
+    assert metrics["mismatch/measured_share"] == 0
+    assert metrics["mismatch/k3"] is metrics["mismatch/mean_abs"] is None
+    assert metrics["mismatch/max_abs"] is None
+    assert metrics["tis/mean_weight"] == 1
+
+
+def test_the_importance_weights_scale_the_gradient_and_null_turns_them_off(path):
+    off = GRPO.model_copy(update={"importance_cap": None})
+
+    twice = trainer(path).train(batch(generator_logprob=-9.0))
+    once = trainer(path, off).train(batch(generator_logprob=-9.0))
+
+    # Every weight is the cap, 2, and Adam forgets the gradient's scale: both see the same weights.
+    assert twice["grad/norm"] == pytest.approx(2 * once["grad/norm"], rel=1e-3)
+    assert "tis/mean_weight" not in once
+    assert once["mismatch/k3"] == pytest.approx(twice["mismatch/k3"])
+
+
+def test_a_generator_log_probability_that_is_not_finite_names_the_patient(path):
+    with pytest.raises(TrainingError, match=r"learner and generator.*patient p0=inf"):
+        trainer(path).train(batch(generator_logprob=-math.inf))
+
+
 def test_the_first_update_has_ratio_one_so_that_nothing_is_clipped(path):
-    one = replace(batch(), updates=((0, 1),))
+    one = replace(batch(constrained=range(99)), updates=((0, 1),))
 
     metrics = trainer(path).train(one)
 
     assert metrics["clip/low_share"] == metrics["clip/high_share"] == 0
-    # Ratio 1: the loss is minus the mean advantage, which is 0 in every group.
+    # Ratio and weights are 1: the loss is minus the mean advantage, which is 0 in every group.
     assert metrics["loss"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_step_moves_by_the_learning_rate_of_its_schedule(path):
+    section = GRPO.model_copy(update={"steps": 4, "schedule": "linear"})
+    one = replace(batch(), updates=((0, 1),))
+
+    moves = []
+    for step in (1, 3):
+        training = trainer(path, section)
+        before = adapter_weights(training._learner.model)
+        metrics = training.train(replace(one, step=step))
+        moves.append(largest_difference(adapter_weights(training._learner.model), before))
+        assert metrics["learning_rate"] == pytest.approx(1e-2 * (5 - step) / 4)
+
+    # Adam's first step is as long as the learning rate.
+    assert moves == pytest.approx([1e-2, 5e-3], rel=1e-3)
 
 
 def test_dead_groups_leave_the_policy_where_it_is(path):
@@ -179,42 +246,110 @@ def test_a_policy_that_is_not_finite_names_the_patient(path):
         training.train(batch())
 
 
-TWO_RANKS = """
-import os, sys
-rank, store, path, out = int(sys.argv[1]), *sys.argv[2:]
-os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(rank))
-import torch, torch.distributed as dist
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-from tests.integration import test_learner as this
-training = this.trainer(path)
-metrics = training.train(this.batch())
-from pathlib import Path
-training._learner.save(Path(out))
-if rank == 0:
-    Path(out, "metrics.json").write_text(this.json.dumps(metrics))
-dist.destroy_process_group()
-"""
+def test_a_gradient_that_is_not_finite_names_the_patients_of_its_update(path):
+    training = trainer(path)
+    training._learner.model.adapter[0].register_hook(lambda gradient: gradient * math.nan)
+
+    with pytest.raises(TrainingError, match=r"finite gradient.*norm nan.*of this update: \['p0'\]"):
+        training.train(batch())
+
+
+def test_the_entropy_of_a_salient_token_is_that_of_the_logits_before_it(path):
+    one = batch()
+    dense = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    # Alike before and behind a token, entropies of random weights would hide a slip by one.
+    dense.get_input_embeddings().weight.data.mul_(300)
+    found, shifted = [], []
+    training = trainer(path)
+    base = training._learner.model.peft_model.get_base_model()
+    base.get_input_embeddings().weight.data.mul_(300)
+    for group in one.groups:
+        for response, trained in zip(group.responses, group.trained, strict=True):
+            logits = dense(torch.tensor([group.prompt + response])).logits[0]
+            entropy = torch.distributions.Categorical(logits=logits).entropy()
+            # In `batch`, every other trained token is salient.
+            wanted = [i for i, is_trained in enumerate(trained) if is_trained][::2]
+            at = len(group.prompt) + torch.tensor(wanted)
+            found.append(float(entropy[at - 1].mean()))
+            shifted.append(float(entropy[at].mean()))
+
+    metrics = training.train(one)
+
+    assert metrics["entropy/salient_mean"] == pytest.approx(fmean(found), abs=1e-4)
+    assert abs(fmean(shifted) - fmean(found)) > 1e-3
+
+
+def test_the_committed_bytes_are_the_fp32_masters_on_a_bf16_base(path):
+    from training.learner import Learner
+
+    policy = load_policy_model(path, SECTION, dtype="bfloat16", seed=3)
+    ours = Learner(policy, SECTION)
+    train(ours, [1, 2])
+
+    committed = load_policy_model(path, SECTION, dtype="bfloat16", seed=4)
+    load_adapter(committed, adapter_bytes(policy))
+
+    written = torch.cat([weight.detach().flatten() for weight in committed.parameters()])
+    masters = ours._masters.detach()
+    assert masters.dtype == torch.float32
+    assert torch.equal(written, masters[: written.numel()])
+    assert not torch.equal(written, written.bfloat16().float())  # more than bf16 could hold
+
+
+def test_a_checkpoint_holds_adapter_moments_and_step_in_files_that_do_not_need_deepspeed(
+    path, tmp_path
+):
+    ours = learner(path)
+    train(ours, [1, 2])
+
+    ours.save(tmp_path)
+
+    saved = load_file(tmp_path / "optimizer.safetensors")
+    num_weights = sum(weight.numel() for weight in ours.model.parameters())
+    assert {name: value.numel() for name, value in saved.items()} == {
+        "exp_avg": num_weights,
+        "exp_avg_sq": num_weights,
+        "step": 1,
+    }
+    assert saved["step"].item() == 2
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == adapter_bytes(ours.model)
+
+
+def spawned(function, tmp_path, *arguments):
+    """Run `tests.learner_ranks.FUNCTION` on two ranks of their own; they write into `out`."""
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "tests.learner_ranks", function]
+    rest = [str(tmp_path / "store"), str(tmp_path / "out"), *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    ranks = [subprocess.Popen([*command, str(rank), *rest], cwd=root) for rank in (0, 1)]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    return tmp_path / "out"
 
 
 @pytest.mark.slow
 def test_two_ranks_take_the_step_of_one_and_report_the_same_metrics(path, tmp_path):
     alone = trainer(path)
     expected = alone.train(batch())
-    (tmp_path / "out").mkdir()
 
-    root = Path(__file__).parents[2]
-    arguments = [str(tmp_path / "store"), str(path), str(tmp_path / "out")]
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", TWO_RANKS, str(rank), *arguments], cwd=root)
-        for rank in (0, 1)
-    ]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    out = spawned("train_batch", tmp_path, path)
 
     together = learner(path)
-    together.load(tmp_path / "out")
+    together.load(out)
     ours = adapter_weights(alone._learner.model)
     assert largest_difference(adapter_weights(together.model), ours) < 1e-5
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    for name in ("loss", "grad/norm", "entropy/salient_mean", "clip/high_mean", "mismatch/k3"):
+    found = json.loads((out / "metrics.json").read_text())
+    for name in (
+        "loss", "grad/norm", "entropy/salient_mean", "clip/high_mean", "mismatch/k3",
+        "tis/mean_weight", "mismatch/measured_share",
+    ):  # fmt: skip
         assert found[name] == pytest.approx(expected[name], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_zero_2_steps_of_two_ranks_are_adamw_with_an_all_reduce(path, tmp_path):
+    out = spawned("zero_and_plain", tmp_path, path)
+
+    zero, plain = load_file(out / "zero.safetensors"), load_file(out / "plain.safetensors")
+    assert largest_difference(zero, plain) < 1e-6
+    start = adapter_weights(model(path))
+    assert largest_difference(plain, start) > 1e-2  # they went somewhere

@@ -1,8 +1,12 @@
 """Log-probabilities and entropies of given tokens, without ever holding all logits."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -11,13 +15,16 @@ def response_logprobs(
     head_weight: Float[Tensor, "vocabulary width"],
     targets: Int[Tensor, " tokens"],
     *,
-    chunk: int = 512,
+    chunk: int = 128,
     with_entropy: bool = False,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
     """Log-probability of each target token, and the entropy of its distribution (H_t of Eq. 9).
 
-    The head is applied to `chunk` tokens at a time and again in the backward pass, so memory
-    holds one chunk of logits instead of tokens x vocabulary.
+    The head is applied to `chunk` tokens at a time, so memory holds one chunk of logits instead of
+    tokens x vocabulary. Under a frozen head the gradient is ready when the log-probabilities are:
+    that of a token's log-probability with respect to its own state, e_target W - p W, does not
+    depend on the loss, which only scales it. Under a trained head the logits are computed again in
+    the backward pass.
 
     Args:
         hidden: states that predict the targets.
@@ -29,10 +36,12 @@ def response_logprobs(
     Returns:
         float32 log-probabilities, and entropies or None.
     """
+    if not (torch.is_grad_enabled() and head_weight.requires_grad):
+        logprob, entropy = _FrozenHead.apply(hidden, head_weight, targets, chunk, with_entropy)
+        return logprob, entropy if with_entropy else None
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        # Without gradients this is a plain call.
         logprob, entropy = checkpoint(
             _chunk_logprobs, states, head_weight, wanted, with_entropy, use_reentrant=False
         )
@@ -48,11 +57,54 @@ def _chunk_logprobs(
     targets: Int[Tensor, " tokens"],
     with_entropy: bool,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
-    logits = torch.nn.functional.linear(hidden, head_weight).float()
-    log_normalizer = logits.logsumexp(-1)
-    logprob = logits.gather(-1, targets[:, None])[:, 0] - log_normalizer
-    if not with_entropy:
-        return logprob, None
-    with torch.no_grad():
-        probability = (logits - log_normalizer[:, None]).exp()
-        return logprob, log_normalizer - (probability * logits).sum(-1)
+    every = F.log_softmax(F.linear(hidden, head_weight).float(), -1)
+    logprob = every.gather(-1, targets[:, None])[:, 0]
+    return logprob, _entropy(every.detach()) if with_entropy else None
+
+
+def _entropy(logprobs: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, " tokens"]:
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "tokens width"],
+        head_weight: Float[Tensor, "vocabulary width"],
+        targets: Int[Tensor, " tokens"],
+        chunk: int,
+        with_entropy: bool,
+    ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " entropies"]]:
+        num_tokens, vocabulary = len(targets), head_weight.shape[0]
+        logprobs = hidden.new_empty(num_tokens, dtype=torch.float32)
+        entropies = logprobs.new_empty(num_tokens if with_entropy else 0)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # The same memory for every chunk: fresh pages cost more than the passes over them.
+        shape = (min(chunk, num_tokens), vocabulary)
+        low = head_weight.new_empty(shape)
+        scores = logprobs.new_empty(shape)
+        every = logprobs.new_empty(shape)
+        for start in range(0, num_tokens, chunk):
+            part = slice(start, min(start + chunk, num_tokens))
+            rows = slice(0, part.stop - start)
+            torch.mm(hidden[part], head_weight.t(), out=low[rows])
+            scores[rows] = low[rows]
+            torch.log_softmax(scores[rows], -1, out=every[rows])
+            logprobs[part] = every[rows].gather(-1, targets[part, None])[:, 0]
+            if with_entropy:
+                torch.exp(every[rows], out=scores[rows])
+                entropies[part] = -scores[rows].mul_(every[rows]).sum(-1)
+            if slopes is not None:
+                low[rows] = every[rows].exp_()
+                slopes[part] = head_weight[targets[part]] - torch.mm(low[rows], head_weight)
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, " tokens"], _: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * grad[:, None].to(slopes.dtype), None, None, None, None

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.objective.logprob import response_logprobs
 
@@ -32,6 +33,27 @@ def test_chunks_equal_the_full_computation_with_gradients(chunk):
     assert not entropy.requires_grad
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_a_frozen_head_gives_the_same_values_and_state_gradient(chunk, with_entropy):
+    hidden, head_weight, targets = inputs()
+    weights = torch.arange(-3.0, 4.0)
+    expected, expected_entropy = response_logprobs(
+        hidden, head_weight, targets, with_entropy=with_entropy
+    )
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), hidden)
+
+    logprob, entropy = response_logprobs(
+        hidden, head_weight.detach(), targets, chunk=chunk, with_entropy=with_entropy
+    )
+    (gradient,) = torch.autograd.grad((logprob * weights).sum(), hidden)
+
+    torch.testing.assert_close(logprob, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    torch.testing.assert_close(entropy, expected_entropy)
+    assert entropy is None or not entropy.requires_grad
+
+
 def test_entropy_is_left_out_unless_wanted():
     assert response_logprobs(*inputs())[1] is None
 
@@ -49,3 +71,30 @@ def test_low_precision_states_give_float32_log_probabilities():
 
     assert logprob.dtype == torch.float32
     assert (logprob < 0).all()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sees every tensor that an operation makes, in the backward pass too."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in torch.utils._pytree.tree_leaves(made):
+            if isinstance(each, torch.Tensor):
+                self.numel = max(self.numel, each.numel())
+        return made
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_no_tensor_of_tokens_times_vocabulary_ever_exists(is_frozen):
+    tokens, vocabulary, width, chunk = 64, 200, 4, 8
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    head_weight = torch.randn(vocabulary, width, requires_grad=not is_frozen)
+    targets = torch.randint(0, vocabulary, (tokens,))
+
+    with LargestTensor() as largest:
+        logprob, _ = response_logprobs(hidden, head_weight, targets, chunk=chunk, with_entropy=True)
+        logprob.sum().backward()
+
+    assert largest.numel == chunk * vocabulary

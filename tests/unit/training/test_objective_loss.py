@@ -187,6 +187,38 @@ def test_a_log_probability_that_is_not_finite_stops_with_the_sample(bad):
         )
 
 
+def test_a_token_that_became_impossible_stops_with_the_sample_instead_of_hiding_behind_a_bound():
+    inputs = batch()
+    inputs["mask"][3, 2] = True
+    inputs["logp"][3, 2] = -math.inf
+
+    with pytest.raises(TrainingError, match=r"finite log-ratio.*p1/3=-inf"):
+        policy_loss(
+            **inputs,
+            aggregation="sequence_mean",
+            denominators=whole(inputs),
+            sample_ids=[f"p1/{i}" for i in range(8)],
+        )
+
+
+def test_an_importance_weight_multiplies_a_tokens_share_and_gets_no_gradient():
+    inputs = batch()
+    weight = torch.full_like(inputs["logp"], 1.5, requires_grad=True)
+    inputs["logp"].requires_grad_()
+
+    plain = policy_loss(**inputs, aggregation="token_mean", denominators=whole(inputs)).loss
+    weighted = policy_loss(
+        **inputs,
+        aggregation="token_mean",
+        denominators=whole(inputs),
+        importance_weight=weight,
+    ).loss
+    weighted.backward()
+
+    torch.testing.assert_close(weighted, 1.5 * plain)
+    assert weight.grad is None
+
+
 def test_the_estimate_of_divergence_is_the_mean_fall_of_log_probability():
     inputs = batch()
 
