@@ -63,6 +63,9 @@ class Rollout:
     """Whether the model wrote each of `token_ids`; the rest is context."""
     generator_logprobs: tuple[float, ...]
     """The generator's log-probability of each token, 0.0 where the caller wrote it."""
+    constrained: tuple[bool, ...]
+    """Whether each token was sampled under a pattern or a list of allowed tokens: not from the
+    policy's own distribution, and vLLM gives a pattern's log-probabilities renormalised."""
     text: str
     truncated: bool
     """Whether the answer ended at a token limit: a format failure."""
@@ -180,6 +183,7 @@ class RolloutSampler:
 
     async def _guided(self, calls: "_Calls", writer: Writer) -> "_Response":
         logprobs: list[float] = []
+        constrained: list[bool] = []
         truncated = False
         while (call := writer.next_request()) is not None:
             sampling = Sampling(
@@ -195,14 +199,19 @@ class RolloutSampler:
             truncated |= (
                 call.kind is CallKind.PROBABILITY and completion.finish_reason == "length"
             ) and not completion.text.endswith("\n")
-            logprobs += [0.0] * (len(writer.token_ids) - len(logprobs))
-            logprobs += completion.logprobs
+            num_callers = len(writer.token_ids) - len(logprobs)
+            is_constrained = call.regex is not None or call.allowed_token_ids is not None
+            logprobs += [*[0.0] * num_callers, *completion.logprobs]
+            constrained += [False] * num_callers + [is_constrained] * len(completion.logprobs)
             writer.accept(completion.token_ids, completion.text)
-        logprobs += [0.0] * (len(writer.token_ids) - len(logprobs))
+        num_callers = len(writer.token_ids) - len(logprobs)
+        logprobs += [0.0] * num_callers
+        constrained += [False] * num_callers
         return _Response(
             token_ids=writer.token_ids,
             model_written=writer.model_mask,
             logprobs=logprobs,
+            constrained=constrained,
             text=writer.text,
             truncated=truncated,
             num_cut_lines=writer.num_cut_lines,
@@ -220,6 +229,7 @@ class RolloutSampler:
             token_ids=completion.token_ids,
             model_written=(True,) * len(completion.token_ids),
             logprobs=completion.logprobs,
+            constrained=(False,) * len(completion.token_ids),
             text=completion.text,
             truncated=completion.finish_reason == "length",
         )
@@ -287,6 +297,7 @@ class _Calls:
             token_ids=response.token_ids,
             model_written=response.model_written,
             generator_logprobs=tuple(response.logprobs),
+            constrained=tuple(response.constrained),
             text=response.text,
             truncated=response.truncated,
             oldest_policy=min(self._versions),
@@ -301,6 +312,7 @@ class _Response:
     token_ids: tuple[int, ...]
     model_written: tuple[bool, ...]
     logprobs: Sequence[float]
+    constrained: Sequence[bool]
     text: str
     truncated: bool
     num_cut_lines: int = 0

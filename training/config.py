@@ -95,6 +95,11 @@ class GrpoSection(Section):
     """Largest upper clip; equal to the smallest = a fixed clip."""
     aggregation: Literal["sequence_mean", "token_mean", "sum"] = "sequence_mean"
     """Loss aggregation: Eq. 18 (mean of sequence means), DAPO's token mean, or Eq. 12's sum."""
+    # 2 as in verl and OpenRLHF: a token at which learner and generator agree within rounding weighs
+    # about 1 whatever the cap, and no single token counts more than twice.
+    importance_cap: float | None = Field(default=2.0, ge=1)
+    """C: a freely sampled token's surrogate is multiplied by min(pi_old / pi_generator, C), learner
+    over generator; null = off (Eq. 15 as it stands)."""
     salient_tokens: Literal["features_block", "feature_mentions"] = "features_block"
     """Tokens whose entropy steers the clip: the last features block, or names anywhere."""
     dynamic_sampling: bool = False

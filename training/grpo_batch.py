@@ -84,6 +84,8 @@ class TrainedSequence:
     advantage: float
     salient: tuple[bool, ...]
     generator_logprobs: tuple[float, ...]
+    constrained: tuple[bool, ...]
+    """Sampled under a pattern or a list of allowed tokens (`Rollout.constrained`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +228,7 @@ def _sequences(
                 advantage=advantage,
                 salient=tuple(itertools.compress(salient, written)),
                 generator_logprobs=tuple(itertools.compress(rollout.generator_logprobs, written)),
+                constrained=tuple(itertools.compress(rollout.constrained, written)),
             )
         )
     return tuple(sequences)

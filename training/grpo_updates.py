@@ -17,8 +17,10 @@ from training.learner import Learner
 from training.objective.advantage import check_finite
 from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy
+from training.objective.importance import generator_log_ratio, truncated_importance_weights
 from training.objective.loss import LossDenominators, policy_loss
 from training.packing import PackedRow, deal, pack
+from training.update_totals import UpdateTotals
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +35,8 @@ class _Work:
     sequences: list[TrainedSequence]
     old_logprobs: Tensor
     """[sequences, tokens]"""
-
-    @property
-    def names(self) -> list[str]:
-        return [f"patient {sequence.patient_id}" for sequence in self.sequences]
+    importance: Tensor | None
+    """Truncated importance weights [sequences, tokens]; None = off."""
 
 
 class BatchTrainer:
@@ -60,7 +60,7 @@ class BatchTrainer:
             TrainingError: if a log-probability, loss or gradient is not finite.
         """
         started = time.monotonic()
-        totals = _Totals(self._learner.model.device)
+        totals = UpdateTotals(self._learner.model.device)
         entropy = _SequenceEntropy(batch, self._learner.model.device)
         updates = [
             [self._frozen(batch, update, row, entropy, totals) for row in rows]
@@ -93,7 +93,7 @@ class BatchTrainer:
         update: tuple[int, ...],
         row: PackedRow,
         entropy: "_SequenceEntropy",
-        totals: "_Totals",
+        totals: UpdateTotals,
     ) -> _Work:
         members = [(i, j) for i in update for j in range(len(batch.sequences[i]))]
         places = [members[sequence] for sequence in row.sequences]
@@ -101,21 +101,41 @@ class BatchTrainer:
         flat_logprobs, flat_entropy = self._learner.frozen_logprobs(row)
         if not places:
             empty = torch.zeros(0, 0, device=flat_logprobs.device)
-            return _Work(row=row, numbers=[], sequences=[], old_logprobs=empty)
+            return _Work(row=row, numbers=[], sequences=[], old_logprobs=empty, importance=None)
         logprobs, entropies = row.padded(flat_logprobs), row.padded(flat_entropy)
         mask = row.mask.to(logprobs.device)
-        work = _Work(
+        numbers = [entropy.number(i, j) for i, j in places]
+        check_finite("log-probability", logprobs.sum(1), _names(sequences))
+        salient = _padded([s.salient for s in sequences], torch.bool, mask.device) & mask
+        entropy.put(numbers, *mean_salient_entropy(entropies, salient))
+        totals.add_row(row.num_tokens, flat_entropy)
+        return _Work(
             row=row,
-            numbers=[entropy.number(i, j) for i, j in places],
+            numbers=numbers,
             sequences=sequences,
             old_logprobs=logprobs,
+            importance=self._importance(logprobs, mask, sequences, totals),
         )
-        check_finite("log-probability", logprobs.sum(1), work.names)
-        salient = _padded([s.salient for s in sequences], torch.bool, logprobs.device) & mask
-        entropy.put(work.numbers, *mean_salient_entropy(entropies, salient))
-        generated = _padded([s.generator_logprobs for s in sequences], torch.float32, mask.device)
-        totals.add_mismatch(logprobs[mask], generated[mask], flat_entropy, row.num_tokens)
-        return work
+
+    def _importance(
+        self,
+        old_logprobs: Tensor,
+        mask: Tensor,
+        sequences: list[TrainedSequence],
+        totals: UpdateTotals,
+    ) -> Tensor | None:
+        device = mask.device
+        generated = _padded([s.generator_logprobs for s in sequences], torch.float32, device)
+        constrained = _padded([s.constrained for s in sequences], torch.bool, device) & mask
+        measured = mask & ~constrained
+        log_ratio = generator_log_ratio(old_logprobs, generated, measured, _names(sequences))
+        totals.add_mismatch(log_ratio[measured], (generated - old_logprobs)[constrained])
+        cap = self._section.importance_cap
+        if cap is None:
+            return None
+        weights = truncated_importance_weights(log_ratio, cap)
+        totals.add_importance(weights[mask], int((log_ratio.exp() > cap).sum()))
+        return weights
 
     def _clip_high(self, batch: TrainingBatch, entropy: "_SequenceEntropy") -> Tensor:
         values, valid = entropy.gathered()
@@ -138,7 +158,7 @@ class BatchTrainer:
         update: tuple[int, ...],
         works: list[_Work],
         clip_high: Tensor,
-        totals: "_Totals",
+        totals: UpdateTotals,
     ) -> float:
         section = self._section
         denominators = LossDenominators(
@@ -161,7 +181,8 @@ class BatchTrainer:
                 section.aggregation,
                 denominators,
                 clip_high_min=section.clip_high_min,
-                sample_ids=work.names,
+                importance_weight=work.importance,
+                sample_ids=_names(work.sequences),
             )
             self._learner.backward(parts.loss)
             totals.add_loss(
@@ -211,78 +232,8 @@ class _SequenceEntropy:
         return float(values[valid].mean()) if valid.any() else None
 
 
-class _Totals:
-    """Sums over a step's rows, added up over ranks at the end."""
-
-    _SUMS = (
-        "loss",
-        "tokens",
-        "clipped_low",
-        "clipped_high",
-        "adaptive",
-        "old_tokens",
-        "entropy",
-        "k3",
-        "abs",
-        "row_tokens",
-    )
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums: dict[str, float] = dict.fromkeys(self._SUMS, 0.0)
-        self._max_abs = 0.0
-        self._device = device
-
-    def add_mismatch(
-        self, learner: Tensor, generator: Tensor, entropy: Tensor, row_tokens: int
-    ) -> None:
-        """Old log-probabilities against the generator's, of model-written tokens."""
-        difference = learner - generator
-        # k3 of http://joschu.net/blog/kl-approx.html: unbiased for KL(generator, learner), >= 0.
-        k3 = difference.exp() - 1 - difference
-        for name, value in (
-            ("old_tokens", difference.numel()),
-            ("entropy", float(entropy.sum())),
-            ("k3", float(k3.sum())),
-            ("abs", float(difference.abs().sum())),
-            ("row_tokens", row_tokens),
-        ):
-            self._sums[name] += value
-        if difference.numel():
-            self._max_abs = max(self._max_abs, float(difference.abs().max()))
-
-    def add_loss(
-        self, loss: float, tokens: int, clipped_low: int, clipped_high: int, adaptive: int
-    ) -> None:
-        """What one micro-batch's loss did."""
-        for name, value in (
-            ("loss", loss),
-            ("tokens", tokens),
-            ("clipped_low", clipped_low),
-            ("clipped_high", clipped_high),
-            ("adaptive", adaptive),
-        ):
-            self._sums[name] += value
-
-    def metrics(self) -> dict[str, float]:
-        """Means and shares over all ranks."""
-        # float32: not every accelerator has float64, and the counts are far below its 2^24.
-        sums = torch.tensor([self._sums[name] for name in self._SUMS], device=self._device)
-        largest = torch.tensor(self._max_abs, device=self._device)
-        dist.all_reduce(sums)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        total = dict(zip(self._SUMS, sums.tolist(), strict=True))
-        tokens, old_tokens = max(total["tokens"], 1.0), max(total["old_tokens"], 1.0)
-        return {
-            "loss": total["loss"],
-            "clip/low_share": total["clipped_low"] / tokens,
-            "clip/high_share": total["clipped_high"] / tokens,
-            "clip/adaptive_share": total["adaptive"] / tokens,
-            "entropy/all_mean": total["entropy"] / old_tokens,
-            "mismatch/k3": total["k3"] / old_tokens,
-            "mismatch/mean_abs": total["abs"] / old_tokens,
-            "mismatch/max_abs": float(largest),
-            "tokens/learner": total["row_tokens"],
-        }
+def _names(sequences: list[TrainedSequence]) -> list[str]:
+    return [f"patient {sequence.patient_id}" for sequence in sequences]
 
 
 def _padded(values: list[tuple], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -20,6 +20,8 @@ from training.packing import pack
 from training.policy_model import adapter_weights, load_policy_model
 
 SECTION = LEARNER.model_copy(update={"gradient_clip": 0.05})
+UNIFORM = -math.log(256)
+"""About what the tiny model gives to every token."""
 GRPO = GrpoSection(group_size=3, learning_rate=1e-2)
 
 
@@ -97,7 +99,8 @@ def test_a_restored_learner_goes_on_bit_by_bit(path, tmp_path):
     assert largest_difference(train(second, [3, 4]), expected) == 0.0
 
 
-def batch(advantages=(1.0, -1.0, 0.0)):
+def batch(advantages=(1.0, -1.0, 0.0), generator_logprob=UNIFORM, constrained=()):
+    """Two groups of three; the tokens at `constrained` of every response were sampled under one."""
     groups = tuple(token_groups(2, 3))
     sequences = tuple(
         tuple(
@@ -105,7 +108,8 @@ def batch(advantages=(1.0, -1.0, 0.0)):
                 patient_id=group.patient_id,
                 advantage=advantage,
                 salient=tuple(k % 2 == 0 for k in range(sum(trained))),
-                generator_logprobs=(-math.log(256),) * sum(trained),
+                generator_logprobs=(generator_logprob,) * sum(trained),
+                constrained=tuple(k in constrained for k in range(sum(trained))),
             )
             for trained, advantage in zip(group.trained, advantages, strict=True)
         )
@@ -133,24 +137,68 @@ def test_the_metrics_of_a_batch_are_complete_finite_and_json(path):
     wanted = {
         "loss", "grad/norm", "entropy/salient_mean", "entropy/all_mean", "clip/low_share",
         "clip/high_share", "clip/adaptive_share", "clip/high_mean", "mismatch/k3",
-        "mismatch/mean_abs", "mismatch/max_abs", "time/old_logprob_s", "time/train_s",
+        "mismatch/mean_abs", "mismatch/max_abs", "mismatch/measured_share", "constraint/gap_mean",
+        "tis/mean_weight", "tis/capped_share", "time/old_logprob_s", "time/train_s",
         "tokens/learner",
     }  # fmt: skip
     assert wanted <= metrics.keys()
     json.dumps(metrics, allow_nan=False)
     assert metrics["mismatch/mean_abs"] < 0.5
     assert metrics["mismatch/k3"] >= 0
+    assert metrics["mismatch/measured_share"] == 1
+    assert metrics["constraint/gap_mean"] is None
     assert metrics["entropy/all_mean"] == pytest.approx(5.5, abs=0.1)
     assert 0.2 <= metrics["clip/high_mean"] <= 0.4
 
 
+def test_constrained_tokens_weigh_one_and_are_no_part_of_the_mismatch(path):
+    # The learner gives every token about 1/256; the generator claims e^-9, so the ratio is cut.
+    some = batch(generator_logprob=-9.0, constrained=(0,))
+
+    metrics = trainer(path).train(some)
+
+    counts = [sum(trained) for group in some.groups for trained in group.trained]
+    free = 1 - len(counts) / sum(counts)
+    assert metrics["mismatch/measured_share"] == pytest.approx(free)
+    assert metrics["mismatch/mean_abs"] == pytest.approx(9 - math.log(256), abs=0.5)
+    assert metrics["constraint/gap_mean"] == pytest.approx(math.log(256) - 9, abs=0.5)
+    assert metrics["tis/capped_share"] == pytest.approx(free)
+    assert metrics["tis/mean_weight"] == pytest.approx((1 - free) + 2 * free)
+
+
+def test_where_every_token_is_constrained_there_is_no_mismatch_to_report(path):
+    metrics = trainer(path).train(batch(constrained=range(99)))
+
+    assert metrics["mismatch/measured_share"] == 0
+    assert metrics["mismatch/k3"] is metrics["mismatch/mean_abs"] is None
+    assert metrics["mismatch/max_abs"] is None
+    assert metrics["tis/mean_weight"] == 1
+
+
+def test_the_importance_weights_scale_the_gradient_and_null_turns_them_off(path):
+    off = GRPO.model_copy(update={"importance_cap": None})
+
+    twice = trainer(path).train(batch(generator_logprob=-9.0))
+    once = trainer(path, off).train(batch(generator_logprob=-9.0))
+
+    # Every weight is the cap, 2, and Adam forgets the gradient's scale: both see the same weights.
+    assert twice["grad/norm"] == pytest.approx(2 * once["grad/norm"], rel=1e-3)
+    assert "tis/mean_weight" not in once
+    assert once["mismatch/k3"] == pytest.approx(twice["mismatch/k3"])
+
+
+def test_a_generator_log_probability_that_is_not_finite_names_the_patient(path):
+    with pytest.raises(TrainingError, match=r"learner and generator.*patient p0=inf"):
+        trainer(path).train(batch(generator_logprob=-math.inf))
+
+
 def test_the_first_update_has_ratio_one_so_that_nothing_is_clipped(path):
-    one = replace(batch(), updates=((0, 1),))
+    one = replace(batch(constrained=range(99)), updates=((0, 1),))
 
     metrics = trainer(path).train(one)
 
     assert metrics["clip/low_share"] == metrics["clip/high_share"] == 0
-    # Ratio 1: the loss is minus the mean advantage, which is 0 in every group.
+    # Ratio and weights are 1: the loss is minus the mean advantage, which is 0 in every group.
     assert metrics["loss"] == pytest.approx(0.0, abs=1e-6)
 
 

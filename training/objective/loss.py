@@ -53,9 +53,13 @@ def policy_loss(
     denominators: LossDenominators,
     *,
     clip_high_min: float | None = None,
+    importance_weight: Float[Tensor, "sequences tokens"] | None = None,
     sample_ids: Sequence[str] | None = None,
 ) -> LossParts:
     """Negative clipped surrogate of a micro-batch, Eq. 15-18.
+
+    GRPO, DAPO and EAG-RL differ in `clip_high` (fixed .2, fixed .28, entropy-aware), `aggregation`
+    and what the advantages were made of, in nothing else.
 
     Args:
         logp: log-probability of each token under the policy that is trained.
@@ -70,20 +74,27 @@ def policy_loss(
         denominators: of the whole optimizer step, so that micro-batches add up to its loss.
         clip_high_min: smallest upper clip, to count where the adaptive bound decided; by default
             nothing is counted.
+        importance_weight: of each token (`importance.truncated_importance_weights`), constant;
+            None = 1, Eq. 15 as it stands.
         sample_ids: names of the trajectories for messages.
 
     Raises:
-        TrainingError: if a trajectory's loss is NaN or infinite.
+        TrainingError: if a trajectory's ratio or loss is NaN or infinite.
 
     Paper gap: a trajectory without model-written tokens has no token mean; it adds 0.
     """
     zero = torch.zeros_like(logp)
     log_ratio = torch.where(mask, logp - old_logp, zero)
+    # Before it is bounded: a log-probability of minus infinity would hide behind the bound.
+    check_finite("log-ratio", log_ratio.detach().sum(1), sample_ids)
     ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
     a = advantage.to(logp.dtype)[:, None]
     lower, upper = 1 - clip_low, (1 + clip_high.to(logp.dtype))[:, None]
     clipped = torch.minimum(ratio, upper).clamp(min=lower)
-    surrogate = torch.where(mask, torch.minimum(ratio * a, clipped * a), zero)
+    surrogate = torch.minimum(ratio * a, clipped * a)
+    if importance_weight is not None:
+        surrogate = surrogate * importance_weight.detach()
+    surrogate = torch.where(mask, surrogate, zero)
 
     per_sequence = surrogate.sum(1)
     check_finite("loss", per_sequence.detach(), sample_ids)

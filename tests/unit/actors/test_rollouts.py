@@ -67,6 +67,18 @@ def test_tokens_mask_and_log_probabilities_have_one_length_and_agree() -> None:
         assert logprob == (-0.5 if written else 0.0)
 
 
+def test_every_guided_token_of_the_model_is_constrained_and_none_of_the_callers() -> None:
+    rollout = _sample(_plan(), ScriptedGenerator())
+
+    assert rollout.constrained == rollout.model_written
+
+
+def test_no_free_token_is_constrained() -> None:
+    rollout = _sample(_plan(format="free"), ScriptedGenerator())
+
+    assert rollout.constrained == (False,) * len(rollout.token_ids)
+
+
 def test_the_model_writes_contents_and_the_choice_token_only() -> None:
     rollout = _sample(_plan(), ScriptedGenerator())
 

@@ -71,6 +71,7 @@ def rollout(text="", written=(True, True), truncated=False, patient_id="p0"):
         token_ids=(65,) * len(written),
         model_written=written,
         generator_logprobs=(-1.0,) * len(written),
+        constrained=(False,) * len(written),
         text=text,
         truncated=truncated,
         oldest_policy=version,
@@ -311,6 +312,7 @@ async def test_the_batch_has_whole_groups_in_every_update_and_masks_the_callers_
         for trained, sequence in zip(group.trained, sequences, strict=True):
             assert not all(trained)
             assert sum(trained) == len(sequence.salient) == len(sequence.generator_logprobs)
+            assert sequence.constrained == (True,) * sum(trained)  # the guided format
             assert any(sequence.salient)
 
 
