@@ -46,9 +46,10 @@ RUN_ID = "storm"
 REPLICAS = 3
 TIMEOUT_S = 240.0
 """Of a call, with the start of a replacement in it."""
-LONGEST_CALM_S = 5.0
-"""A process is killed at random times, at most this far apart."""
-LONGEST_STEP_S = 0.6
+CALM_S = (2.0, 16.0)
+"""A process is killed at random times, so far apart: a replacement takes about 10 s to join, and
+when each is killed while it starts there is nothing to watch."""
+LONGEST_STEP_S = 0.8
 """A step of the learner takes a random time up to this, so that replacements join in between."""
 STORE_SHARE = 0.15
 """Share of the kills that hit the policy store."""
@@ -227,7 +228,7 @@ def _request(
 async def kill_at_random(counts: Counter[str], draw: random.Random) -> None:
     """Kills a replica, old or just starting, or the store, again and again."""
     while True:
-        await asyncio.sleep(draw.uniform(0.5, LONGEST_CALM_S))
+        await asyncio.sleep(draw.uniform(*CALM_S))
         with contextlib.suppress(ValueError):  # it has died since it was listed
             if draw.random() < STORE_SHARE:
                 store = ray.get_actor(f"policy-store-{RUN_ID}", namespace=NAMESPACE)
@@ -288,7 +289,10 @@ async def run_storm(folder: Path, syncs: int) -> dict[str, Any]:
             else:
                 learner = Learner(controller, engine, saved)
                 client.counts["learner_restarts"] += 1
+        before = controller.steps_done
         await learner.act()
+        if controller.steps_done > before and controller.steps_done % 20 == 0:
+            print(f"{controller.steps_done} syncs, {dict(client.counts)}", flush=True)
         for task in weather:
             if task.done():
                 task.result()
