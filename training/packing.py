@@ -1,23 +1,19 @@
 """Prompt-once packing: a group's prompt stands once in a row, its responses behind it.
 
 A row is `[prompt 1, response 1.1, ..., response 1.G, prompt 2, response 2.1, ...]`. Positions of a
-response continue its prompt's, and the attention of `attend_shared_prompt` lets each response see
-its own prompt and itself only, so log-probabilities and gradients are those of G separate
-sequences at P + sum(R) tokens in place of G (P + R).
+response continue its prompt's, and `training.attention` lets each response see its own prompt and
+itself only, so log-probabilities and gradients are those of G separate sequences at P + sum(R)
+tokens in place of G (P + R).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ehr.errors import TrainingError
-
-ATTENTION_NAME = "eag_rl_shared_prompt"
-"""Name under which transformers knows `attend_shared_prompt`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,64 +143,6 @@ def filler_row() -> PackedRow:
         targets=torch.zeros(1, dtype=torch.long),
         sequences=(),
         lengths=(),
-    )
-
-
-def attend_shared_prompt(
-    module: torch.nn.Module,
-    query: Float[Tensor, "1 heads tokens width"],
-    key: Float[Tensor, "1 kv_heads tokens width"],
-    value: Float[Tensor, "1 kv_heads tokens width"],
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    spans: tuple[Span, ...] | None = None,
-    **_: object,
-) -> tuple[Float[Tensor, "1 tokens heads width"], None]:
-    """Attention of a packed row, with the call shape of transformers' attention interface.
-
-    The prompt is causal over itself; a response sees all of its prompt and, causally, itself.
-    Dropout is not applied: neither stage uses it (SPEC 7 and 8).
-    """
-    if spans is None:
-        raise TrainingError(
-            f"the attention {ATTENTION_NAME!r} reads packed rows only, got a call without `spans`; "
-            "call `response_logprobs`"
-        )
-    parts = []
-    for span in spans:
-        start, stop = span.prompt
-        prompt_key, prompt_value = key[:, :, start:stop], value[:, :, start:stop]
-        parts.append(_attend(query[:, :, start:stop], prompt_key, prompt_value, scaling))
-        for first, last in span.responses:
-            parts.append(
-                _attend(
-                    query[:, :, first:last],
-                    torch.cat([prompt_key, key[:, :, first:last]], dim=2),
-                    torch.cat([prompt_value, value[:, :, first:last]], dim=2),
-                    scaling,
-                )
-            )
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _attend(
-    query: Float[Tensor, "1 heads queries width"],
-    key: Float[Tensor, "1 kv_heads keys width"],
-    value: Float[Tensor, "1 kv_heads keys width"],
-    scaling: float | None,
-) -> Float[Tensor, "1 heads queries width"]:
-    queries, keys = query.shape[2], key.shape[2]
-    mask = None
-    if keys > queries:  # sdpa's own causal mask is aligned to the top left, ours to the end
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
     )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load, load_file
 from safetensors.torch import save as to_safetensors
@@ -17,10 +16,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ehr.errors import ModelError
+from training.attention import ATTENTION_NAME, attend_shared_prompt
 from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.config import LearnerSection
+from training.lora_linear import FrozenBaseLinear
 from training.objective.logprob import response_logprobs
-from training.packing import ATTENTION_NAME, PackedRow, attend_shared_prompt
+from training.packing import PackedRow
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attend_shared_prompt)
 # The layout of a row travels as spans; no mask is built.
@@ -66,18 +67,18 @@ class PolicyModel(nn.Module):
         """
         causal: Any = self.peft_model.get_base_model()
         head = causal.get_output_embeddings()
-        # The fp32 adapter multiplies in the base's precision; its gradients arrive in fp32.
-        low = head.weight.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low):
-            hidden = causal.base_model(
-                input_ids=row.token_ids[None],
-                position_ids=row.position_ids[None],
-                use_cache=False,
-                spans=row.spans,
-            ).last_hidden_state[0]
-            return response_logprobs(
-                hidden[row.predictors], head.weight, row.targets, with_entropy=with_entropy
-            )
+        hidden = causal.base_model(
+            input_ids=row.token_ids[None],
+            position_ids=row.position_ids[None],
+            use_cache=False,
+            spans=row.spans,
+        ).last_hidden_state[0]
+        return response_logprobs(
+            hidden.index_select(0, row.predictors),
+            head.weight,
+            row.targets,
+            with_entropy=with_entropy,
+        )
 
 
 def load_policy_model(
@@ -125,13 +126,10 @@ def load_policy_model(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    lora._register_custom_module({nn.Linear: FrozenBaseLinear})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft_model = get_peft_model(base, lora)
-    for module in peft_model.modules():
-        if isinstance(module, BaseTunerLayer):
-            # Autocast decides the precision; peft's own cast to fp32 and back would only copy.
-            module.cast_input_dtype_enabled = dtype == "float32"  # pyright: ignore
     if section.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     # Checkpointing acts in training mode only; without dropout the mode changes nothing else.

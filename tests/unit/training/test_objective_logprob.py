@@ -32,6 +32,27 @@ def test_chunks_equal_the_full_computation_with_gradients(chunk):
     assert not entropy.requires_grad
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_a_frozen_head_gives_the_same_values_and_state_gradient(chunk, with_entropy):
+    hidden, head_weight, targets = inputs()
+    weights = torch.arange(-3.0, 4.0)
+    expected, expected_entropy = response_logprobs(
+        hidden, head_weight, targets, with_entropy=with_entropy
+    )
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), hidden)
+
+    logprob, entropy = response_logprobs(
+        hidden, head_weight.detach(), targets, chunk=chunk, with_entropy=with_entropy
+    )
+    (gradient,) = torch.autograd.grad((logprob * weights).sum(), hidden)
+
+    torch.testing.assert_close(logprob, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    torch.testing.assert_close(entropy, expected_entropy)
+    assert entropy is None or not entropy.requires_grad
+
+
 def test_entropy_is_left_out_unless_wanted():
     assert response_logprobs(*inputs())[1] is None
 
