@@ -15,7 +15,7 @@ def response_logprobs(
     head_weight: Float[Tensor, "vocabulary width"],
     targets: Int[Tensor, " tokens"],
     *,
-    chunk: int = 256,
+    chunk: int = 128,
     with_entropy: bool = False,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
     """Log-probability of each target token, and the entropy of its distribution (H_t of Eq. 9).
@@ -36,13 +36,12 @@ def response_logprobs(
     Returns:
         float32 log-probabilities, and entropies or None.
     """
-    if torch.is_grad_enabled() and hidden.requires_grad and not head_weight.requires_grad:
+    if not (torch.is_grad_enabled() and head_weight.requires_grad):
         logprob, entropy = _FrozenHead.apply(hidden, head_weight, targets, chunk, with_entropy)
         return logprob, entropy if with_entropy else None
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        # Without gradients this is a plain call.
         logprob, entropy = checkpoint(
             _chunk_logprobs, states, head_weight, wanted, with_entropy, use_reentrant=False
         )
@@ -77,23 +76,35 @@ class _FrozenHead(torch.autograd.Function):
         chunk: int,
         with_entropy: bool,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " entropies"]]:
-        logprob = hidden.new_empty(len(targets), dtype=torch.float32)
-        entropy = torch.empty_like(logprob) if with_entropy else logprob.new_empty(0)
-        slope = hidden.new_empty(hidden.shape)
-        for start in range(0, len(targets), chunk):
-            part = slice(start, start + chunk)
-            every = F.log_softmax(F.linear(hidden[part], head_weight).float(), -1)
-            logprob[part] = every.gather(-1, targets[part, None])[:, 0]
+        num_tokens, vocabulary = len(targets), head_weight.shape[0]
+        logprobs = hidden.new_empty(num_tokens, dtype=torch.float32)
+        entropies = logprobs.new_empty(num_tokens if with_entropy else 0)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # The same memory for every chunk: fresh pages cost more than the passes over them.
+        shape = (min(chunk, num_tokens), vocabulary)
+        low = head_weight.new_empty(shape)
+        scores = logprobs.new_empty(shape)
+        every = logprobs.new_empty(shape)
+        for start in range(0, num_tokens, chunk):
+            part = slice(start, min(start + chunk, num_tokens))
+            rows = slice(0, part.stop - start)
+            torch.mm(hidden[part], head_weight.t(), out=low[rows])
+            scores[rows] = low[rows]
+            torch.log_softmax(scores[rows], -1, out=every[rows])
+            logprobs[part] = every[rows].gather(-1, targets[part, None])[:, 0]
             if with_entropy:
-                entropy[part] = _entropy(every)
-            probability = every.exp_().to(head_weight.dtype)
-            slope[part] = head_weight[targets[part]] - torch.mm(probability, head_weight)
-        ctx.save_for_backward(slope)
-        ctx.mark_non_differentiable(entropy)
-        return logprob, entropy
+                torch.exp(every[rows], out=scores[rows])
+                entropies[part] = -scores[rows].mul_(every[rows]).sum(-1)
+            if slopes is not None:
+                low[rows] = every[rows].exp_()
+                slopes[part] = head_weight[targets[part]] - torch.mm(low[rows], head_weight)
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, " tokens"], _: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return slope * grad[:, None].to(slope.dtype), None, None, None, None
+        (slopes,) = ctx.saved_tensors
+        return slopes * grad[:, None].to(slopes.dtype), None, None, None, None

@@ -17,15 +17,22 @@ def group(prompt, *responses, trained=None):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    loaded = load_policy_model(
-        tiny_model(tmp_path_factory.mktemp("m")), LEARNER, dtype="float32", seed=3
-    )
+def path(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("m"))
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return loaded(path, "float32")
+
+
+def loaded(path, dtype):
+    policy = load_policy_model(path, LEARNER, dtype=dtype, seed=3)
     torch.manual_seed(1)
-    for name, weight in loaded.peft_model.named_parameters():
+    for name, weight in policy.peft_model.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(0, 0.05)
-    return loaded
+    return policy
 
 
 def packed(model, groups, budget):
@@ -77,6 +84,20 @@ def test_packed_rows_equal_separate_sequences_in_values_and_gradients(model, bud
 
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_rows_are_about_as_near_to_fp32_as_bf16_separate_sequences_are(path):
+    groups = token_groups(3, 4, prompt=90, response=30)
+    low, full = loaded(path, "bfloat16"), loaded(path, "float32")
+    for weight in full.peft_model.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.bfloat16().float()
+    exact = dense(full, groups)
+
+    ours, separate = packed(low, groups, 4096), dense(low, groups)
+
+    for mine, theirs, truth in zip(ours, separate, exact, strict=True):
+        assert (mine - truth).norm() <= 1.5 * (theirs - truth).norm()
 
 
 def test_a_group_stands_once_with_its_prompt_and_positions_restart_for_each_response():
