@@ -82,9 +82,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="ours and dense, one small group, one turn"
-    )
+    parser.add_argument("--quick", action="store_true", help="ours and dense at 512, one turn")
     parser.add_argument("--json", type=Path, default=RESULTS / "learner.json")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--prompts", nargs="+", type=int, metavar="N", help="lengths of the prompt")
@@ -114,8 +112,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.arms = [arm for arm in arguments.arms if arm in ("ours", "dense")]
-        arguments.prompts, arguments.groups = arguments.prompts or [512], arguments.groups or [4]
-        arguments.turns = 1
+        arguments.prompts, arguments.turns = arguments.prompts or [512], 1
         arguments.micro_batches = [1]
     return arguments
 

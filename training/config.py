@@ -137,7 +137,8 @@ class GrpoSection(Section):
     """Extra rollout batches a step may draw to replace dead groups."""
     max_staleness: int = Field(default=0, ge=0, le=1)
     """Versions by which the policy that sampled may be behind the one that a step starts from: 0
-    alternates rollouts and updates, 1 samples the next batch while the learner trains this one."""
+    alternates rollouts and updates, 1 samples the next batch while the learner trains this one
+    (needs `importance_cap`)."""
     max_depth: int = Field(default=3, ge=1)
     """T of a rollout: depth at which the final is forced."""
     max_new_tokens: int = Field(default=160, ge=32)
@@ -170,6 +171,11 @@ class GrpoSection(Section):
             raise ValueError(
                 f"grpo.warmup_steps must not exceed grpo.steps, got {self.warmup_steps} of "
                 f"{self.steps}: the learning rate would never be reached"
+            )
+        if self.max_staleness > 0 and self.importance_cap is None:
+            raise ValueError(
+                "grpo.max_staleness=1 needs grpo.importance_cap (2.0): it weighs what the updates "
+                "changed between the policy that sampled and the one that is trained"
             )
         if self.temperature != 1.0:
             raise ValueError(

@@ -22,11 +22,11 @@ from training.report_learning import (
     GRPO_PANELS,
     SFT_PANELS,
     SFT_TIME_PARTS,
-    TIME_PARTS,
     Panel,
     Steps,
     curve_points,
     curves_figure,
+    grpo_time_parts,
     step_time_figure,
 )
 from training.report_overview import header, size_warning, switched_off, tiles
@@ -102,7 +102,7 @@ def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:
         "search": _search(records),
         "sft": _learning(records.sft, SFT_PANELS, SFT_TIME_PARTS),
         "direct_sft": _learning(records.direct_sft, SFT_PANELS, SFT_TIME_PARTS),
-        "grpo": _learning(records.grpo, GRPO_PANELS, TIME_PARTS),
+        "grpo": _learning(records.grpo, GRPO_PANELS, grpo_time_parts(records.grpo)),
         "case": _case(records),
         "times": _times(records),
         "config_text": _json(records.config.get("config")),
@@ -214,7 +214,7 @@ def _times(records: RunRecords) -> dict[str, Any] | None:
     ]
     phases = [
         (label, sum(value for _, value in points))
-        for key, label in TIME_PARTS
+        for key, label in grpo_time_parts(records.grpo)
         if (points := curve_points(key, records.grpo))
     ]
     finished = {stage: record for stage, record in records.stages.items() if stage != "report"}

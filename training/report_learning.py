@@ -121,6 +121,12 @@ GRPO_PANELS = (
     Panel(title="Gradient norm", curves=(("grad/norm", "before clipping"),)),
     USEFUL_TOKENS,
     Panel(
+        title="Seconds of rollouts",
+        curves=(("time/rollout_s", "sampled for"), ("time/rollout_wait_s", "waited for")),
+        note="The second is below the first where rollouts run beside updates.",
+        is_share=True,
+    ),
+    Panel(
         title="Policy version",
         curves=(("policy_version", "sampled by"), ("policy_version_out", "published")),
     ),
@@ -134,6 +140,8 @@ TIME_PARTS = (
     ("time/canary_s", "canary"),
 )
 """Keys and labels of a GRPO step's phases."""
+
+_WAIT = ("time/rollout_wait_s", "waiting for rollouts")
 
 SFT_TIME_PARTS = (("time/step_s", "update"), ("time/validation_s", "validation"))
 """Keys and labels of a fine-tuning step's phases."""
@@ -166,6 +174,16 @@ def curves_figure(panel: Panel, steps: Steps) -> Figure | None:
             chart.dot(step, value, colour, radius=radius, tip=tip)
         legend.append(LegendEntry(label=label, colour=colour))
     return Figure(title=panel.title, svg=chart.render(), legend=tuple(legend), note=panel.note)
+
+
+def grpo_time_parts(steps: Steps) -> Sequence[tuple[str, str]]:
+    """The phases that add up to a GRPO step.
+
+    Rollouts count with what the learner waited for them, where the run says it: they may run beside
+    updates.
+    """
+    says_wait = any(finite_number(step.get(_WAIT[0])) is not None for step in steps)
+    return (_WAIT, *TIME_PARTS[1:]) if says_wait else TIME_PARTS
 
 
 def step_time_figure(steps: Steps, phases: Sequence[tuple[str, str]] = TIME_PARTS) -> Figure | None:

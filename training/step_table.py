@@ -66,6 +66,11 @@ STEP_ROWS: tuple[StepRow, ...] = (
         keys=("policy_version", "policy_version_out"),
         shown=_whole,
     ),
+    StepRow(
+        label="staleness/straddled/refused",
+        keys=("rollout/staleness", "rollout/straddled", "rollout/refused"),
+        shown=_whole,
+    ),
     StepRow(label="reward R/cls/att", keys=("reward/mean", "reward/cls_mean", "reward/att_mean")),
     StepRow(label="att above best constant", keys=("reward/excess",)),
     StepRow(
@@ -90,13 +95,13 @@ STEP_ROWS: tuple[StepRow, ...] = (
     StepRow(label="seconds", keys=("time/step_s",), shown=_seconds),
     StepRow(label="seconds validation", keys=("time/validation_s",), shown=_seconds),
     StepRow(
-        label="seconds rollout/old/train/sync/canary",
+        label="seconds rollout/waited/old/train/sync",
         keys=(
             "time/rollout_s",
+            "time/rollout_wait_s",
             "time/old_logprob_s",
             "time/train_s",
             "time/sync_s",
-            "time/canary_s",
         ),
         shown=_seconds,
     ),

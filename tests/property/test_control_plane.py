@@ -321,6 +321,7 @@ class ControlPlane(RuleBasedStateMachine):
                 token_ids=completion.token_ids,
                 model_written=(True,) * len(completion.token_ids),
                 generator_logprobs=completion.logprobs,
+                constrained=(False,) * len(completion.token_ids),
                 text=completion.text,
                 truncated=False,
                 oldest_policy=completion.policy_version,

@@ -230,6 +230,11 @@ async def test_the_first_failure_is_the_one_that_is_told(tmp_path):
     await run.stop()
 
 
+def test_rollouts_that_lag_need_the_importance_weight():
+    with pytest.raises(ValueError, match=r"max_staleness=1 needs grpo\.importance_cap"):
+        GrpoSection(max_staleness=1, importance_cap=None)
+
+
 def test_guided_rollouts_that_lag_are_warned_about(tmp_path, caplog):
     Run(tmp_path)
 

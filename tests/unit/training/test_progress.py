@@ -52,7 +52,7 @@ def test_a_step_is_one_line_that_says_what_is_missing():
     assert "groups dead/all 1/2" in text
     assert "format failures/cut off 12.5%/0.0%" in text
     assert "useful tokens/s 38" in text
-    assert "seconds rollout/old/train/sync/canary 121/9.0/38.0/1.4/0.5" in text
+    assert "seconds rollout/waited/old/train/sync 121/-/9.0/38.0/1.4" in text
 
 
 def test_a_row_that_no_step_has_is_left_out():

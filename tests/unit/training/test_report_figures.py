@@ -14,7 +14,13 @@ from training.report_figures import (
     stage_time_figure,
     thinned,
 )
-from training.report_learning import Panel, curve_points, curves_figure, step_time_figure
+from training.report_learning import (
+    Panel,
+    curve_points,
+    curves_figure,
+    grpo_time_parts,
+    step_time_figure,
+)
 from training.report_search import read_tree, tree_figure
 from training.report_text import MAX_CHARACTERS, text_blocks
 
@@ -171,6 +177,15 @@ def test_phases_are_stacked_and_a_missing_phase_counts_as_nothing():
     assert figure is not None
     assert [entry.label for entry in figure.legend] == ["rollouts", "updates"]
     assert step_time_figure([{"step": 1}]) is None
+
+
+def test_rollouts_beside_updates_count_with_what_was_waited_for():
+    alternating = [{"step": 1, "time/rollout_s": 9.0}]
+    overlapping = [{"step": 1, "time/rollout_s": 9.0, "time/rollout_wait_s": 2.0}]
+
+    assert grpo_time_parts(alternating)[0] == ("time/rollout_s", "rollouts")
+    assert "time/rollout_s" not in dict(grpo_time_parts(overlapping))
+    assert dict(grpo_time_parts(overlapping))["time/rollout_wait_s"] == "waiting for rollouts"
 
 
 TREE = {

@@ -17,6 +17,7 @@ def rollout(patient_id, index):
         token_ids=(65,),
         model_written=(True,),
         generator_logprobs=(-1.0,),
+        constrained=(False,),
         text=f"<Important Features>\npH\n</Important Features>\n<Final answer>\n0.{index}1\n"
         "</Final answer>",
         truncated=False,
