@@ -203,6 +203,7 @@ class Sampler:
                 prompt_token_ids=prompt.token_ids,
                 token_ids=completion.token_ids,
                 model_written=(True,) * len(completion.token_ids),
+                constrained=(False,) * len(completion.token_ids),
                 generator_logprobs=completion.logprobs,
                 text=completion.text,
                 truncated=False,
