@@ -140,10 +140,11 @@ def load_policy_model(
 
 
 def adapter_weights(model: PolicyModel) -> dict[str, Tensor]:
-    """The adapter's weights under peft's names, fp32 on the CPU."""
+    """A copy of the adapter's weights under peft's names, fp32 on the CPU."""
     state = get_peft_model_state_dict(model.peft_model, save_embedding_layers=False)
     return {
-        name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()
+        name: value.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for name, value in state.items()
     }
 
 
