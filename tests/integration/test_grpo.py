@@ -161,6 +161,7 @@ def test_rollouts_and_updates_overlap_by_one_version_and_survive_a_killed_learne
     assert {line["rollout/refused"] for line in written} == {0}
 
 
+@pytest.mark.slow
 def test_rollouts_that_nobody_waits_for_any_more_are_ended_in_their_actor(local_ray):
     actor = RolloutActor.options(num_cpus=0).remote(HangsOnPatient0, CharTokenizer)
     plan = RolloutPlan(
@@ -171,6 +172,7 @@ def test_rollouts_that_nobody_waits_for_any_more_are_ended_in_their_actor(local_
         temperature=1.0,
     )
     sampler = ActorSampler(actor, plan)
+    ray.get(actor.num_done.remote(), timeout=60)  # it is up: what is given up has begun
 
     def batch(name):
         prompt = RolloutPrompt(patient_id=name, token_ids=(65,))
