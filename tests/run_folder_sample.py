@@ -370,6 +370,8 @@ class SampleRun:
                     "mismatch/k3": 0.002 + 0.0001 * step,
                     "tokens/useful_per_s": 41.0 - step,
                     "canary/mean_abs": 0.04 + 0.001 * step,
+                    "canary/max_abs": 0.2 + 0.01 * step,
+                    "canary/k3": 0.001 + 0.0001 * step,
                     "canary/limit": 0.25,
                     "loss": -0.01 * step,
                     "grad/norm": 0.8 + 0.1 * float(self.random.random()),

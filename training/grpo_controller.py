@@ -8,6 +8,7 @@ behind the newest one.
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -319,13 +320,18 @@ class GrpoController:
 
     def _check_canary(self, learner: tuple[float, ...]) -> None:
         assert self._record is not None, "a canary follows a sync"
-        pairs = [
-            abs(ours - theirs)
+        differences = [
+            ours - theirs
             for theirs_all in self._sync.generator_logprobs
             for ours, theirs in zip(learner, theirs_all, strict=True)
         ]
-        found = fmean(pairs)
-        self._sync.metrics["canary/mean_abs"] = found
+        found = fmean(map(abs, differences))
+        self._sync.metrics |= {
+            "canary/mean_abs": found,
+            "canary/max_abs": max(map(abs, differences)),
+            # k3 of http://joschu.net/blog/kl-approx.html: at least 0, and 0 for equal policies.
+            "canary/k3": fmean(math.expm1(each) - each for each in differences),
+        }
         baseline = 0.0  # at version 0 the tolerance alone decides
         if self._record.version > 0 and self._canary_file.exists():
             baseline = json.loads(self._canary_file.read_text())["mean_abs"]

@@ -109,12 +109,15 @@ GRPO_PANELS = (
     ),
     Panel(
         title="Largest difference",
-        curves=(("mismatch/max_abs", "any token of the rollouts"),),
+        curves=(
+            ("mismatch/max_abs", "any token of the rollouts"),
+            ("canary/max_abs", "any token of the canary"),
+        ),
         note="|difference| of log-probabilities, learner against generator.",
     ),
     Panel(
         title="Learner against generator, KL",
-        curves=(("mismatch/k3", "k3 estimate"),),
+        curves=(("mismatch/k3", "k3 estimate, rollouts"), ("canary/k3", "canary")),
         note="Nats per token; 0 if both are the same policy.",
     ),
     Panel(title="Loss", curves=(("loss", "loss"),)),

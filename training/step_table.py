@@ -91,6 +91,10 @@ STEP_ROWS: tuple[StepRow, ...] = (
         label="mismatch k3/mean/max",
         keys=("mismatch/k3", "mismatch/mean_abs", "mismatch/max_abs"),
     ),
+    StepRow(
+        label="canary k3/mean/max",
+        keys=("canary/k3", "canary/mean_abs", "canary/max_abs"),
+    ),
     StepRow(label="useful tokens/s", keys=("tokens/useful_per_s",), shown=_rate),
     StepRow(label="seconds", keys=("time/step_s",), shown=_seconds),
     StepRow(label="seconds validation", keys=("time/validation_s",), shown=_seconds),

@@ -141,6 +141,7 @@ async def test_a_request_for_another_lineage_or_a_newer_version_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 async def test_two_runs_on_one_cluster_do_not_touch_each_other(
     client: GeneratorClient, tmp_path: Path
 ):
@@ -198,6 +199,7 @@ async def test_an_adapter_file_that_changed_after_its_commit_is_not_served(
     assert still[0].policy_version == BASE_POLICY
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_an_engine_that_cannot_start_is_an_error_with_its_reason(tmp_path: Path):
     section = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=TIMEOUT_S)

@@ -142,6 +142,7 @@ def test_no_patient_at_all_is_refused(
         ensembles[method][0].predict([])
 
 
+@pytest.mark.slow
 @every_method
 def test_an_ensemble_of_one_scores_everybody_with_the_member_there_is(method: str) -> None:
     section = tiny_section(members=1, num_ensembles=1, epochs=1)

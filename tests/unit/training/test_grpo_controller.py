@@ -141,6 +141,8 @@ async def test_every_step_commits_publishes_and_writes_one_line(tmp_path):
         "rollout/parse_failure_rate",
         "rollout/dead_groups",
         "rollout/response_tokens",
+        "canary/k3",
+        "canary/max_abs",
         "canary/mean_abs",
         "time/rollout_s",
         "time/sync_s",
@@ -265,7 +267,10 @@ async def test_a_canary_may_be_off_by_three_times_what_it_was_at_version_0(tmp_p
     parts.controller.report_canary(start.attempt, tuple(value - 1.4 for value in EXACT))
 
     assert parts.controller.failure is None
-    assert parts.lines()[0]["canary/limit"] == pytest.approx(1.5)
+    (line,) = parts.lines()
+    assert line["canary/limit"] == pytest.approx(1.5)
+    assert line["canary/mean_abs"] == line["canary/max_abs"] == pytest.approx(1.4)
+    assert line["canary/k3"] == pytest.approx(math.exp(-1.4) - 1 + 1.4)
 
 
 async def test_a_generator_that_gives_up_fails_the_stage_with_its_own_error(tmp_path):
