@@ -273,7 +273,7 @@ def test_the_entropy_of_a_salient_token_is_that_of_the_logits_before_it(path):
             wanted = [i for i, is_trained in enumerate(trained) if is_trained][::2]
             at = len(group.prompt) + torch.tensor(wanted)
             found.append(float(entropy[at - 1].detach().mean()))
-            shifted.append(float(entropy[at].mean()))
+            shifted.append(float(entropy[at].detach().mean()))
 
     metrics = training.train(one)
 
