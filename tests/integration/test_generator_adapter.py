@@ -116,9 +116,10 @@ def test_the_served_adapter_scores_as_the_learner_does(
     engine.run(engine.engine.load_policy(policy(learner, 1)))
     served = score(engine)
 
-    # Two bf16 forward passes of the same weights differ by their rounding.
+    # Two bf16 forward passes of the same weights differ by their rounding, here by .07 nats where
+    # the adapter moves .34; half of its scaling would be missing with about half of that.
     ours = learner_scores(learner)
-    assert differ(served, ours) < 0.2 * differ(base, ours)
+    assert differ(served, ours) < differ(base, ours) / 3
     assert ask(engine).policy_version == PolicyVersion(lineage="grpo", version=1)
 
 
