@@ -58,7 +58,9 @@ class _Application:
         pause = _FIRST_PAUSE_S
         while True:
             try:
-                return await asyncio.wait_for(attempt(), max(deadline - time.monotonic(), 0.001))
+                # wait_for of Python 3.11 returns an answer that has come instead of being cancelled.
+                async with asyncio.timeout(max(deadline - time.monotonic(), 0.001)):
+                    return await attempt()
             except (RayError, RayServeException) as error:
                 if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
                     # The replica answered, with a failure of its own.
