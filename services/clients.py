@@ -58,7 +58,7 @@ class _Application:
         pause = _FIRST_PAUSE_S
         while True:
             try:
-                # wait_for of Python 3.11 returns an answer that has come instead of being cancelled.
+                # Not wait_for: in Python 3.11 it returns an answer that has come when cancelled.
                 async with asyncio.timeout(max(deadline - time.monotonic(), 0.001)):
                     return await attempt()
             except (RayError, RayServeException) as error:
