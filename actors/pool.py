@@ -27,8 +27,12 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
+from actors.judge import RewardJudge
+from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import CallCounts, RequestLog
-from actors.search import Judge, PatientResult, PatientSearch, SearchLimits, patient_prompts
+from actors.search import PatientSearch
+from actors.search_prompts import patient_prompts
+from actors.search_result import PatientResult
 from actors.trajectories import SearchedTrajectory, trajectories_table
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort, PatientCase
@@ -141,16 +145,13 @@ class SearchActor:
         with RequestLog(
             _file(self._out_dir, "requests", patient_id, "jsonl"), self._generator
         ) as log:
-            search = PatientSearch(
-                patient_prompts(prompt, self._context, self._tokenizer, setup.frame),
-                self._layout,
-                Judge(reward_context, setup.reward, self._matcher),
-                log,
-                SearchLimits(
-                    section=setup.search, max_model_len=setup.max_model_len, least=setup.least
-                ),
+            prompts = patient_prompts(prompt, self._context, self._tokenizer, setup.frame)
+            limits = SearchLimits(
+                section=setup.search, max_model_len=setup.max_model_len, least=setup.least
             )
-            result = await search.run()
+            model = PromptedModel(prompts, self._layout, log, limits)
+            judge = RewardJudge(reward_context, setup.reward, self._matcher)
+            result = await PatientSearch(prompts, model, judge, setup.search).run()
         return SearchedPatient(
             result=result, calls=log.counts, started_unix_s=started, finished_unix_s=time.time()
         )

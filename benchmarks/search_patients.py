@@ -11,8 +11,11 @@ from typing import Literal
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
+from actors.judge import RewardJudge
+from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import RequestLog
-from actors.search import Judge, PatientSearch, SearchLimits, patient_prompts
+from actors.search import PatientSearch
+from actors.search_prompts import patient_prompts
 from ehr.catalogue import Feature
 from ehr.chat import ChatFrame
 from ehr.cohort import PatientCase
@@ -147,21 +150,15 @@ class PatientSearches:
         prompt = case_prompt(
             case, "question_decomposition", self._context, self._tokenizer, self._frame
         )
-        judge = Judge(self._reward_context(case), RewardSection(), self._matcher)
+        judge = RewardJudge(self._reward_context(case), RewardSection(), self._matcher)
+        prompts = patient_prompts(prompt, self._context, self._tokenizer, self._frame)
+        limits = SearchLimits(
+            section=self._section, max_model_len=self._sizes.max_model_len, least=least
+        )
         path = self._folder / "requests" / f"{patient_id}.jsonl"
         with RequestLog(path, generator) as log:
-            search = PatientSearch(
-                patient_prompts(prompt, self._context, self._tokenizer, self._frame),
-                self._layout,
-                judge,
-                log,
-                SearchLimits(
-                    section=self._section,
-                    max_model_len=self._sizes.max_model_len,
-                    least=least,
-                ),
-            )
-            result = await search.run()
+            model = PromptedModel(prompts, self._layout, log, limits)
+            result = await PatientSearch(prompts, model, judge, self._section).run()
         done = self.done
         done.patients += 1
         done.prompt_tokens += len(prompt.token_ids)

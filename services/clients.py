@@ -72,7 +72,9 @@ class _Application:
         pause = _FIRST_PAUSE_S
         while True:
             try:
-                return await asyncio.wait_for(attempt(), max(deadline - time.monotonic(), 0.001))
+                # Not wait_for: in Python 3.11 it returns an answer that has come when cancelled.
+                async with asyncio.timeout(max(deadline - time.monotonic(), 0.001)):
+                    return await attempt()
             except (RayError, RayServeException, grpc.RpcError) as error:
                 if _is_own_failure(error):
                     raise _own_error(self._name, error) from error

@@ -24,6 +24,9 @@ SIZES = Sizes(
     num_rollouts=2,
     num_candidates=2,
     max_depth=3,
+    question_tokens=200,
+    answer_tokens=400,
+    final_tokens=300,
     trees_in_flight=3,
 )
 

@@ -159,6 +159,25 @@ async def test_retries_end_with_the_budget() -> None:
     assert attempt.count < 100
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_call_that_is_cancelled_as_its_answer_arrives_is_cancelled(turns: int) -> None:
+    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def attempt() -> str:
+        return await answer
+
+    task = asyncio.create_task(application().retried(attempt))
+    for _ in range(5):  # the call is on its way
+        await asyncio.sleep(0)
+    answer.set_result("answer")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    is_asked_to_end = task.cancel()  # false once the caller has the answer
+
+    await asyncio.wait([task])
+    assert task.cancelled() == is_asked_to_end
+
+
 class Handle:
     """Stands for a deployment's handle: each broadcast gets the next replies."""
 
