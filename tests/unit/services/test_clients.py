@@ -221,12 +221,8 @@ class GenerateHandle:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
 
-    def options(self, session_id: str) -> "GenerateHandle":
+    def options(self, session_id: str, **_: object) -> "GenerateHandle":
         self.session_id = session_id
-        return self
-
-    @property
-    def generate(self) -> "GenerateHandle":
         return self
 
     async def remote(self, request: GenerateRequest) -> list[object]:
