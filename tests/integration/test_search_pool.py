@@ -12,9 +12,10 @@ import ray
 
 from actors import pool
 from actors.config import SearchSection
-from actors.pool import SearchSetup, run_search
+from actors.pool import run_search
 from actors.rollout_actor import RolloutActor
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
+from actors.search_actor import SearchSetup
 from ehr.cohort import Cohort
 from ehr.config import RewardSection, Task
 from ehr.errors import ResourceError, SearchError, ServiceError
@@ -78,7 +79,7 @@ def _setup(
 
 
 def _search(cohort: Cohort, setup: SearchSetup, out_dir: Path) -> pd.DataFrame:
-    run_search(cohort, PATIENTS, setup, out_dir, lambda done, total, text: None)
+    run_search(cohort, PATIENTS, setup, out_dir, lambda progress: None)
     return pd.read_parquet(out_dir / "trajectories.parquet")
 
 

@@ -1,5 +1,6 @@
 """Retries of the clients: within a budget, and for dead replicas only."""
 
+import asyncio
 import pickle
 
 import pytest
@@ -7,7 +8,8 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from ehr.errors import DataError, ServiceError
 from services import clients
-from services.clients import ExpertClient, GeneratorClient
+from services.clients import ExpertClient, GeneratorClient, routing_session
+from services.types import BASE_POLICY, GenerateRequest, Sampling
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,25 @@ async def test_retries_end_with_the_budget() -> None:
     assert attempt.count < 100
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_call_that_is_cancelled_as_its_answer_arrives_is_cancelled(turns: int) -> None:
+    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def attempt() -> str:
+        return await answer
+
+    task = asyncio.create_task(application().retried(attempt))
+    for _ in range(5):  # the call is on its way
+        await asyncio.sleep(0)
+    answer.set_result("answer")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    is_asked_to_end = task.cancel()  # false once the caller has the answer
+
+    await asyncio.wait([task])
+    assert task.cancelled() == is_asked_to_end
+
+
 class Handle:
     """Stands for a deployment's handle: each broadcast gets the next replies."""
 
@@ -94,3 +115,47 @@ async def test_a_broadcast_that_reaches_nobody_is_repeated(
 @pytest.mark.parametrize("client", [GeneratorClient("x", 5.0), ExpertClient("x", 5.0)])
 def test_clients_pickle(client: GeneratorClient | ExpertClient) -> None:
     assert type(pickle.loads(pickle.dumps(client))) is type(client)
+
+
+def test_a_patient_is_routed_under_one_name_that_only_the_key_gives() -> None:
+    names = {routing_session(b"run", f"patient-{i}") for i in range(1000)}
+
+    assert len(names) == 1000
+    assert routing_session(b"run", "patient-7") in names
+    assert routing_session(b"another run", "patient-7") not in names
+    assert not any("patient" in name for name in names)
+
+
+class GenerateHandle:
+    """Stands for a deployment's handle: remembers what leaves the process."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    def options(self, session_id: str) -> "GenerateHandle":
+        self.session_id = session_id
+        return self
+
+    @property
+    def generate(self) -> "GenerateHandle":
+        return self
+
+    async def remote(self, request: GenerateRequest) -> list[object]:
+        self.sent.append((self.session_id, request.session))
+        return []
+
+
+async def test_no_patient_id_leaves_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = GenerateHandle()
+    request = GenerateRequest(
+        prompt_token_ids=(1,),
+        sampling=Sampling(max_tokens=1, temperature=0.0),
+        least=BASE_POLICY,
+        session="patient-7",
+    )
+
+    for client in (GeneratorClient("x", 5.0, b"key"), GeneratorClient("x", 9.0, b"key")):
+        monkeypatch.setattr(client._application, "_handle", handle)
+        await client.generate(request)
+
+    assert handle.sent == [(routing_session(b"key", "patient-7"),) * 2] * 2
