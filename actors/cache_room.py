@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from actors.formats import SearchFormat
-from actors.search import SCORE_TOKENS, PatientPrompts, SearchLimits
+from actors.language_model import SCORE_TOKENS, SearchLimits
+from actors.search_prompts import PatientPrompts
 
 
 def tree_tokens(prompts: PatientPrompts, layout: SearchFormat, limits: SearchLimits) -> int:

@@ -12,9 +12,12 @@ from actors.cache_room import CacheRoom, tree_tokens
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
+from actors.judge import RewardJudge
+from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import RequestLog
-from actors.search import Judge, PatientSearch, SearchLimits, patient_prompts
+from actors.search import PatientSearch
 from actors.search_folder import PatientSummary, SearchFolder
+from actors.search_prompts import patient_prompts
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort, PatientCase
 from ehr.config import PromptSection, RewardSection
@@ -130,7 +133,7 @@ class _Tree:
             for node in terminals
             if node.reward is not None
             and node.content.verdict is not None
-            and node.content.verdict.reward.format_failure is None
+            and node.content.verdict.format_failure is None
         ]
         return PatientSummary(
             patient_id=patient_id,
@@ -192,9 +195,11 @@ class SearchActor:
         prompts = patient_prompts(prompt, self._context, self._tokenizer, self._setup.frame)
         async with self._room.take(tree_tokens(prompts, self._layout, self._limits)):
             started = time.time()
-            judge = Judge(await self._reward_context(case), self._setup.reward, self._matcher)
+            context = await self._reward_context(case)
+            judge = RewardJudge(context, self._setup.reward, self._matcher)
             with RequestLog(self._folder.requests(patient_id), self._gate) as log:
-                search = PatientSearch(prompts, self._layout, judge, log, self._limits)
+                model = PromptedModel(prompts, self._layout, log, self._limits)
+                search = PatientSearch(prompts, model, judge, self._setup.search)
                 tree = self._trees[patient_id] = _Tree(search, log, started)
                 result = await search.run()
         self._count_new(self._trees.pop(patient_id))

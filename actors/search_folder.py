@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.search import PatientResult
+from actors.search_result import PatientResult
 from actors.trajectories import COLUMNS, SearchedTrajectory, trajectories_table
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class PatientSummary:
     best_reward: float | None
     """R of the best readable trajectory; None without one."""
     search: Mapping[str, int]
-    """`actors.search.SearchCounts`."""
+    """`actors.search_result.SearchCounts`."""
     calls: Mapping[str, Any]
     """`actors.request_log.CallCounts`."""
     started_unix_s: float

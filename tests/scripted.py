@@ -19,15 +19,13 @@ import numpy as np
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
+from actors.judge import RewardJudge
+from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import CallCounts, RequestLog
-from actors.search import (
-    Judge,
-    PatientResult,
-    PatientSearch,
-    SearchLimits,
-    Step,
-    patient_prompts,
-)
+from actors.search import PatientSearch
+from actors.search_prompts import patient_prompts
+from actors.search_result import PatientResult
+from actors.steps import Step
 from actors.tree import Node
 from ehr.catalogue import Feature
 from ehr.chat import ChatFrame
@@ -145,8 +143,10 @@ class ScriptedGenerator:
             raise ConnectionError("the script ends here")
         self.num_in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.num_in_flight)
-        await asyncio.sleep(self.latency_s * random.random())
-        self.num_in_flight -= 1
+        try:
+            await asyncio.sleep(self.latency_s * random.random())
+        finally:
+            self.num_in_flight -= 1
         completions = [self._complete(request, index) for index in range(request.sampling.n)]
         self.prefill_tokens += len(request.prompt_token_ids)
         self.decode_tokens += sum(len(completion.token_ids) for completion in completions)
@@ -294,8 +294,19 @@ class SearchPlan:
     salient: frozenset[str] = frozenset(FEATURES[:5])
     stability: Mapping[str, float] | None = None
     """Given, the attention reward is weighted by it."""
+    accuracy_weight: float = RewardSection().accuracy_weight
+    margin_bonus: float = RewardSection().margin_bonus
     max_model_len: int = 100_000
     patient_id: str = "p1"
+
+    @property
+    def reward(self) -> RewardSection:
+        """The reward's settings."""
+        return RewardSection(
+            accuracy_weight=self.accuracy_weight,
+            margin_bonus=self.margin_bonus,
+            attention_weighting="none" if self.stability is None else "stability",
+        )
 
     def with_section(self, **changes: object) -> "SearchPlan":
         """The plan with other search settings."""
@@ -314,28 +325,26 @@ async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Pat
     prompt = case_prompt(
         case_of(plan.patient_id), "question_decomposition", CONTEXT, tokenizer, FRAME
     )
-    judge = Judge(
+    judge = RewardJudge(
         RewardContext(
             patient_id=plan.patient_id,
             label=plan.label,
             salient_features=plan.salient,
             stability=plan.stability or {},
         ),
-        RewardSection(attention_weighting="none" if plan.stability is None else "stability"),
+        plan.reward,
         FeatureMatcher(CONTEXT.features),
     )
+    prompts = patient_prompts(prompt, CONTEXT, tokenizer, FRAME)
+    layout = search_format(plan.format, tokenizer, plan.section)
+    limits = SearchLimits(
+        section=plan.section,
+        max_model_len=plan.max_model_len,
+        least=generator.policy_version,
+    )
     with RequestLog(path, generator) as log:
-        search = PatientSearch(
-            patient_prompts(prompt, CONTEXT, tokenizer, FRAME),
-            search_format(plan.format, tokenizer, plan.section),
-            judge,
-            log,
-            SearchLimits(
-                section=plan.section,
-                max_model_len=plan.max_model_len,
-                least=generator.policy_version,
-            ),
-        )
+        model = PromptedModel(prompts, layout, log, limits)
+        search = PatientSearch(prompts, model, judge, plan.section)
         result = await search.run()
     return SearchRun(result=result, generator=generator, calls=log.counts, root=search.root)
 

@@ -11,7 +11,8 @@ from actors.cache_room import CacheRoom, tree_tokens
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
-from actors.search import SearchLimits, patient_prompts
+from actors.language_model import SearchLimits
+from actors.search_prompts import patient_prompts
 from services.types import BASE_POLICY
 from tests.scripted import CONTEXT, FRAME, CharTokenizer, case_of
 

@@ -57,21 +57,21 @@ def test_names_at_the_limit_lose_the_unfinished_one() -> None:
 
 
 def test_the_final_is_recognised_by_the_tag_it_opens() -> None:
-    final = read_opening("<Final subquestion> What is the risk?", "stop")
-    other = read_opening("\n<subquestion 2>Is the final state bad?", "stop")
+    final = read_opening("<Final subquestion> What is the risk?", "stop", 1)
+    other = read_opening("\n<subquestion 2>Is the final state bad?", "stop", 2)
 
     assert (final.final, final.question.text) == (True, "What is the risk?")
     assert (other.final, other.question.text) == (False, "Is the final state bad?")
 
 
 def test_an_opening_without_a_tag_is_a_subquestion_and_says_so() -> None:
-    opening = read_opening("Is it bad?", "stop")
+    opening = read_opening("Is it bad?", "stop", 1)
 
     assert (opening.final, opening.tagged, opening.question.text) == (False, False, "Is it bad?")
 
 
 def test_an_opening_at_the_limit_is_cut_at_its_last_mark() -> None:
-    assert read_opening("<Subquestion 1> Is it? Or", "length").question.text == "Is it?"
+    assert read_opening("<Subquestion 1> Is it? Or", "length", 1).question.text == "Is it?"
 
 
 @pytest.mark.parametrize(("text", "score"), [("1", 1), ("10", 10), ("100", 100), (" 42\n", 42)])

@@ -8,8 +8,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.search import PatientResult, SearchCounts
 from actors.search_folder import SearchFolder
+from actors.search_result import PatientResult, SearchCounts
 from actors.trajectories import COLUMNS, SearchedTrajectory, trajectories_table
 from tests.unit.actors.test_search_totals import summary
 
