@@ -243,13 +243,15 @@ async def kill_at_random(counts: Counter[str], draw: random.Random) -> None:
 
 
 def num_running() -> int:
-    """Replicas that answer. The last one is left alone: a generator none of whose replicas gets
-    past its start is a failed deployment to Serve, and the end of a run.
+    """Replicas that answer.
+
+    The last one is left alone: a generator none of whose replicas gets past its start is a failed
+    deployment to Serve, and the end of a run.
     """
     application = serve.status().applications.get(generator_application(RUN_ID))
-    return (
-        application.deployments[DEPLOYMENT].replica_states.get("RUNNING", 0) if application else 0
-    )
+    if application is None:
+        return 0
+    return application.deployments[DEPLOYMENT].replica_states.get("RUNNING", 0)
 
 
 def replica_actors() -> list[str]:
