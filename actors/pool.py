@@ -94,7 +94,7 @@ def run_search(
             )
         totals.add(summary)
     folder.merge(patient_ids)
-    ledger = totals.ledger()
+    ledger = {"value": setup.search.value, **totals.ledger()}
     folder.write_ledger(ledger)
     return SearchResult(
         num_patients=totals.patients,
