@@ -1,6 +1,7 @@
 """The top of the report: what ran, on how many patients, and the numbers to look at first."""
 
 from training.report_data import RunRecords, as_object
+from training.report_search import search_value
 from training.report_text import MISSING, duration, shown, whole
 from training.result_table import (
     LANGUAGE_MODEL_METHODS,
@@ -80,7 +81,10 @@ def tiles(records: RunRecords) -> list[tuple[str, str, str]]:
         found.append(("Expert", format_number(expert.get("auroc"), 3, MISSING), "test AUROC"))
     if records.trajectories is not None:
         kept = sum(bool(row["kept"]) for row in records.trajectories)
-        found.append(("Trajectories", whole(len(records.trajectories)), f"{kept} kept for SFT"))
+        remark = f"{kept} kept for SFT"
+        if search_value(records).is_label_free:
+            remark += ", found without labels"
+        found.append(("Trajectories", whole(len(records.trajectories)), remark))
     if records.grpo:
         version = whole(records.grpo[-1].get("policy_version_out"))
         found.append(("GRPO steps", whole(len(records.grpo)), f"last policy version {version}"))
