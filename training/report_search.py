@@ -181,7 +181,8 @@ def _read_trees(
 def _figures(
     rows: Rows, trees: Sequence[TreeNumbers], value: SearchValue
 ) -> dict[str, list[Figure]]:
-    rewards = [reward_figure(rows, "reward", value.name)]
+    axis = "value, no label used" if value.is_label_free else ""
+    rewards = [reward_figure(rows, "reward", value.name, axis=axis)]
     if value.is_label_free:
         rewards.append(reward_figure(rows, "reward_att", "expert agreement (R_att)"))
     else:
@@ -266,7 +267,8 @@ def _part(count: int, whole: int) -> str:
 def _share(rate: float | None) -> str:
     if rate is None:
         return MISSING
-    return format_percentage(rate, MISSING)
+    # more than one each is no share
+    return f"{rate:.2f} each" if rate > 1 else format_percentage(rate, MISSING)
 
 
 def _of(whole: float | None, what: str) -> str:

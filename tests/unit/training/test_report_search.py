@@ -77,6 +77,7 @@ def test_a_search_without_labels_is_called_so_and_has_no_r_cls(records, where):
 
     assert titles(section)[:2] == [LABEL_FREE, "expert agreement (R_att)"]
     assert not [title for title in titles(section) if "R_cls" in title]
+    assert "value, no label used" in section["figures"]["rewards"][0].svg
     assert "by construction" in section["figures"]["usefulness"][1].note
     data = json.loads(section["explorer"].data)
     assert (data["letter"], data["name"]) == ("V", LABEL_FREE)
