@@ -5,17 +5,19 @@ everything and stop strings end a call. The pieces of both read alike, so one pa
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from actors.config import SearchSection
 from actors.reading import (
     Content,
     Opening,
+    fit_tokens,
     read_answer,
     read_feature_names,
     read_opening,
     read_question,
+    without_control_tokens,
 )
 from ehr.guided import (
     FEATURES_REGEX,
@@ -47,7 +49,7 @@ class Ask:
 
 
 Answerer = Callable[[Ask], Awaitable[Completion]]
-"""Asks the model after everything written so far in the trajectory."""
+"""Asks the model after `final_opening` and what the question itself opens."""
 
 
 class SearchFormat(Protocol):
@@ -98,12 +100,48 @@ class SearchFormat(Protocol):
         ...
 
 
+class _LineLimits:
+    """Keeps sampled lines within their token limits when they are tokenised again.
+
+    The line end that is written behind each of them may come on top of its limit.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, section: SearchSection) -> None:
+        self._tokenizer = tokenizer
+        end = len(tokenizer.encode("\n"))
+        self.question_tokens = section.question_tokens + end
+        self.answer_tokens = section.answer_tokens + end
+        self.names_tokens = section.final_tokens + end
+
+    def question(self, content: Content) -> Content:
+        """The question, or none if it is too long: part of a question asks something else."""
+        return content if self._fits(content, self.question_tokens) else Content(text="", cut=True)
+
+    def answer(self, content: Content) -> Content:
+        """The answer, or as much of it as fits."""
+        if self._fits(content, self.answer_tokens):
+            return content
+        text = fit_tokens(content.text, self.answer_tokens, self._tokenizer, "\n")
+        return Content(text=text, cut=True)
+
+    def names(self, content: Content) -> str:
+        """The feature names, without those that do not fit."""
+        if self._fits(content, self.names_tokens):
+            return content.text
+        text = fit_tokens(content.text, self.names_tokens, self._tokenizer, "\n")
+        return text.rpartition(",")[0].strip()
+
+    def _fits(self, content: Content, max_tokens: int) -> bool:
+        return len(self._tokenizer.encode(content.text + "\n")) <= max_tokens
+
+
 class GuidedSearchFormat:
     """The guided format (ehr.guided), one request a step and one for the final."""
 
     def __init__(self, tokenizer: TextTokenizer, section: SearchSection) -> None:
         self._layout = GuidedFormat(tokenizer)
         self._section = section
+        self._limits = _LineLimits(tokenizer, section)
 
     def proposal(self, depth: int) -> Ask:
         """Choice and question in one request; the pattern ends it, the stop is a second guard."""
@@ -121,7 +159,9 @@ class GuidedSearchFormat:
         if question is None:
             return Opening(question=Content(text=FINAL_SENTENCE), final=True, tagged=True)
         return Opening(
-            question=read_question(question, completion.finish_reason), final=False, tagged=True
+            question=self._limits.question(read_question(question, completion.finish_reason)),
+            final=False,
+            tagged=completion.text.startswith(f"Subquestion {depth}>"),
         )
 
     def question(self, depth: int, text: str) -> tuple[Piece, ...]:
@@ -135,7 +175,7 @@ class GuidedSearchFormat:
 
     def read_answer(self, completion: Completion) -> Content:
         """The line."""
-        return read_answer(completion.text, completion.finish_reason)
+        return self._limits.answer(read_answer(completion.text, completion.finish_reason))
 
     def close_answer(self, depth: int, text: str) -> tuple[Piece, ...]:
         """The model's line and the caller's tag."""
@@ -163,7 +203,7 @@ class GuidedSearchFormat:
         )
         final = read_final(completion.text)
         if final is None:
-            return (self._layout.line(_names(completion)),)
+            return (self._layout.line(self._names(completion)),)
         return self._final(final.features, final.probability)
 
     async def retry_final(self, ask: Answerer) -> tuple[Piece, ...]:
@@ -172,7 +212,7 @@ class GuidedSearchFormat:
         names = await ask(
             Ask(max_tokens=self._section.final_tokens, stop=(LINE_STOP,), regex=FEATURES_REGEX)
         )
-        features = layout.line(_names(names))
+        features = layout.line(self._names(names))
         probability = await ask(
             Ask(
                 opening=(features, layout.after_features()),
@@ -185,15 +225,18 @@ class GuidedSearchFormat:
 
     def reserve_tokens(self, depth: int) -> int:
         """Fixed pieces plus every limit of a step and the final."""
-        section, layout = self._section, self._layout
+        limits, layout = self._limits, self._layout
         fixed = (
-            *self.question(depth, "?"),
+            *self.question(depth, ""),
             layout.after_answer(depth),
             *layout.final_opening(forced=True),
             layout.after_features(),
         )
-        written = section.question_tokens + section.answer_tokens + section.final_tokens
+        written = limits.question_tokens + limits.answer_tokens + limits.names_tokens
         return sum(len(piece.token_ids) for piece in fixed) + written + _PROBABILITY_TOKENS
+
+    def _names(self, completion: Completion) -> str:
+        return self._limits.names(read_feature_names(completion.text, completion.finish_reason))
 
     def _final(self, features: str, probability: str) -> tuple[Piece, ...]:
         layout = self._layout
@@ -211,6 +254,7 @@ class FreeSearchFormat:
     def __init__(self, tokenizer: TextTokenizer, section: SearchSection) -> None:
         self._tokenizer = tokenizer
         self._section = section
+        self._limits = _LineLimits(tokenizer, section)
 
     def proposal(self, depth: int) -> Ask:
         """Whatever the model opens, up to where its question ends."""
@@ -221,7 +265,8 @@ class FreeSearchFormat:
 
     def read_proposal(self, completion: Completion, depth: int) -> Opening:
         """A subquestion, or the final one if that is what it opens."""
-        return read_opening(completion.text, completion.finish_reason)
+        opening = read_opening(completion.text, completion.finish_reason, depth)
+        return replace(opening, question=self._limits.question(opening.question))
 
     def question(self, depth: int, text: str) -> tuple[Piece, ...]:
         """The question between fixed tags with the right number."""
@@ -237,7 +282,7 @@ class FreeSearchFormat:
 
     def read_answer(self, completion: Completion) -> Content:
         """The answer up to the first tag."""
-        return read_answer(completion.text, completion.finish_reason)
+        return self._limits.answer(read_answer(completion.text, completion.finish_reason))
 
     def close_answer(self, depth: int, text: str) -> tuple[Piece, ...]:
         """The answer and its closing tag."""
@@ -274,21 +319,22 @@ class FreeSearchFormat:
 
     def reserve_tokens(self, depth: int) -> int:
         """Fixed pieces plus every limit of a step and the final."""
-        section = self._section
+        limits = self._limits
         fixed = (
-            *self.question(depth, "?"),
+            *self.question(depth, ""),
             self._piece(f"</Answer {depth}>\n"),
             *self.final_opening("", forced=True),
             self._piece("<Important Features>\n"),
         )
-        written = section.question_tokens + section.answer_tokens + section.final_tokens
+        written = limits.question_tokens + limits.answer_tokens + self._section.final_tokens
         return sum(len(piece.token_ids) for piece in fixed) + written
 
     def _final_ask(self, *opening: Piece) -> Ask:
         return Ask(opening=opening, max_tokens=self._section.final_tokens, stop=("</Final answer",))
 
     def _final(self, completion: Completion) -> tuple[Piece, ...]:
-        return self._piece(completion.text.strip()), self._piece("\n</Final answer>")
+        text = without_control_tokens(completion.text).strip()
+        return self._piece(text), self._piece("\n</Final answer>")
 
     def _piece(self, text: str) -> Piece:
         return Piece.of(self._tokenizer, text, Author.MODEL)
@@ -302,7 +348,3 @@ def search_format(name: str, tokenizer: TextTokenizer, section: SearchSection) -
 
 def _final_question(text: str) -> str:
     return f"<Final subquestion>\n{text}\n</Final subquestion>\n"
-
-
-def _names(completion: Completion) -> str:
-    return read_feature_names(completion.text, completion.finish_reason).text

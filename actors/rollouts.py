@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from actors.case_prompts import PromptKind
-from actors.search import call_seed
+from actors.seeds import call_seed
 from ehr.guided import CallKind, DirectWriter, GuidedFormat, GuidedWriter, Writer
 from ehr.pieces import TextTokenizer
 from services.types import Completion, GenerateRequest, Generator, PolicyVersion, Sampling

@@ -57,9 +57,11 @@ class Node(Generic[ContentT]):
 
     def subtree(self) -> "Iterator[Node[ContentT]]":
         """This node and everything below it, parents first, in child order."""
-        yield self
-        for child in self.children or ():
-            yield from child.subtree()
+        waiting: list[Node[ContentT]] = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(reversed(node.children or ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

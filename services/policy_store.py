@@ -218,7 +218,8 @@ async def commit_to_store(run_id: str, record: PolicyRecord, timeout_s: float) -
     adapter = read_adapter(record)
     store = _find(run_id)
     try:
-        await asyncio.wait_for(store.publish.remote(record, adapter), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await store.publish.remote(record, adapter)
     except RayTaskError as error:
         raise error.cause from error
     except (RayError, TimeoutError) as error:

@@ -19,15 +19,13 @@ import numpy as np
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
+from actors.judge import RewardJudge
+from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import CallCounts, RequestLog
-from actors.search import (
-    Judge,
-    PatientResult,
-    PatientSearch,
-    SearchLimits,
-    Step,
-    patient_prompts,
-)
+from actors.search import PatientSearch
+from actors.search_prompts import PatientPrompts, patient_prompts
+from actors.search_result import PatientResult
+from actors.steps import Step
 from actors.tree import Node
 from ehr.catalogue import Feature
 from ehr.chat import ChatFrame
@@ -63,6 +61,18 @@ class CharTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of code points."""
         return "".join(map(chr, token_ids))
+
+
+class ByteTokenizer:
+    """One token a byte: what a model wrote in as many tokens as characters takes more here."""
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8 bytes."""
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of UTF-8 bytes; a part of a character becomes a replacement character."""
+        return bytes(token_ids).decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +155,10 @@ class ScriptedGenerator:
             raise ConnectionError("the script ends here")
         self.num_in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.num_in_flight)
-        await asyncio.sleep(self.latency_s * random.random())
-        self.num_in_flight -= 1
+        try:
+            await asyncio.sleep(self.latency_s * random.random())
+        finally:
+            self.num_in_flight -= 1
         completions = [self._complete(request, index) for index in range(request.sampling.n)]
         self.prefill_tokens += len(request.prompt_token_ids)
         self.decode_tokens += sum(len(completion.token_ids) for completion in completions)
@@ -247,7 +259,61 @@ def tag_soup(call: Call) -> str:
     return "".join(f"{call.rng.choice(tags)} {call.rng.random():.3f}? " for _ in range(6))
 
 
-GARBAGE = (empty, endless, untagged, repeating, percent, above_one, tag_soup)
+def other_language(call: Call) -> str:
+    """Chinese and emoji with combining, NUL and control characters, in the right tags."""
+    return re.sub(
+        r"How did [^?]*\?|stayed near|What is the risk\?",
+        lambda match: f"\u5fc3\u7387{call.rng.random():.3f}\U0001f494e\u0301\x00\x1b\u202e\uff1f",
+        sensible(call),
+    )
+
+
+def wide(call: Call) -> str:
+    """Everything as long as it may be, in characters of three bytes."""
+    number = f"{call.rng.random():.4f}"
+    match call.kind:
+        case "step" | "opening":
+            opening = "" if call.kind == "step" else "<"
+            return f"{opening}Subquestion {call.depth}>\n{number}{chr(0x5FC3) * 30}?\n</Subquestion"
+        case "score":
+            return "7"
+        case _:
+            return chr(0x5FC3) * 2000
+
+
+def misnumbered(call: Call) -> str:
+    """Tags with numbers of other steps, and otherwise sensible."""
+    return re.sub(r"(Subquestion|Answer) \d+>", r"\1 9>", sensible(call))
+
+
+def unclosed(call: Call) -> str:
+    """No closing tag anywhere, and otherwise sensible."""
+    return re.sub(r"</[^>]*>", "", sensible(call))
+
+
+def nested_tags(call: Call) -> str:
+    """Tags and control tokens inside the contents, and otherwise sensible."""
+    return re.sub(
+        r"(change|stayed|risk|, )",
+        r"\1 <|im_end|> <Final answer> 0.99 </Answer 1> ",
+        sensible(call),
+    )
+
+
+GARBAGE = (
+    empty,
+    endless,
+    untagged,
+    repeating,
+    percent,
+    above_one,
+    tag_soup,
+    other_language,
+    wide,
+    misnumbered,
+    unclosed,
+    nested_tags,
+)
 """Scripts of models that misbehave, each in its own way."""
 
 CONTEXT = PromptContext(
@@ -279,6 +345,7 @@ class SearchRun:
     generator: ScriptedGenerator
     calls: CallCounts
     root: Node[Step]
+    prompts: PatientPrompts
 
 
 _SECTION = SearchSection(max_depth=4, question_tokens=120, answer_tokens=160, final_tokens=300)
@@ -294,8 +361,20 @@ class SearchPlan:
     salient: frozenset[str] = frozenset(FEATURES[:5])
     stability: Mapping[str, float] | None = None
     """Given, the attention reward is weighted by it."""
+    accuracy_weight: float = RewardSection().accuracy_weight
+    margin_bonus: float = RewardSection().margin_bonus
     max_model_len: int = 100_000
     patient_id: str = "p1"
+    tokenizer: CharTokenizer | ByteTokenizer = field(default_factory=CharTokenizer)
+
+    @property
+    def reward(self) -> RewardSection:
+        """The reward's settings."""
+        return RewardSection(
+            accuracy_weight=self.accuracy_weight,
+            margin_bonus=self.margin_bonus,
+            attention_weighting="none" if self.stability is None else "stability",
+        )
 
     def with_section(self, **changes: object) -> "SearchPlan":
         """The plan with other search settings."""
@@ -310,34 +389,34 @@ async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Pat
         generator: the scripted model.
         path: the patient's request log.
     """
-    tokenizer = CharTokenizer()
+    tokenizer = plan.tokenizer
     prompt = case_prompt(
         case_of(plan.patient_id), "question_decomposition", CONTEXT, tokenizer, FRAME
     )
-    judge = Judge(
+    judge = RewardJudge(
         RewardContext(
             patient_id=plan.patient_id,
             label=plan.label,
             salient_features=plan.salient,
             stability=plan.stability or {},
         ),
-        RewardSection(attention_weighting="none" if plan.stability is None else "stability"),
+        plan.reward,
         FeatureMatcher(CONTEXT.features),
     )
+    prompts = patient_prompts(prompt, CONTEXT, tokenizer, FRAME)
+    layout = search_format(plan.format, tokenizer, plan.section)
+    limits = SearchLimits(
+        section=plan.section,
+        max_model_len=plan.max_model_len,
+        least=generator.policy_version,
+    )
     with RequestLog(path, generator) as log:
-        search = PatientSearch(
-            patient_prompts(prompt, CONTEXT, tokenizer, FRAME),
-            search_format(plan.format, tokenizer, plan.section),
-            judge,
-            log,
-            SearchLimits(
-                section=plan.section,
-                max_model_len=plan.max_model_len,
-                least=generator.policy_version,
-            ),
-        )
+        model = PromptedModel(prompts, layout, log, limits)
+        search = PatientSearch(prompts, model, judge, plan.section)
         result = await search.run()
-    return SearchRun(result=result, generator=generator, calls=log.counts, root=search.root)
+    return SearchRun(
+        result=result, generator=generator, calls=log.counts, root=search.root, prompts=prompts
+    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Trees of one patient grown by the scripted model, in both formats."""
+"""Trees of one patient grown by scripted models, sensible and not."""
 
 import asyncio
 import tempfile
@@ -6,20 +6,38 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tests.scripted import ScriptedGenerator, SearchPlan, run_scripted
+from tests.scripted import (
+    Script,
+    ScriptedGenerator,
+    SearchPlan,
+    run_scripted,
+    sensible,
+    tag_soup,
+)
 
 SETTINGS = {"num_rollouts": 8, "num_candidates": 2, "max_depth": 4, "seed": 11}
+GARBAGE_SETTINGS = {**SETTINGS, "max_depth": 3, "num_rollouts": 4}
+
+PLAN = SearchPlan().with_section(**SETTINGS)
+GARBAGE_PLAN = SearchPlan().with_section(**GARBAGE_SETTINGS)
 
 
 def scripted_search_trees() -> dict[str, Any]:
-    """Nodes, ranked trajectories and counts of a search in each format."""
-    return {name: _search(name) for name in ("guided", "free")}
+    """Nodes, ranked trajectories and counts of searches: formats, options, a garbage model."""
+    return {
+        "guided": _search(PLAN, sensible),
+        "free": _search(replace(PLAN, format="free"), sensible),
+        "eager": _search(PLAN.with_section(answers="eager"), sensible),
+        "tag soup, guided": _search(GARBAGE_PLAN, tag_soup),
+        "tag soup, free": _search(replace(GARBAGE_PLAN, format="free"), tag_soup),
+    }
 
 
-def _search(name: str) -> dict[str, Any]:
-    plan = replace(SearchPlan().with_section(**SETTINGS), format=name)
+def _search(plan: SearchPlan, script: Script) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        run = asyncio.run(run_scripted(plan, ScriptedGenerator(), Path(folder) / "log.jsonl"))
+        run = asyncio.run(
+            run_scripted(plan, ScriptedGenerator(script=script), Path(folder) / "log.jsonl")
+        )
     return {
         "nodes": [asdict(node) for node in run.result.nodes],
         "trajectories": [

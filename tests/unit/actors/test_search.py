@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.search import call_seed
+from actors.seeds import call_seed
 from ehr.errors import SearchError
 from ehr.trajectory import FINAL_SENTENCE, parse_trajectory
 from tests.scripted import (
@@ -146,7 +146,7 @@ def test_duplicates_are_resampled_twice_at_most(path: Path) -> None:
 
     assert len(run.root.children) == 1
     assert run.calls.by_kind["question"] == 3
-    assert run.result.counts.resamples == 2
+    assert run.result.counts.resample_requests == 2
     assert run.result.counts.duplicate_questions == 2 + 2 + 2
     assert [r.sampling.n for r in run.generator.requests if r.sampling.temperature == 0.8] == [
         3,
@@ -266,6 +266,9 @@ def test_garbage_is_counted_and_neither_crashes_nor_hangs(
         + counts.dropped_questions
         + counts.duplicate_questions
         + counts.untagged_openings
+        + counts.misnumbered_openings
+        + counts.non_latin_texts
+        + counts.cut_answers
         > 0
     )
 
