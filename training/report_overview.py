@@ -60,6 +60,8 @@ def size_warning(records: RunRecords) -> str:
 def switched_off(records: RunRecords) -> dict[str, str]:
     """Stages that the configuration leaves out, with the setting that does."""
     setting_of = {"search": "sft", "sft": "sft", "grpo": "grpo"}
+    if records.setting("search", "value") == "label_free":
+        del setting_of["search"]  # such a search is an end in itself
     return {
         stage: f"{section}.enabled: false"
         for stage, section in setting_of.items()
@@ -81,9 +83,8 @@ def tiles(records: RunRecords) -> list[tuple[str, str, str]]:
         found.append(("Expert", format_number(expert.get("auroc"), 3, MISSING), "test AUROC"))
     if records.trajectories is not None:
         kept = sum(bool(row["kept"]) for row in records.trajectories)
-        remark = f"{kept} kept for SFT"
-        if search_value(records).is_label_free:
-            remark += ", found without labels"
+        value = search_value(records)
+        remark = f"{kept} {value.kept}{', found without labels' if value.is_label_free else ''}"
         found.append(("Trajectories", whole(len(records.trajectories)), remark))
     if records.grpo:
         version = whole(records.grpo[-1].get("policy_version_out"))

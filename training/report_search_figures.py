@@ -35,7 +35,7 @@ PALE = "#c4ccd6"
 
 
 def reward_figure(
-    trajectories: Rows, column: str, heading: str, *, axis: str = ""
+    trajectories: Rows, column: str, heading: str, *, kept: str, axis: str = ""
 ) -> Figure | None:
     """Distribution of one reward over the search's trajectories; None if it has no numbers.
 
@@ -43,6 +43,7 @@ def reward_figure(
         trajectories: rows of the trajectories table.
         column: the reward.
         heading: what the picture is called.
+        kept: what the chosen trajectories are called.
         axis: what its axis is called, where the heading above it is not enough.
     """
     known = [
@@ -53,22 +54,22 @@ def reward_figure(
     if not known:
         return None
     values = np.array([value for value, _ in known])
-    kept = np.array([is_kept for _, is_kept in known])
+    is_kept = np.array([chosen for _, chosen in known])
     chart = _histogram(
         f"Distribution of {heading}",
-        (values, values[kept]),
+        (values, values[is_kept]),
         padded_range(values.tolist()),
         ("trajectories", "kept"),
         axis,
     )
     note = f"mean {values.mean():.3f}"
-    if kept.any():
-        note += f", of the kept {values[kept].mean():.3f}"
+    if is_kept.any():
+        note += f", of the kept {values[is_kept].mean():.3f}"
     if len(known) < len(trajectories):
         note += f"; {len(trajectories) - len(known)} without a number"
     legend = (
         LegendEntry(label="all", colour=PALE),
-        LegendEntry(label="kept for SFT", colour=ACCENT),
+        LegendEntry(label=kept, colour=ACCENT),
     )
     return Figure(title=heading, svg=chart.render(), legend=legend, note=note)
 
@@ -168,11 +169,11 @@ def depth_figure(trees: Sequence[TreeNumbers]) -> Figure | None:
     return Figure(title="Depth of the finals", svg=chart.render(), legend=legend, note=note)
 
 
-def count_figure(counts: TrajectoryCounts) -> Figure | None:
+def count_figure(counts: TrajectoryCounts, *, kept: str) -> Figure | None:
     """How many trajectories patients have; None without a patient."""
     if not counts.found:
         return None
-    kinds = [("found", counts.found, PALE), ("kept for SFT", counts.kept, ACCENT)]
+    kinds = [("found", counts.found, PALE), (kept, counts.kept, ACCENT)]
     if counts.readable is not None:
         kinds.insert(1, ("readable", counts.readable, GREEN))
     most = min(max(counts.found), MAX_COUNTS)

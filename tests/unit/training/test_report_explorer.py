@@ -43,7 +43,7 @@ ROW = {
 
 
 def explorer(trees, rows=(), **more):
-    gathered = ExplorerTrees(rows, letter="R", name="R", **more)
+    gathered = ExplorerTrees(rows, letter="R", name="R", kept="kept", **more)
     for patient, nodes in trees:
         gathered.add(patient, nodes)
     return gathered.finish()
@@ -105,7 +105,7 @@ def test_the_page_stays_below_its_budget_and_says_what_is_left_out():
 def test_the_tree_that_the_page_opens_with_is_never_left_out():
     nodes = read_tree(TREE)
     one = len(safe_json(json.loads(explorer([("p0", nodes)]).data)["trees"][0]).encode())
-    gathered = ExplorerTrees((), letter="R", name="R", max_bytes=3 * one)
+    gathered = ExplorerTrees((), letter="R", name="R", kept="kept", max_bytes=3 * one)
 
     for index in range(6):
         gathered.add(f"p{index}", nodes, is_first=index == 4)
@@ -118,7 +118,7 @@ def test_the_tree_that_the_page_opens_with_is_never_left_out():
 
 
 def test_a_tree_larger_than_the_budget_is_shown_alone():
-    gathered = ExplorerTrees((), letter="R", name="R", max_bytes=10)
+    gathered = ExplorerTrees((), letter="R", name="R", kept="kept", max_bytes=10)
 
     gathered.add("p", read_tree(TREE), is_first=True)
     made = gathered.finish()
@@ -135,7 +135,7 @@ def test_endless_text_is_cut():
 
 
 def test_without_a_tree_there_is_nothing_to_explore():
-    assert ExplorerTrees((), letter="R", name="R").finish() is None
+    assert ExplorerTrees((), letter="R", name="R", kept="kept").finish() is None
 
 
 def test_the_hash_is_that_of_the_script():

@@ -9,6 +9,7 @@ from ehr.salience import stored_salience
 from tests.report_page import EVIL, read_page
 from tests.run_folder_sample import write_sample_run
 from training.report_data import RunRecords, TreeFiles, read_run
+from training.report_overview import switched_off
 from training.report_search import ledger_tiles, search_section, search_value, vote_tiles
 from training.report_search_numbers import tree_numbers
 from training.report_trajectories import best_trajectories, salient_of, trajectory_steps
@@ -66,14 +67,18 @@ def test_a_search_with_rewards_says_r(records):
 LABEL_FREE = "value (usefulness + expert agreement), no label used"
 
 
-@pytest.mark.parametrize("where", ["ledger", "table"])
+@pytest.mark.parametrize("where", ["ledger", "table", "configuration"])
 def test_a_search_without_labels_is_called_so_and_has_no_r_cls(records, where):
     rows = [dict(row, reward_cls=np.nan) for row in records.trajectories]
     if where == "table":
         rows = [dict(row, value_kind="label_free") for row in rows]
     ledger = dict(records.ledger, **({"value": "label_free"} if where == "ledger" else {}))
 
-    section, _ = section_of(records, trajectories=rows, ledger=ledger)
+    config = {"search": {"value": "label_free"}} if where == "configuration" else {}
+
+    section, _ = section_of(
+        records, trajectories=rows, ledger=ledger, config=dict(records.config, config=config)
+    )
 
     assert titles(section)[:2] == [LABEL_FREE, "expert agreement (R_att)"]
     assert not [title for title in titles(section) if "R_cls" in title]
@@ -96,7 +101,14 @@ def test_the_page_of_a_search_without_labels_says_so_wherever_it_shows_values(tm
     assert "No label entered this search." in page.text
     assert page.text.count(LABEL_FREE) >= 3
     assert "R_cls" not in page.text
-    assert "Trajectories 36 12 kept for SFT, found without labels" in page.text
+    assert "kept for SFT" not in page.text
+    assert "Trajectories 36 12 kept, found without labels" in page.text
+
+
+def test_a_search_without_labels_is_not_switched_off_with_sft():
+    config = {"sft": {"enabled": False}, "search": {"value": "label_free"}}
+
+    assert switched_off(RunRecords(config={"config": config})) == {"sft": "sft.enabled: false"}
 
 
 def test_a_ledger_with_rewards_is_no_label_free_search():

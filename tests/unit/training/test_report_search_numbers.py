@@ -199,7 +199,9 @@ LEDGER = {
     "duplicate_questions": 6,
     "dropped_questions": 4,
     "cut_answers": 2,
-    "resamples": 6,
+    "resample_requests": 6,
+    "retry_requests": 5,
+    "non_latin_texts": 19,
     "unreadable_finals": 1,
 }
 
@@ -210,7 +212,9 @@ def test_rates_are_shares_of_what_was_sampled():
     assert rates["usefulness score unreadable twice, 50 stands for it"].rate == 3 / 30
     assert rates["question repeated, dropped"].rate == 6 / 40
     assert rates["answer cut at the token limit"].rate == 2 / 8
-    assert rates["questions asked for again"].rate == 6 / 4
+    assert rates["request for other questions"].rate == 6 / 4
+    assert rates["request that repeats an unreadable one"].rate == 5 / 50
+    assert rates["mostly in letters that are not Latin"].rate == 19 / 38
     assert rates["final unreadable twice, floor reward"].rate == 1 / 4
     assert "answer empty" not in rates
 
@@ -220,7 +224,7 @@ def test_without_every_tree_shares_of_expansions_are_unknown():
 
     rates = {mistake.label: mistake.rate for mistake in mistakes(ledger, [tree_numbers(TREE)])}
 
-    assert rates["questions asked for again"] is None
+    assert rates["request for other questions"] is None
     assert rates["question repeated, dropped"] == 6 / 40
 
 
