@@ -31,6 +31,8 @@ class CallCounts:
     prefill_computed_tokens: int = 0
     """Prompt tokens that were not found in the prefix cache."""
     decode_tokens: int = 0
+    replayed_decode_tokens: int = 0
+    """Tokens of replayed requests; part of `decode_tokens`."""
     by_kind: dict[str, int] = field(default_factory=dict)
     """Requests of each call kind."""
 
@@ -43,7 +45,9 @@ class CallCounts:
             first = completions[0]
             self.prefill_tokens += first.num_prompt_tokens
             self.prefill_computed_tokens += first.num_prompt_tokens - first.num_cached_tokens
-        self.decode_tokens += sum(len(completion.token_ids) for completion in completions)
+        decoded = sum(len(completion.token_ids) for completion in completions)
+        self.decode_tokens += decoded
+        self.replayed_decode_tokens += decoded if replayed else 0
 
 
 class RequestLog:

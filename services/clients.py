@@ -1,8 +1,11 @@
 """Typed clients of the Serve applications: retries within a budget, and this project's errors."""
 
 import asyncio
+import hashlib
+import secrets
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -100,30 +103,37 @@ class _Application:
 class GeneratorClient:
     """A run's generator; implements `services.types.Generator`. Cheap, and pickles."""
 
-    def __init__(self, run_id: str, timeout_s: float) -> None:
+    def __init__(self, run_id: str, timeout_s: float, routing_key: bytes | None = None) -> None:
         """A client of one run.
 
         Args:
             run_id: whose generator.
             timeout_s: budget of one call, retries included (`generator.request_timeout_s`).
+            routing_key: secret that hides patients in what routers see, up to 64 bytes; clients
+                with the same one send a patient to the same replica. None = one of its own.
         """
         self._run_id = run_id
         self._timeout_s = timeout_s
+        self._routing_key = secrets.token_bytes(16) if routing_key is None else routing_key
         self._application = _Application(generator_application(run_id), timeout_s)
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """The completions of a request, in sample order.
 
+        `request.session`, a patient's id, leaves this process as a keyed hash only.
+
         Raises:
             StalePolicyError: if the run does not serve a policy that the request accepts.
             ServiceError: if no replica answers in time.
         """
+        session = routing_session(self._routing_key, request.session)
+        hidden = replace(request, session=session)
 
         async def attempt() -> list[Completion]:
             handle = self._application.handle().options(
-                method_name="generate", session_id=request.session, **_BY_VALUE
+                method_name="generate", session_id=session, **_BY_VALUE
             )
-            return await _unless_ended(handle.remote(request))
+            return await _unless_ended(handle.remote(hidden))
 
         return await self._application.retried(attempt)
 
@@ -170,6 +180,15 @@ class GeneratorClient:
             return replies
 
         return await self._application.retried(attempt)
+
+
+def routing_session(key: bytes, patient_id: str) -> str:
+    """The name under which a patient's requests are routed: a keyed hash of its id.
+
+    It stands in headers, logs and metrics of Serve. Without the key nobody can tell whose it is,
+    not even by trying all ids. It decides which prefix cache is warm, and nothing else.
+    """
+    return hashlib.blake2b(patient_id.encode(), key=key, digest_size=12).hexdigest()
 
 
 class ExpertClient:

@@ -62,7 +62,8 @@ class GenerateRequest:
     least: PolicyVersion
     """The oldest policy that may answer."""
     session: str
-    """Routing hint, the same for all requests of a patient: a warm prefix cache, nothing else."""
+    """Routing hint, the same for all requests of a patient: a warm prefix cache, nothing else.
+    The caller gives the patient's id; the Serve client replaces it by a keyed hash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from actors.tree import Candidate, Node, backpropagate, expand, most_useful, select_leaf
+from ehr.agreement import jaccard
+
 FEATURES = (
     "Capillary refill rate",
     "Glasgow coma scale eye opening",
@@ -254,24 +257,16 @@ class SampleRun:
 
     def _search(self) -> None:
         rows = []
-        for patient in self.patients["train"][:NUM_SEARCHED]:
-            for rank in range(1, 4):
-                cls, att = -float(self.random.gamma(1.2, 0.5)), float(self.random.beta(2, 4))
-                names = self._named(patient)
-                text = self.trajectory_text(names, self._probability(patient, 1.0))
-                rows.append(
-                    {
-                        "patient_id": patient,
-                        "rank": rank,
-                        "text": text,
-                        "token_ids": list(range(40)),
-                        "reward": 0.6 * cls + 0.4 * att,
-                        "reward_cls": cls,
-                        "reward_att": att,
-                        "kept": rank <= 2,
-                    }
-                )
-            self._json(f"search/trees/{patient}.json", self._tree(patient))
+        patients = self.patients["train"][:NUM_SEARCHED]
+        for patient in patients:
+            root = self._searched(patient)
+            finals = [node for node in root.subtree() if node.reward is not None]
+            ranked = sorted(finals, key=lambda node: -(node.reward or 0.0))
+            rows += [
+                self._trajectory(patient, node, rank) for rank, node in enumerate(ranked, start=1)
+            ]
+            tree = {"patient_id": patient, "nodes": self._records(root, ranked[0].path)}
+            self._json(f"search/trees/{patient}.json", tree)
         self._table("search/trajectories.parquet", pd.DataFrame(rows))
         ledger = {
             "patients": NUM_SEARCHED,
@@ -281,46 +276,117 @@ class SampleRun:
             "decode_tokens": 5_812,
             "seconds": 118.3,
             "invalid_scores": 1,
+            "scores": 90,
+            "requests_by_kind": {"answer": 40, "final": 20, "question": 64, "score": 90},
+            "patients_without_kept": 0,
+            "cut_questions": 3,
+            "cut_answers": 4,
+            "dropped_questions": 2,
+            "duplicate_questions": 8,
+            "resamples": 9,
+            "final_retries": 1,
         }
         self._json("search/ledger.json", ledger)
 
-    def _tree(self, patient: str) -> dict[str, Any]:
-        nodes: list[dict[str, Any]] = []
-        self._grow(nodes, None, (), 4)
-        rewards = [-np.inf if node["reward"] is None else node["reward"] for node in nodes]
-        best = nodes[int(np.argmax(rewards))]["path"]
-        for node in nodes:
-            is_above = f"{best}/".startswith(f"{node['path']}/")
-            node["on_best_path"] = is_above or not node["path"]
-        return {"patient_id": patient, "nodes": nodes}
+    def _searched(self, patient: str) -> Node[dict[str, Any]]:
+        """A tree of depth 4 at most, as the search's own selection grows it."""
+        root: Node[dict[str, Any]] = Node(content={"question": "", "answer": None})
+        for _ in range(6):
+            node = select_leaf(root, 1.0)
+            self._answer(patient, node)
+            while not node.terminal:
+                expand(node, self._candidates(node.depth + 1))
+                node = most_useful(node.children or [])
+                self._answer(patient, node)
+            backpropagate(node)
+        return root
 
-    def _grow(
-        self, nodes: list[dict[str, Any]], parent: int | None, path: tuple[int, ...], visits: int
-    ) -> None:
-        is_terminal = len(path) == 3
-        reward = float(self.random.normal(-0.4, 0.5)) if is_terminal and visits else None
-        number = len(nodes)
-        nodes.append(
+    def _candidates(self, depth: int) -> list[Candidate[dict[str, Any]]]:
+        final = {"question": "Now the probability can be estimated.", "answer": None}
+        if depth == 4:
+            return [Candidate(content=final | {"forced": True}, usefulness=0.0, terminal=True)]
+        drawn = self.random.permutation(len(QUESTIONS))[:3].tolist()
+        steps: list[dict[str, Any]] = [
+            {"question": QUESTIONS[index], "answer": None, "index": index} for index in drawn
+        ]
+        if depth > 1 and self.random.random() < 0.6:
+            steps[int(self.random.integers(3))] = final
+        return [
+            Candidate(
+                content=step,
+                usefulness=round(float(self.random.beta(4, 2)), 2),
+                terminal="index" not in step,
+            )
+            for step in steps
+        ]
+
+    def _answer(self, patient: str, node: Node[dict[str, Any]]) -> None:
+        step = node.content
+        if not node.path or step["answer"] is not None:
+            return
+        if not node.terminal:
+            step["answer"] = ANSWERS[step["index"]]
+            return
+        names, probability = self._named(patient), self._probability(patient, 1.0)
+        truth = probability if self.labels[patient] else 1 - probability
+        step |= {"features": sorted(names), "probability": round(probability, 2)}
+        step["cls"] = float(np.log(truth))
+        step["att"] = jaccard(self.salient[patient], names)
+        step["answer"] = (
+            f"{', '.join(names)}\n</Important Features>\n"
+            f"<Final answer>\n{probability:.2f}\n</Final answer>"
+        )
+        node.reward = 0.6 * step["cls"] + 0.4 * step["att"]
+
+    def _trajectory(self, patient: str, node: Node[dict[str, Any]], rank: int) -> dict[str, Any]:
+        text = ""
+        for depth, step in enumerate((above.content for above in node.lineage()[1:]), start=1):
+            tag = f"Subquestion {depth}" if depth < node.depth else "Final subquestion"
+            opened = f"<Answer {depth}>\n" if depth < node.depth else "<Important Features>\n"
+            closed = f"\n</Answer {depth}>\n" if depth < node.depth else ""
+            text += f"<{tag}>\n{step['question']}\n</{tag}>\n{opened}{step['answer']}{closed}"
+        final = node.content
+        return {
+            "patient_id": patient,
+            "rank": rank,
+            "text": text,
+            "token_ids": list(range(40)),
+            "reward": node.reward,
+            "reward_cls": final["cls"],
+            "reward_att": final["att"],
+            "kept": rank <= 2,
+            "readable": True,
+            "correct": (final["probability"] >= 0.5) == bool(self.labels[patient]),
+            "probability": final["probability"],
+            "features": final["features"],
+            "num_steps": node.depth,
+            "visit_count": node.visit_count,
+            "path": "/".join(map(str, node.path)),
+        }
+
+    @staticmethod
+    def _records(root: Node[dict[str, Any]], best: tuple[int, ...]) -> list[dict[str, Any]]:
+        nodes = list(root.subtree())
+        numbers = {node.path: number for number, node in enumerate(nodes)}
+        return [
             {
                 "id": number,
-                "parent": parent,
-                "path": "/".join(map(str, path)),
-                "question": QUESTIONS[int(self.random.integers(6))] if path else "",
-                "answer": ANSWERS[int(self.random.integers(6))] if path and visits else None,
-                "visit_count": visits,
-                "q": float(self.random.normal(-0.4, 0.4)) if visits else None,
-                "usefulness": float(self.random.random()) if path else None,
+                "parent": numbers[node.parent.path] if node.parent else None,
+                "path": list(node.path),
+                "question": node.content["question"],
+                "answer": node.content["answer"],
+                "visit_count": node.visit_count,
+                "q": node.value if node.visit_count else None,
+                "usefulness": (
+                    node.usefulness if node.path and not node.content.get("forced") else None
+                ),
                 "score_is_neutral": False,
-                "terminal": is_terminal,
-                "reward": reward,
+                "terminal": node.terminal,
+                "reward": node.reward,
+                "on_best_path": best[: node.depth] == node.path,
             }
-        )
-        if visits and not is_terminal:
-            first = (visits + 1) // 2
-            num_children = 1 if len(path) == 2 else 3
-            shares = [visits] if num_children == 1 else [first, visits - first, 0]
-            for index in range(num_children):
-                self._grow(nodes, number, (*path, index), shares[index])
+            for number, node in enumerate(nodes)
+        ]
 
     def _sft(self) -> None:
         rows = [

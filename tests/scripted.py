@@ -23,7 +23,7 @@ from actors.judge import RewardJudge
 from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import CallCounts, RequestLog
 from actors.search import PatientSearch
-from actors.search_prompts import patient_prompts
+from actors.search_prompts import PatientPrompts, patient_prompts
 from actors.search_result import PatientResult
 from actors.steps import Step
 from actors.tree import Node
@@ -61,6 +61,18 @@ class CharTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of code points."""
         return "".join(map(chr, token_ids))
+
+
+class ByteTokenizer:
+    """One token a byte: what a model wrote in as many tokens as characters takes more here."""
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8 bytes."""
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of UTF-8 bytes; a part of a character becomes a replacement character."""
+        return bytes(token_ids).decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +259,61 @@ def tag_soup(call: Call) -> str:
     return "".join(f"{call.rng.choice(tags)} {call.rng.random():.3f}? " for _ in range(6))
 
 
-GARBAGE = (empty, endless, untagged, repeating, percent, above_one, tag_soup)
+def other_language(call: Call) -> str:
+    """Chinese and emoji with combining, NUL and control characters, in the right tags."""
+    return re.sub(
+        r"How did [^?]*\?|stayed near|What is the risk\?",
+        lambda match: f"\u5fc3\u7387{call.rng.random():.3f}\U0001f494e\u0301\x00\x1b\u202e\uff1f",
+        sensible(call),
+    )
+
+
+def wide(call: Call) -> str:
+    """Everything as long as it may be, in characters of three bytes."""
+    number = f"{call.rng.random():.4f}"
+    match call.kind:
+        case "step" | "opening":
+            opening = "" if call.kind == "step" else "<"
+            return f"{opening}Subquestion {call.depth}>\n{number}{chr(0x5FC3) * 30}?\n</Subquestion"
+        case "score":
+            return "7"
+        case _:
+            return chr(0x5FC3) * 2000
+
+
+def misnumbered(call: Call) -> str:
+    """Tags with numbers of other steps, and otherwise sensible."""
+    return re.sub(r"(Subquestion|Answer) \d+>", r"\1 9>", sensible(call))
+
+
+def unclosed(call: Call) -> str:
+    """No closing tag anywhere, and otherwise sensible."""
+    return re.sub(r"</[^>]*>", "", sensible(call))
+
+
+def nested_tags(call: Call) -> str:
+    """Tags and control tokens inside the contents, and otherwise sensible."""
+    return re.sub(
+        r"(change|stayed|risk|, )",
+        r"\1 <|im_end|> <Final answer> 0.99 </Answer 1> ",
+        sensible(call),
+    )
+
+
+GARBAGE = (
+    empty,
+    endless,
+    untagged,
+    repeating,
+    percent,
+    above_one,
+    tag_soup,
+    other_language,
+    wide,
+    misnumbered,
+    unclosed,
+    nested_tags,
+)
 """Scripts of models that misbehave, each in its own way."""
 
 CONTEXT = PromptContext(
@@ -279,6 +345,7 @@ class SearchRun:
     generator: ScriptedGenerator
     calls: CallCounts
     root: Node[Step]
+    prompts: PatientPrompts
 
 
 _SECTION = SearchSection(max_depth=4, question_tokens=120, answer_tokens=160, final_tokens=300)
@@ -298,6 +365,7 @@ class SearchPlan:
     margin_bonus: float = RewardSection().margin_bonus
     max_model_len: int = 100_000
     patient_id: str = "p1"
+    tokenizer: CharTokenizer | ByteTokenizer = field(default_factory=CharTokenizer)
 
     @property
     def reward(self) -> RewardSection:
@@ -321,7 +389,7 @@ async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Pat
         generator: the scripted model.
         path: the patient's request log.
     """
-    tokenizer = CharTokenizer()
+    tokenizer = plan.tokenizer
     prompt = case_prompt(
         case_of(plan.patient_id), "question_decomposition", CONTEXT, tokenizer, FRAME
     )
@@ -346,7 +414,9 @@ async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Pat
         model = PromptedModel(prompts, layout, log, limits)
         search = PatientSearch(prompts, model, judge, plan.section)
         result = await search.run()
-    return SearchRun(result=result, generator=generator, calls=log.counts, root=search.root)
+    return SearchRun(
+        result=result, generator=generator, calls=log.counts, root=search.root, prompts=prompts
+    )
 
 
 @dataclass

@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from actors.pool import SearchSetup, run_search
+from actors.pool import run_search
+from actors.search_actor import SearchSetup
 from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.loaders import build_cohort
 from ehr.rewards import RewardContext, Salience
@@ -35,6 +36,7 @@ from training.masking import faithfulness_summary, masked_rows
 from training.progress import OnProgress, Reporter
 from training.result_table import result_table
 from training.run_folder import RunFolder, write_json
+from training.search_view import SearchView, search_result_line
 from training.session import Session
 from training.stages import Pipeline, Stage
 
@@ -172,9 +174,12 @@ def search(session: Session, on_progress: OnProgress) -> None:
         make_generator=session.make_generator(),
         make_tokenizer=session.make_tokenizer(),
         make_ask_salience=session.make_ask_salience(),
+        cache_tokens=session.cache_tokens,
     )
-    run_search(session.cohort, patients, setup, session.path("search"), on_progress)
+    view = SearchView(session.run_id, on_progress)
+    result = run_search(session.cohort, patients, setup, session.path("search"), view)
     session.stop_expert()
+    session.reporter.say(search_result_line(result.ledger))
 
 
 def fine_tune(session: Session, on_progress: OnProgress) -> None:

@@ -29,7 +29,7 @@ from training.step_table import step_line, step_table
 from training.step_watch import StepWatch
 
 OnProgress = Callable[[float, float, str], None]
-"""Called with work done, work in total and a short text."""
+"""Called with work done, work in total and a short text; its further lines stand under the bar."""
 
 LOG_INTERVAL_S = 120
 """Without a terminal: a sign of life at most this often."""
@@ -45,12 +45,15 @@ class _Rate(ProgressColumn):
 
 
 class _StepProgress(Progress):
-    """A bar with the table of the last steps under it."""
+    """A bar with what the work says of itself under it: lines, and a table of the last steps."""
 
+    lines: Text | None = None
     steps: Table | None = None
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
+        if self.lines is not None:
+            yield self.lines
         if self.steps is not None:
             yield self.steps
 
@@ -107,7 +110,9 @@ class Reporter:
                 def move(done: float, total: float, text: str = "") -> None:
                     if steps is not None and steps.refresh():
                         progress.steps = step_table(steps.lines, self.console.width)
-                    progress.update(task, completed=done, total=total, description=text)
+                    description, _, lines = text.partition("\n")
+                    progress.lines = Text(lines, style="dim") if lines else None
+                    progress.update(task, completed=done, total=total, description=description)
 
                 yield move
         finally:
@@ -119,7 +124,8 @@ class Reporter:
     @contextmanager
     def _in_log(self, name: str, steps: StepWatch | None) -> Iterator[OnProgress]:
         self.say(f"{name}: started")
-        started = last = time.monotonic()
+        last = time.monotonic()
+        first: tuple[float, float] | None = None  # what an earlier attempt did took no time here
         num_steps = 0.0
 
         def tell_steps() -> None:
@@ -127,15 +133,18 @@ class Reporter:
                 self.say(f"{name}: {step_line(line, num_steps)}")
 
         def log(done: float, total: float, text: str = "") -> None:
-            nonlocal last, num_steps
+            nonlocal first, last, num_steps
             num_steps = total
             tell_steps()
             now = time.monotonic()
+            first = first or (now, done)
             if now - last >= LOG_INTERVAL_S:
                 last = now
-                left = (now - started) / done * (total - done) if done else float("nan")
-                remaining = f", about {left:.0f} s left" if done else ""
-                self.say(f"{name}: {done:g}/{total:g} {text}{remaining}")
+                began, before = first
+                left = (now - began) / (done - before) * (total - done) if done > before else None
+                told = text.replace("\n", ", ")
+                remaining = "" if left is None else f", about {left:.0f} s left"
+                self.say(f"{name}: {done:g}/{total:g} {told}{remaining}")
 
         try:
             yield log

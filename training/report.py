@@ -1,20 +1,20 @@
 """The report: one self-contained page about a run, made from whatever its folder holds.
 
 Texts of models and names from data are hostile as far as a page is concerned: the template escapes
-everything, the page has no script at all, and its policy forbids loading anything.
+everything, the page's policy forbids loading anything and running anything but the one script of
+the search tree, named by its hash. Without scripts the page shows the same facts.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from training.report_case import CaseComparison, compare_case
-from training.report_chart import Figure, present
+from training.report_chart import present
 from training.report_data import STAGES, RunRecords, as_object, read_run
 from training.report_expert import expert_section
 from training.report_figures import bar_figure, stage_time_figure
@@ -31,26 +31,9 @@ from training.report_learning import (
 )
 from training.report_overview import header, size_warning, switched_off, tiles
 from training.report_results import results_section
-from training.report_search import (
-    BestTrajectory,
-    TreeNode,
-    best_trajectories,
-    ledger_tiles,
-    read_tree,
-    reward_figure,
-    tree_figure,
-)
+from training.report_search import search_section
 from training.report_text import MISSING, duration, printable, shown, whole
 from training.result_table import finite_number, format_number, format_percentage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchTree:
-    """The tree that the page shows."""
-
-    patient_id: str
-    nodes: tuple[TreeNode, ...]
-    figure: Figure
 
 
 def write_report(run_dir: Path) -> Path:
@@ -87,19 +70,20 @@ def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:
     name = shown(records.config.get("name") or run_dir.name)
     model = as_object(records.config.get("model"))
     expert, expert_problems = expert_section(records)
+    search, search_problems = search_section(records)
     return {
         "name": name,
         "header": header(records),
         "model": {key: model.get(key) for key in ("description", "source", "sha256")},
         "warning": size_warning(records),
-        "problems": (*records.problems, *expert_problems),
+        "problems": (*records.problems, *expert_problems, *search_problems),
         "make": lambda stage: f"eag-rl {stage} CONFIG --run-dir {run_dir}",
         "switched_off": switched_off(records),
         "tiles": tiles(records),
         "results": results_section(records),
         "cohort": _cohort(records),
         "expert": expert,
-        "search": _search(records),
+        "search": search,
         "sft": _learning(records.sft, SFT_PANELS, SFT_TIME_PARTS),
         "direct_sft": _learning(records.direct_sft, SFT_PANELS, SFT_TIME_PARTS),
         "grpo": _learning(records.grpo, GRPO_PANELS, grpo_time_parts(records.grpo)),
@@ -139,38 +123,6 @@ def _cohort(records: RunRecords) -> dict[str, Any] | None:
         "dropped": [(shown(reason).replace("_", " "), whole(n)) for reason, n in dropped.items()],
         "is_synthetic": records.setting("cohort", "source") == "synthetic",
     }
-
-
-def _search(records: RunRecords) -> dict[str, Any] | None:
-    if records.trajectories is None and records.ledger is None and not records.trees:
-        return None
-    figures: list[Figure | None] = []
-    best: list[BestTrajectory] = []
-    if records.trajectories is not None:
-        headings = {
-            "reward": "R",
-            "reward_cls": "R_cls, of the prediction",
-            "reward_att": "R_att, of the named features",
-        }
-        for column, heading in headings.items():
-            figures.append(reward_figure(records.trajectories, column, heading))
-        best = best_trajectories(records.trajectories)
-    return {
-        "tiles": [] if records.ledger is None else ledger_tiles(records.ledger),
-        "figures": present(figures),
-        "tree": _search_tree(records.trees),
-        "num_trees": len(records.trees),
-        "best": best,
-    }
-
-
-def _search_tree(trees: Sequence[Mapping[str, Any]]) -> SearchTree | None:
-    """The tree with the most visited nodes: the others are smaller, not worse."""
-    read = [(shown(tree.get("patient_id")), nodes) for tree in trees if (nodes := read_tree(tree))]
-    if not read:
-        return None
-    patient_id, nodes = max(read, key=lambda tree: sum(node.visit_count > 0 for node in tree[1]))
-    return SearchTree(patient_id=patient_id, nodes=tuple(nodes), figure=tree_figure(nodes))
 
 
 def _learning(

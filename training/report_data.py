@@ -1,7 +1,7 @@
 """What a report reads: a run folder's files, each of which may be missing, cut off or odd."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from training.result_table import finite_number, ordered_rows
 
 STAGES = ("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate", "report")
 """Stages in the order in which a run takes them; each is also a command and a folder."""
+
+MAX_NAMED_TREES = 3
+"""Unreadable trees that are named one by one."""
 
 BULKY = ("token_ids", "prompt_token_ids", "model_written")
 """Columns of trajectories that no picture needs."""
@@ -55,7 +58,7 @@ class RunRecords:
     """The EHR models' risks of all splits; `predictions` are those of the test split."""
     trajectories: Rows | None = None
     ledger: dict[str, Any] | None = None
-    trees: Rows = ()
+    trees: "TreeFiles" = field(default_factory=lambda: TreeFiles(Path(), ()))
     sft: Rows = ()
     grpo: Rows = ()
     direct_sft: Rows = ()
@@ -72,6 +75,32 @@ class RunRecords:
     def setting(self, section: str, key: str) -> Any:
         """A value of the resolved configuration, or None."""
         return as_object(as_object(self.config.get("config")).get(section)).get(key)
+
+    def salient_choice(self) -> tuple[int, str]:
+        """How many features are salient, and which may be: `observed` or `paper`."""
+        size = finite_number(self.setting("expert", "num_salient_features"))
+        return int(size or 5), str(self.setting("expert", "candidates") or "observed")
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFiles:
+    """The search's trees, which are read one at a time: a large cohort's do not fit into memory."""
+
+    run_dir: Path
+    names: tuple[str, ...]
+    """Below the run folder, by patient."""
+
+    def read(self, problems: list[str]) -> Iterator[dict[str, Any]]:
+        """Every tree that can be read; a sentence for those that cannot joins `problems`."""
+        reader = RunReader(self.run_dir)
+        for name in self.names:
+            tree = reader.json_object(name)
+            if tree is not None:
+                yield tree
+        problems += reader.problems[:MAX_NAMED_TREES]
+        if len(reader.problems) > MAX_NAMED_TREES:
+            more = len(reader.problems) - MAX_NAMED_TREES
+            problems.append(f"{more} more files in search/trees/ cannot be read.")
 
 
 def as_object(value: object) -> dict[str, Any]:
@@ -179,11 +208,7 @@ def read_run(run_dir: Path) -> RunRecords:
         expert_predictions=reader.rows("expert/predictions.parquet", EXPERT_PREDICTION_COLUMNS),
         trajectories=trajectories,
         ledger=reader.json_object("search/ledger.json"),
-        trees=tuple(
-            tree
-            for path in trees
-            if (tree := reader.json_object(str(path.relative_to(run_dir)))) is not None
-        ),
+        trees=TreeFiles(run_dir, tuple(str(path.relative_to(run_dir)) for path in trees)),
         sft=reader.json_lines("sft/metrics.jsonl"),
         grpo=reader.json_lines("grpo/metrics.jsonl"),
         direct_sft=reader.json_lines("direct_sft/metrics.jsonl"),

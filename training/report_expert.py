@@ -12,7 +12,7 @@ from training.report_salience import Salience, heat_map_figure, salience_of_test
 from training.report_stability import stability_figure
 from training.report_text import MISSING, shown
 from training.report_truth import truth_figures
-from training.result_table import COLUMNS, finite_number, table_cells
+from training.result_table import COLUMNS, table_cells
 
 
 def expert_section(records: RunRecords) -> tuple[dict[str, Any] | None, list[str]]:
@@ -59,7 +59,7 @@ def _stability(records: RunRecords) -> tuple[Figure | None, list[str]]:
     if records.salience is None:
         return None, []
     try:
-        points = stability_curve(records.salience, *_choice(records))
+        points = stability_curve(records.salience, *records.salient_choice())
     except DataError as error:
         return None, [f"expert/salience.parquet has no stability curve: {error}"]
     kappa_of_test = as_object((records.expert or {}).get("test")).get("kappa")
@@ -69,10 +69,4 @@ def _stability(records: RunRecords) -> tuple[Figure | None, list[str]]:
 def _salience(records: RunRecords) -> Salience | None:
     if records.salience is None:
         return None
-    return salience_of_test_patients(records.salience, *_choice(records))
-
-
-def _choice(records: RunRecords) -> tuple[int, str]:
-    """How many features are salient, and which may be."""
-    size = finite_number(records.setting("expert", "num_salient_features"))
-    return int(size or 5), str(records.setting("expert", "candidates") or "observed")
+    return salience_of_test_patients(records.salience, *records.salient_choice())

@@ -54,6 +54,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} min {rest} s"
 
 
+def untagged(text: object) -> str:
+    """The text with its tags as words in front of what they hold, one part a line."""
+    return "\n".join(
+        f"{block.label}: {block.text}" if block.label else block.text for block in text_blocks(text)
+    )
+
+
 def text_blocks(text: object) -> list[TextBlock]:
     """The parts of a trajectory in the order in which the model wrote them, empty ones left out."""
     whole = printable(text)
@@ -61,9 +68,11 @@ def text_blocks(text: object) -> list[TextBlock]:
     pieces: list[tuple[str, str]] = []
     label, start = "", 0
     for tag in _TAG.finditer(shown):
-        pieces.append((label, shown[start : tag.start()]))
-        name = " ".join(tag.group(2).split()).capitalize()
-        label = "" if tag.group(1) else f"{name} {tag.group(3)}".strip()
+        name = f"{' '.join(tag.group(2).split()).capitalize()} {tag.group(3)}".strip()
+        # what a text starts with may have been opened by words that the caller wrote
+        opened = name if tag.group(1) and not pieces else label
+        pieces.append((opened, shown[start : tag.start()]))
+        label = "" if tag.group(1) else name
         start = tag.end()
     pieces.append((label, shown[start:]))
     if len(whole) > MAX_CHARACTERS:

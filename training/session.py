@@ -5,6 +5,7 @@ is closed in one place.
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -64,6 +65,8 @@ class Session:
         self._generator_asked = False
         self._generator_ready = False
         self._expert_ready = False
+        # Never written down: after a restart the caches are cold anyway.
+        self._routing_key = secrets.token_bytes(16)
         self.stages: tuple[str, ...] = ()
         """Stages that will run, for what they ask of the cluster."""
 
@@ -125,7 +128,8 @@ class Session:
 
     def make_generator(self) -> Callable[[], GeneratorClient]:
         """Builds a generator client inside a worker."""
-        return partial(GeneratorClient, self.run_id, self.config.generator.request_timeout_s)
+        timeout_s = self.config.generator.request_timeout_s
+        return partial(GeneratorClient, self.run_id, timeout_s, self._routing_key)
 
     def make_tokenizer(self) -> Callable[[], TextTokenizer]:
         """Builds the tokenizer inside a worker."""

@@ -1,6 +1,7 @@
 """The search with scripted models, sensible and not: what always holds."""
 
 import asyncio
+import math
 import tempfile
 from collections import Counter
 from contextlib import suppress
@@ -71,6 +72,22 @@ def test_values_and_usefulness_stay_within_their_bounds(plan: SearchPlan, script
         if node.visit_count:
             assert min(rewards) - 1e-9 <= node.value <= max(rewards) + 1e-9
     assert all(-2.764 <= reward <= 0.688 for reward in rewards)
+
+
+@few
+@given(plans, scripts, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.0, 2.5]))
+def test_values_stay_within_the_bounds_of_any_reward(
+    plan: SearchPlan, script: object, weight: float, bonus: float
+) -> None:
+    run = _run(
+        replace(plan, accuracy_weight=weight, margin_bonus=bonus), ScriptedGenerator(script=script)
+    )
+
+    lowest = weight * math.log(0.01)
+    highest = weight * (math.log(0.99) + bonus * 0.49) + (1 - weight)
+    for node in run.root.subtree():
+        if node.visit_count:
+            assert lowest - 1e-9 <= node.value <= highest + 1e-9
 
 
 @few
@@ -177,14 +194,14 @@ def test_a_replay_asks_nothing_even_of_an_engine_that_answers_otherwise(
 
 
 @few
-@given(plans, st.integers(0, 1))
-def test_label_and_salient_features_never_reach_a_prompt(plan: SearchPlan, label: int) -> None:
-    sentinel = "SENTINEL-FEATURE-7f3a"
+@given(plans)
+def test_label_and_salient_features_never_reach_a_prompt(plan: SearchPlan) -> None:
+    sentinel, label = "SENTINEL-FEATURE-7f3a", 918273645
     one = _run(replace(plan, label=label, salient=frozenset([sentinel])), ScriptedGenerator())
-    other = _run(replace(plan, label=label, salient=frozenset(FEATURES[3:])), ScriptedGenerator())
+    other = _run(replace(plan, label=0, salient=frozenset(FEATURES[3:])), ScriptedGenerator())
 
     prompts = ["".join(map(chr, request.prompt_token_ids)) for request in one.generator.requests]
-    assert not any(sentinel in prompt for prompt in prompts)
+    assert not any(sentinel in prompt or str(label) in prompt for prompt in prompts)
     assert _first_simulation(one) == _first_simulation(other)
 
 

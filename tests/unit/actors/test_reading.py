@@ -3,6 +3,8 @@
 import pytest
 
 from actors.reading import (
+    fit_tokens,
+    mostly_foreign,
     read_answer,
     read_feature_names,
     read_opening,
@@ -11,6 +13,7 @@ from actors.reading import (
     same_question_key,
     usefulness,
 )
+from tests.scripted import ByteTokenizer
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,33 @@ def test_the_final_is_recognised_by_the_tag_it_opens() -> None:
     assert (other.final, other.question.text) == (False, "Is the final state bad?")
 
 
+def test_a_tag_with_another_steps_number_is_read_and_said() -> None:
+    wrong, right = (read_opening(f"<Subquestion {i}> Is it?", "stop", 2) for i in (7, 2))
+
+    assert (wrong.question.text, wrong.misnumbered) == ("Is it?", True)
+    assert not right.misnumbered
+    assert not read_opening("<Subquestion> Is it?", "stop", 2).misnumbered
+
+
+def test_a_spelled_out_control_token_ends_a_text() -> None:
+    assert read_answer("It fell. <|im_end|> More.", "stop").text == "It fell."
+    assert read_opening("Is it? <|x|>", "stop", 1).question.text == "Is it?"
+
+
+def test_a_line_is_cut_where_its_own_tokens_reach_the_limit() -> None:
+    heart = "\u5fc3" * 4  # three bytes each
+
+    assert fit_tokens(heart, 8, ByteTokenizer(), "\n") == heart[:2]  # 6 bytes and the line end
+    assert fit_tokens(heart, 2, ByteTokenizer(), "\n") == ""
+    assert fit_tokens("low", 4, ByteTokenizer(), "\n") == "low"
+
+
+def test_a_text_in_another_script_is_recognised_by_its_letters() -> None:
+    assert mostly_foreign("\u5fc3\u7387 85%")
+    assert not mostly_foreign("Fi\u00e8vre 38 \u00b0C")
+    assert not mostly_foreign("85% \U0001f494")
+
+
 def test_an_opening_without_a_tag_is_a_subquestion_and_says_so() -> None:
     opening = read_opening("Is it bad?", "stop", 1)
 
@@ -95,3 +125,4 @@ def test_usefulness_spans_zero_to_one() -> None:
 def test_questions_that_differ_in_case_blanks_and_closing_marks_are_the_same() -> None:
     assert same_question_key("Is  PH low?") == same_question_key("is ph low ")
     assert same_question_key("Is pH low?") != same_question_key("Is pH high?")
+    assert same_question_key("caf\u00e9\uff1f") == same_question_key("CAFE\u0301")

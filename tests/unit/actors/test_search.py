@@ -266,6 +266,9 @@ def test_garbage_is_counted_and_neither_crashes_nor_hangs(
         + counts.dropped_questions
         + counts.duplicate_questions
         + counts.untagged_openings
+        + counts.misnumbered_openings
+        + counts.non_latin_texts
+        + counts.cut_answers
         > 0
     )
 

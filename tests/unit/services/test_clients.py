@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from ehr.errors import DataError, ServiceError
 from services import clients
-from services.clients import ExpertClient, GeneratorClient
+from services.clients import ExpertClient, GeneratorClient, routing_session
 from services.types import BASE_POLICY, GenerateRequest, Sampling
 
 
@@ -204,3 +204,43 @@ async def test_a_broadcast_that_reaches_nobody_is_repeated(
 @pytest.mark.parametrize("client", [GeneratorClient("x", 5.0), ExpertClient("x", 5.0)])
 def test_clients_pickle(client: GeneratorClient | ExpertClient) -> None:
     assert type(pickle.loads(pickle.dumps(client))) is type(client)
+
+
+def test_a_patient_is_routed_under_one_name_that_only_the_key_gives() -> None:
+    names = {routing_session(b"run", f"patient-{i}") for i in range(1000)}
+
+    assert len(names) == 1000
+    assert routing_session(b"run", "patient-7") in names
+    assert routing_session(b"another run", "patient-7") not in names
+    assert not any("patient" in name for name in names)
+
+
+class GenerateHandle:
+    """Stands for a deployment's handle: remembers what leaves the process."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    def options(self, session_id: str, **_: object) -> "GenerateHandle":
+        self.session_id = session_id
+        return self
+
+    async def remote(self, request: GenerateRequest) -> list[object]:
+        self.sent.append((self.session_id, request.session))
+        return []
+
+
+async def test_no_patient_id_leaves_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = GenerateHandle()
+    request = GenerateRequest(
+        prompt_token_ids=(1,),
+        sampling=Sampling(max_tokens=1, temperature=0.0),
+        least=BASE_POLICY,
+        session="patient-7",
+    )
+
+    for client in (GeneratorClient("x", 5.0, b"key"), GeneratorClient("x", 9.0, b"key")):
+        monkeypatch.setattr(client._application, "_handle", handle)
+        await client.generate(request)
+
+    assert handle.sent == [(routing_session(b"key", "patient-7"),) * 2] * 2

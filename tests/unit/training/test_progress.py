@@ -119,3 +119,16 @@ def test_the_steps_before_a_failure_are_told(tmp_path):
         fail_after_a_step(Reporter(console), tmp_path / "metrics.jsonl")
 
     assert stream.getvalue().splitlines() == ["sft: started", "sft: step 1/3: loss 2"]
+
+
+def test_the_time_left_in_a_log_leaves_out_what_an_earlier_attempt_did(monkeypatch):
+    clock = iter([0.0, 0.0, 0.0, 10.0, 20.0])
+    monkeypatch.setattr("training.progress.LOG_INTERVAL_S", 5)
+    monkeypatch.setattr("training.progress.time.monotonic", lambda: next(clock))
+    stream, console = printed(force_terminal=False)
+
+    with Reporter(console).stage("search") as move:
+        move(80, 100, "rollouts")
+        move(82, 100, "rollouts")
+
+    assert "search: 82/100 rollouts, about 90 s left" in stream.getvalue()

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import math
 import re
@@ -11,8 +13,9 @@ from tests.run_folder_sample import STAGES, write_sample_run
 from training.report import write_report
 from training.report_case import compare_case
 from training.report_data import read_run
+from training.report_explorer import explorer_script
 
-VOID = {"meta", "path", "rect", "circle", "i"}
+VOID = {"meta", "path", "rect", "circle", "i", "input"}
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
 
@@ -21,7 +24,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.open, self.attributes, self.texts = [], [], [], []
+        self.tags, self.open, self.attributes, self.texts, self.scripts = [], [], [], [], []
         self.feed(text)
         self.close()
 
@@ -40,7 +43,9 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
             self.texts.append(data)
 
     @property
@@ -78,14 +83,27 @@ def test_every_element_that_is_opened_is_closed(page):
     assert page.open == []
 
 
-def test_the_page_loads_nothing_and_runs_nothing(page):
+def test_the_page_loads_nothing_and_runs_one_script_that_it_names(page):
     names = {name for name, _ in page.attributes}
 
-    assert {"script", "link", "img", "iframe", "object", "base"}.isdisjoint(page.tags)
+    assert {"link", "img", "iframe", "object", "base"}.isdisjoint(page.tags)
     assert not [name for name in names if name.startswith("on") or name in ("src", "srcdoc")]
     assert all(value.startswith("#") for name, value in page.attributes if name == "href")
     policy = next(value for name, value in page.attributes if name == "content" and "src" in value)
+    data, script = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+    assert policy.endswith(f"; script-src 'sha256-{digest}'")
+    assert ("type", "application/json") in page.attributes
+    assert isinstance(json.loads(data)["trees"], list)
+    assert page.tags.count("script") == 2
+
+
+def test_a_page_without_a_tree_has_no_script(tmp_path):
+    page = read_page(write_sample_run(tmp_path / "run", stages=("cohort", "expert")))
+
+    assert "script" not in page.tags
+    assert not [value for name, value in page.attributes if value and "script-src" in value]
 
 
 def test_the_style_sheet_names_no_address(sample):
@@ -135,6 +153,10 @@ def test_a_sample_has_every_section(page):
         "Cache hit rate",
         "94.0 %",
         "One search tree",
+        "Does usefulness predict Q?",
+        "Finals and the usefulness vote",
+        "Trajectories per patient",
+        "What the model did wrong",
         "Best trajectories",
         "8 optimizer steps",
         "held-out patients",
@@ -280,7 +302,14 @@ def test_what_models_and_data_say_is_never_markup(tmp_path):
     page = read_page(run_dir)
 
     assert page.open == []
-    assert {"script", "img"}.isdisjoint(page.tags)
+    assert "img" not in page.tags
+    assert page.tags.count("script") == 2
+    data, script = page.scripts
+    trees = json.loads(data)["trees"]
+    assert {patient for patient, _ in trees} == {EVIL}
+    assert {node[1] for _, nodes in trees for node in nodes} == {EVIL}
+    assert EVIL not in data
+    assert script == explorer_script()
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.text.count("<script>alert('x')</script>") > 20
 
@@ -402,7 +431,7 @@ def test_without_two_answers_there_is_no_case():
 
 
 def test_best_path_and_questions_of_the_largest_tree_are_listed(page, sample):
-    trees = read_run(sample).trees
+    trees = list(read_run(sample).trees.read([]))
     largest = max(trees, key=lambda tree: sum(node["visit_count"] > 0 for node in tree["nodes"]))
 
     assert f"Patient {largest['patient_id']} , of {len(trees)} searched" in page.text

@@ -21,8 +21,8 @@ from training.report_learning import (
     grpo_time_parts,
     step_time_figure,
 )
-from training.report_search import read_tree, tree_figure
 from training.report_text import MAX_CHARACTERS, text_blocks
+from training.report_tree import read_tree, tree_figure
 
 
 def band_width(svg):

@@ -1,0 +1,71 @@
+import io
+
+from rich.console import Console
+
+from actors.search_totals import SearchTotals
+from tests.unit.actors.test_search_totals import progress, summary
+from training.progress import Reporter
+from training.search_view import SearchView, search_lines, search_result_line
+
+
+def test_the_lines_say_where_the_search_stands():
+    lines = search_lines(progress())
+
+    assert lines == [
+        "rollouts, 2/6 patients done",
+        "0.50 rollouts/s, 57 decoded tokens/s, cache hits 91.0%, trees in flight 4",
+        "best R -0.250, 17 trajectories, invalid scores 1.5%, 400 requests, 1,234 decoded tokens",
+    ]
+
+
+def test_a_full_cache_is_said():
+    lines = search_lines(progress(num_held=3))
+
+    assert lines[1].endswith("trees in flight 4 (the engines' cache is full, 3 wait)")
+
+
+def test_before_the_first_request_nothing_is_made_up():
+    nothing = progress(
+        prefill_tokens=0, prefill_computed_tokens=0, scores=0, invalid_scores=0, best_reward=None
+    )
+
+    text = "\n".join(search_lines(nothing))
+
+    assert "cache hits -," in text
+    assert "best R -," in text
+    assert "invalid scores -," in text
+
+
+def test_the_totals_are_one_line():
+    line = search_result_line(SearchTotals.of([summary("a"), summary("b")]).ledger())
+
+    assert line == (
+        "search: 2 patients, 8 rollouts, 6 trajectories, 4 kept, best R -0.500, 40 requests "
+        "(0 from logs), 600 decoded tokens, cache hits 90.0%, invalid scores 11.1%"
+    )
+
+
+def test_the_bar_counts_rollouts_and_the_rest_stands_under_it():
+    stream = io.StringIO()
+    console = Console(file=stream, width=110, force_terminal=True, soft_wrap=True)
+
+    with Reporter(console).stage("search") as move:
+        SearchView("run", move)(progress())
+
+    shown = stream.getvalue()
+    assert "20/48" in shown
+    assert "2/6 patients done" in shown
+    assert "best R -0.250" in shown
+
+
+def test_a_log_has_a_sign_of_life_in_one_line(monkeypatch):
+    monkeypatch.setattr("training.progress.LOG_INTERVAL_S", 0)
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, force_terminal=False, soft_wrap=True)
+
+    with Reporter(console).stage("search") as move:
+        SearchView("run", move)(progress())
+
+    said = stream.getvalue().splitlines()
+    assert said[1].startswith("search: 20/48 rollouts, 2/6 patients done, 0.50 rollouts/s, ")
+    assert len(said) == 3
