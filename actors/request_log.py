@@ -9,12 +9,16 @@ import asyncio
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from array import array
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Self
 
 from ehr.errors import SearchError
-from services.types import Completion, GenerateRequest, Generator, PolicyVersion
+from services.types import Completion, GenerateRequest, Generator, PolicyVersion, Sampling
+
+_COMPLETION_FIELDS = tuple(each.name for each in fields(Completion))
+_SAMPLING_FIELDS = tuple(each.name for each in fields(Sampling))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +103,7 @@ class RequestLog:
         line = {
             "key": key,
             "request": digest,
-            "completions": [asdict(completion) for completion in completions],
+            "completions": [_as_json(completion) for completion in completions],
         }
         self._entries[key] = line
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
@@ -110,8 +114,11 @@ class RequestLog:
 
 def request_digest(request: GenerateRequest) -> str:
     """A stable digest of what decides a completion: prompt tokens, sampling and lineage."""
-    content = [list(request.prompt_token_ids), asdict(request.sampling), request.least.lineage]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    # Binary: thousands of tokens in decimals would cost more than all the rest of a request.
+    digest = hashlib.sha256(array("q", request.prompt_token_ids))
+    sampling = [getattr(request.sampling, name) for name in _SAMPLING_FIELDS]
+    digest.update(json.dumps([sampling, request.least.lineage]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _read(path: Path) -> tuple[dict[str, dict], int]:
@@ -137,6 +144,14 @@ def _read(path: Path) -> tuple[dict[str, dict], int]:
         entries.setdefault(key, entry)
         valid_bytes += len(line)
     return entries, valid_bytes
+
+
+def _as_json(completion: Completion) -> dict:
+    """What `asdict` gives, without its copy of every token."""
+    version = completion.policy_version
+    return {name: getattr(completion, name) for name in _COMPLETION_FIELDS} | {
+        "policy_version": {"lineage": version.lineage, "version": version.version}
+    }
 
 
 def _from_json(item: dict) -> Completion:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("metrics", "concare", "expert", "salience", "learner", "main_job", "sync")
+BENCHMARKS = ("metrics", "concare", "expert", "salience", "learner", "main_job", "sync", "search")
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ its own that starts with an empty prefix cache; turns of `ours` and `lockstep` a
 `replicas`  ours on two engines of 1 GiB cache each
 `memory`    the pool with a scripted model: memory of driver and actors over finished patients
 `core`      CPU of search, prompts and log in one process: scripted model, no Ray
-`control`   CPU a request costs caller and replica: an engine that answers at once behind Serve
+`control`   CPU a request costs caller and replica: an engine that answers at once behind Serve;
+            with `core` it gives the pool processes that replicas need, by a model of a GPU replica
 
 Completions differ between arms (a CPU engine rounds by batch), so tokens a second stand beside the
 seconds. Rows of what is not run stay in the JSON file, each with the commit it was measured at.
@@ -34,12 +35,15 @@ from typing import TYPE_CHECKING
 from benchmarks.record import RESULTS
 from benchmarks.search_patients import Sizes
 from benchmarks.search_results import Results, arm_row
+from benchmarks.search_scale import scale_row
 from services.environment import prepare_process
 
 if TYPE_CHECKING:
     from benchmarks.search_engines import Deployed
 
 ARMS = ("core", "control", "memory", "ours", "lockstep", "engine", "linear", "replicas", "serial")
+QUICK_ARMS = ("core", "control", "memory", "ours", "lockstep", "engine")
+"""One start of an engine."""
 TURN_LIMIT_S = 3600.0
 SERIAL_PATIENTS = 2
 LINEAR_PATIENTS = (8, 16, 32)
@@ -59,6 +63,8 @@ def main() -> None:
             results.add(measure_core(folder / "core", quick=arguments.quick))
         if set(arguments.arms) - {"core"}:
             with_ray(arguments, results, folder)
+        if {"core", "control"} & set(arguments.arms) and (row := scale_row(results.rows)):
+            results.add(row)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -70,7 +76,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="a few tiny trees of each arm")
     parser.add_argument("--json", type=Path, default=RESULTS / "search.json")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="all of them")
     parser.add_argument("--patients", type=int, help="of ours, lockstep and engine (32)")
     parser.add_argument("--prompt-tokens", type=int, help="largest case prompt (1500)")
     parser.add_argument("--num-rollouts", type=int, help="N (8)")
@@ -78,8 +84,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-depth", type=int, help="T (7)")
     parser.add_argument("--trees-in-flight", type=int, help="trees at a time (all patients)")
     parser.add_argument("--turns", type=int, default=1, help="turns of ours and lockstep")
-    parser.add_argument("--cache-gib", type=float, default=4.0, help="KV cache of one engine")
-    return parser.parse_args()
+    parser.add_argument("--cache-gib", type=float, default=6.0, help="KV cache of one engine")
+    arguments = parser.parse_args()
+    arguments.arms = arguments.arms or list(QUICK_ARMS if arguments.quick else ARMS)
+    return arguments
 
 
 def sizes_of(arguments: argparse.Namespace) -> Sizes:

@@ -72,13 +72,14 @@ class Deployed:
         least = PolicyVersion(lineage="base", version=self._version)
         # The base model under a new version: a replica that loads a policy forgets its cache.
         record = PolicyRecord(version=least, adapter_path=None, checksum="", scaling=0.0)
-        asyncio.run(GeneratorClient(self.run_id, _PUBLISH_TIMEOUT_S).publish(record))
+        cache_tokens = asyncio.run(_publish(self.run_id, record))
         folder = self.folder / f"{arm}-{least.version}"
         turn = Turn(
             arm=arm,
             run_id=self.run_id,
             least=least,
             sizes=sizes,
+            cache_tokens=cache_tokens,
             model=self.model,
             folder=str(folder),
             **more,
@@ -91,6 +92,13 @@ class Deployed:
             ray.kill(pool)
         shutil.rmtree(folder, ignore_errors=True)
         return result
+
+
+async def _publish(run_id: str, record: PolicyRecord) -> int:
+    """The KV cache of all replicas in tokens, once they serve the policy."""
+    client = GeneratorClient(run_id, _PUBLISH_TIMEOUT_S)
+    await client.publish(record)
+    return sum(each.cache_tokens for each in await client.stats())
 
 
 def _watched(pool: Any, arm: str, limit_s: float) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from actors.pool import SearchSetup, run_search
-from benchmarks.search_patients import Sizes, make_no_expert
+from actors.pool import run_search
+from actors.search_actor import SearchSetup
+from actors.search_totals import SearchProgress
+from benchmarks.search_patients import Sizes, make_no_expert, patients_of
 from benchmarks.search_script import make_scripted
-from ehr.config import CohortSection, PromptSection, RewardSection
-from ehr.loaders import build_cohort
+from ehr.config import PromptSection, RewardSection
 from services.config import ModelSection
 from services.models import load_tokenizer, resolve_model
 from services.types import BASE_POLICY
@@ -21,7 +22,7 @@ _ACTOR = "SearchActor"
 
 
 class _Samples:
-    """Resident memory of driver and actors whenever a patient is finished."""
+    """Resident memory of driver and actors while patients are finished."""
 
     def __init__(self) -> None:
         self._driver = psutil.Process()
@@ -30,11 +31,11 @@ class _Samples:
         self.driver_mib: list[float] = []
         self.actors_mib: list[float] = []
 
-    def take(self, *progress: Any) -> None:
-        """Called by the pool after every patient."""
+    def take(self, progress: SearchProgress) -> None:
+        """Called by the pool about once a second and after every patient."""
         if not self._actors:
             self._actors = _actors()
-        self.patients.append(float(progress[0]))
+        self.patients.append(float(progress.num_finished))
         self.driver_mib.append(_mib(self._driver))
         self.actors_mib.append(sum(map(_mib, self._actors)))
 
@@ -51,7 +52,7 @@ def measure_memory(folder: Path, *, quick: bool) -> dict[str, Any]:
         trees_in_flight=8,
     )
     model = resolve_model(ModelSection())
-    cohort = build_cohort(CohortSection(num_patients=num, num_visits=14))
+    cohort = patients_of(num)
     section = sizes.section().model_copy(update={"num_actors": 1, "cpus_per_actor": 0.1})
     setup = SearchSetup(
         search=section,

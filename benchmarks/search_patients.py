@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from actors.cache_room import CacheRoom, tree_tokens
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
@@ -15,10 +17,9 @@ from actors.judge import RewardJudge
 from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import RequestLog
 from actors.search import PatientSearch
-from actors.search_prompts import patient_prompts
-from ehr.catalogue import Feature
+from actors.search_prompts import PatientPrompts, patient_prompts
 from ehr.chat import ChatFrame
-from ehr.cohort import PatientCase
+from ehr.cohort import Cohort, PatientCase
 from ehr.config import CohortSection, PromptSection, RewardSection
 from ehr.loaders import build_cohort
 from ehr.names import FeatureMatcher
@@ -32,6 +33,8 @@ _LONGEST_CONTEXT = 8192
 _STEP_TOKENS = 64
 """Room for a step's tags beside what the model may write."""
 _MOST_VISITS = 14
+_LEAST_PATIENTS = 100
+"""A cohort's splits need both classes in each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,12 @@ class Searches:
     """Tokens of their case prompts."""
 
 
+@cache
+def patients_of(num: int) -> Cohort:
+    """The synthetic cohort with long stays."""
+    return build_cohort(CohortSection(num_patients=num, num_visits=_MOST_VISITS))
+
+
 class PatientSearches:
     """Searches patients of the synthetic cohort, many at a time on one event loop."""
 
@@ -112,9 +121,7 @@ class PatientSearches:
         self._folder = folder
         self._section = sizes.section(answers)
         self._layout = search_format("guided", tokenizer, self._section)
-        self._cohort = build_cohort(
-            CohortSection(num_patients=max(100, num), num_visits=_MOST_VISITS)
-        )
+        self._cohort = patients_of(max(_LEAST_PATIENTS, num))
         prompt = PromptSection(format="guided", max_prompt_tokens=sizes.prompt_tokens)
         self._context = PromptContext.of(self._cohort, prompt)
         self._matcher = FeatureMatcher(self._cohort.features)
@@ -126,57 +133,65 @@ class PatientSearches:
         generator: Generator,
         least: PolicyVersion,
         tree: Callable[[str], AbstractContextManager[object]] = nullcontext,
+        cache_tokens: int | None = None,
     ) -> None:
-        """All searches, as many at a time as the sizes say.
+        """All searches, as many at a time as the sizes say and as fit into the engines' cache.
 
         Args:
             generator: what they ask.
             least: the policy that they ask.
             tree: held while a patient's tree grows.
+            cache_tokens: of all engines; None = unknown, and no tree is held back.
         """
-        room = asyncio.Semaphore(self._sizes.trees_in_flight)
+        limits = SearchLimits(
+            section=self._section, max_model_len=self._sizes.max_model_len, least=least
+        )
+        in_flight = asyncio.Semaphore(self._sizes.trees_in_flight)
+        room = CacheRoom(cache_tokens)
 
         async def one(patient_id: str) -> None:
-            async with room:
-                with tree(patient_id):
-                    await self._search(patient_id, generator, least)
+            async with in_flight:
+                prompts = self._prompts(patient_id)
+                async with room.take(tree_tokens(prompts, self._layout, limits)):
+                    with tree(patient_id):
+                        await self._search(prompts, generator, limits)
 
         async with asyncio.TaskGroup() as group:
             for patient_id in self.patient_ids:
                 group.create_task(one(patient_id))
 
-    async def _search(self, patient_id: str, generator: Generator, least: PolicyVersion) -> None:
-        case = self._cohort.cases[patient_id]
+    def _prompts(self, patient_id: str) -> PatientPrompts:
         prompt = case_prompt(
-            case, "question_decomposition", self._context, self._tokenizer, self._frame
+            self._cohort.cases[patient_id],
+            "question_decomposition",
+            self._context,
+            self._tokenizer,
+            self._frame,
         )
-        judge = RewardJudge(self._reward_context(case), RewardSection(), self._matcher)
-        prompts = patient_prompts(prompt, self._context, self._tokenizer, self._frame)
-        limits = SearchLimits(
-            section=self._section, max_model_len=self._sizes.max_model_len, least=least
-        )
+        return patient_prompts(prompt, self._context, self._tokenizer, self._frame)
+
+    async def _search(
+        self, prompts: PatientPrompts, generator: Generator, limits: SearchLimits
+    ) -> None:
+        patient_id = prompts.patient_id
+        judge = RewardJudge(self._reward_context(patient_id), RewardSection(), self._matcher)
         path = self._folder / "requests" / f"{patient_id}.jsonl"
         with RequestLog(path, generator) as log:
             model = PromptedModel(prompts, self._layout, log, limits)
             result = await PatientSearch(prompts, model, judge, self._section).run()
         done = self.done
         done.patients += 1
-        done.prompt_tokens += len(prompt.token_ids)
+        done.prompt_tokens += len(prompts.case)
         done.by_kind.update(log.counts.by_kind)
         done.counts.update(asdict(result.counts))
 
-    def _reward_context(self, case: PatientCase) -> RewardContext:
+    def _reward_context(self, patient_id: str) -> RewardContext:
         """What is salient steers where a tree grows, not how fast: the first features will do."""
         return RewardContext(
-            patient_id=case.patient_id,
-            label=self._cohort.labels[case.patient_id],
-            salient_features=first_features(self._cohort.features),
+            patient_id=patient_id,
+            label=self._cohort.labels[patient_id],
+            salient_features=frozenset(each.name for each in self._cohort.features[:5]),
         )
-
-
-def first_features(features: Sequence[Feature]) -> frozenset[str]:
-    """Five features, the same for everybody."""
-    return frozenset(feature.name for feature in features[:5])
 
 
 async def no_expert(case: PatientCase) -> Salience:

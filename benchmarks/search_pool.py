@@ -33,6 +33,8 @@ class Turn:
     least: PolicyVersion
     sizes: Sizes
     model: LocalModel
+    cache_tokens: int
+    """KV cache of all its replicas."""
     folder: str
     """Where its request logs go."""
     record: str | None = None
@@ -95,10 +97,10 @@ class PoolProcess:
         self._searches = searches
         if turn.arm == "lockstep":
             barrier = Barrier(self._meter)
-            await searches.run(barrier, turn.least, barrier.tree)
+            await searches.run(barrier, turn.least, barrier.tree, turn.cache_tokens)
             return barrier.rounds
         caller = OneByOne(self._meter) if turn.arm == "serial" else self._meter
-        await searches.run(caller, turn.least)
+        await searches.run(caller, turn.least, cache_tokens=turn.cache_tokens)
         return 0
 
     async def _replay(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.request_log import RequestLog
+from actors.request_log import RequestLog, request_digest
 from ehr.errors import SearchError
 from services.types import BASE_POLICY, Completion, GenerateRequest, Sampling
 from tests.scripted import ScriptedGenerator
@@ -49,6 +49,21 @@ def test_a_completion_is_on_disk_before_the_caller_has_it(tmp_path: Path) -> Non
             return len(path.read_text().splitlines())
 
     assert asyncio.run(ask()) == 1
+
+
+def test_a_digest_tells_prompts_and_sampling_apart_and_nothing_else() -> None:
+    different = [
+        _request(),
+        _request("Is pH low"),
+        _request(seed=1),
+        _request(n=2),
+        _request(stop=("a", "b")),
+        _request(stop=("a,b",)),
+        _request(allowed_token_ids=(1,)),
+    ]
+
+    assert len({request_digest(each) for each in different}) == len(different)
+    assert request_digest(replace(_request(), session="p2")) == request_digest(_request())
 
 
 def test_a_torn_last_line_is_ignored_and_replaced(tmp_path: Path) -> None:
