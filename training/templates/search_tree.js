@@ -239,12 +239,16 @@
       element("td", {}, number(node.usefulness)), element("td", {}, number(node.reward)))));
   }
 
-  function show(node) {
+  function unfoldTo(node) {
     for (let at = node.parent; at; at = at.parent) hidden.delete(at);
     if (!node.visits) byId("explorer-unvisited").checked = true;
     current = node;
     draw();
     reveal(node);
+  }
+
+  function show(node) {
+    unfoldTo(node);
     root.scrollIntoView({ block: "start" });
     svg.focus({ preventScroll: true });
   }
@@ -302,7 +306,7 @@
     ArrowUp: () => beside(-1),
     ArrowDown: () => beside(1),
     Home: () => choose(tree.root, true),
-    End: () => show(bestFinal()),
+    End: () => unfoldTo(bestFinal()),
     Enter: () => toggle(current),
     " ": () => toggle(current),
     "+": () => zoom(1.25),
