@@ -15,15 +15,17 @@ from typing import Any
 
 import ray
 import torch
+from ray import serve
 from safetensors.torch import save
 
 from actors.rollouts import Rollout, RolloutBatch, RolloutPrompt
 from benchmarks.tiny_engine import TinyEngine, load_tiny, write_tiny_model
 from ehr.chat import ChatFrame
 from services.adapters import adapter_checksum
+from services.applications import generator_application
 from services.clients import GeneratorClient
 from services.config import GeneratorSection, ModelSection
-from services.generator import start_generator, stop_generator
+from services.generator import DEPLOYMENT, start_generator, stop_generator
 from services.models import LocalModel
 from services.policy_store import NAMESPACE, PolicyRecord
 from services.types import (
@@ -235,9 +237,21 @@ async def kill_at_random(counts: Counter[str], draw: random.Random) -> None:
                 store = ray.get_actor(f"policy-store-{RUN_ID}", namespace=NAMESPACE)
                 ray.kill(store, no_restart=False)
                 counts["store_kills"] += 1
-            elif replicas := replica_actors():
+            elif (await asyncio.to_thread(num_running)) > 1 and (replicas := replica_actors()):
                 ray.kill(ray.get_actor(draw.choice(replicas), namespace="serve"))
                 counts["replica_kills"] += 1
+
+
+def num_running() -> int:
+    """Replicas that answer.
+
+    The last one is left alone: a generator none of whose replicas gets past its start is a failed
+    deployment to Serve, and the end of a run.
+    """
+    application = serve.status().applications.get(generator_application(RUN_ID))
+    if application is None:
+        return 0
+    return application.deployments[DEPLOYMENT].replica_states.get("RUNNING", 0)
 
 
 def replica_actors() -> list[str]:

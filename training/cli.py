@@ -25,6 +25,28 @@ STAGES = {
     "report": "write report.html",
 }
 
+SEARCH = """\
+Expert-guided Monte Carlo tree search: the untrained model asks and answers subquestions
+about training patients, and every finished trajectory is rewarded with the outcome and the
+expert's attention.
+
+While it runs it shows rollouts and patients done, rates, cache hits, invalid scores, the best
+reward and the time left. It writes RUN/search: trajectories.parquet, ledger.json, and trees/
+for the report. Every completion is logged before it is used: a search that was stopped or
+failed goes on with the same command, and grows the same trees.
+
+settings that decide what it costs (all of them: docs/configuration.md):
+  search.num_patients=6     training patients, null = all
+  search.num_rollouts=8     N, simulations a patient
+  search.num_candidates=3   d, subquestions an expansion
+  search.max_depth=7        T, where the final is forced
+and how fast it goes, without changing what comes out:
+  search.num_actors=1, search.trees_in_flight=8, generator.num_replicas=1
+
+example:
+  eag-rl search configs/demo.yaml search.num_rollouts=4 --run-dir runs/search
+"""
+
 EPILOG = """\
 examples:
   eag-rl run configs/demo.yaml
@@ -51,7 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     everything = {"run": "all stages, cohort to report", **STAGES}
     for name, text in everything.items():
         command = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=text,
+            description=SEARCH if name == "search" else text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_run_arguments(command)
         command.add_argument(

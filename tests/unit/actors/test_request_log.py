@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,19 @@ def test_the_log_of_another_search_is_refused(tmp_path: Path) -> None:
         asyncio.run(ask())
 
 
+def test_a_log_is_continued_under_another_routing(tmp_path: Path) -> None:
+    path, silent = tmp_path / "p.jsonl", ScriptedGenerator(fail_at=0)
+    first = _ask(path, ScriptedGenerator(), "a")
+
+    async def ask() -> list[Completion]:
+        with RequestLog(path, silent) as log:
+            moved = replace(_request(seed=1), session="another")
+            return await log.generate("a", "score", moved)
+
+    assert asyncio.run(ask()) == first[0]
+    assert silent.requests == []
+
+
 def test_counts_are_those_of_all_attempts_together(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     _ask(path, ScriptedGenerator(), "a")
@@ -118,4 +132,5 @@ def test_counts_are_those_of_all_attempts_together(tmp_path: Path) -> None:
         for completion in json.loads(line)["completions"]
     ]
     assert counts.decode_tokens == sum(decoded)
+    assert counts.replayed_decode_tokens == decoded[0]
     assert len(decoded) == 3

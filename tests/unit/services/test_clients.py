@@ -2,7 +2,9 @@
 
 import asyncio
 import pickle
+from collections.abc import Callable
 
+import grpc
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -59,6 +61,93 @@ async def test_an_error_of_ours_comes_back_as_it_was_raised_and_is_not_retried()
 async def test_a_foreign_error_in_a_replica_is_a_service_error() -> None:
     with pytest.raises(ServiceError, match=r"generator-x.*KeyError"):
         await application().retried(Attempts(task_error(KeyError("weights"))))
+
+
+def broken_call(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, nothing, nothing, "stream removed")
+
+
+async def test_a_broken_connection_is_tried_again_and_an_unreadable_failure_is_not() -> None:
+    lost, unreadable = grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN
+    attempt = Attempts(broken_call(lost))
+
+    assert await application().retried(attempt) == "answer"
+    assert attempt.count == 2
+    with pytest.raises(ServiceError, match="stream removed"):
+        await application().retried(Attempts(broken_call(unreadable)))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(DataError("no visit"), DataError), (KeyError("weights"), ServiceError)],
+)
+async def test_an_error_that_arrives_unwrapped_is_treated_alike(
+    raised: Exception, expected: type[Exception]
+) -> None:
+    attempt = Attempts(raised)
+
+    with pytest.raises(expected) as caught:
+        await application().retried(attempt)
+
+    assert type(caught.value) is expected
+    assert attempt.count == 1
+
+
+class Answers:
+    """Stands for a handle whose calls end as told, one after the other."""
+
+    def __init__(self, *ends: Callable[[], object]) -> None:
+        self.ends = list(ends)
+
+    def options(self, **_: object) -> "Answers":
+        return self
+
+    async def remote(self, request: GenerateRequest) -> object:
+        return self.ends.pop(0)()
+
+
+def give_up() -> None:
+    raise asyncio.CancelledError
+
+
+REQUEST = GenerateRequest(
+    prompt_token_ids=(1,),
+    sampling=Sampling(max_tokens=1, temperature=0.0),
+    least=BASE_POLICY,
+    session="p",
+)
+
+
+async def test_a_request_that_a_replica_gives_up_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = GeneratorClient("x", 5.0)
+    monkeypatch.setattr(client._application, "_handle", Answers(give_up, lambda: ["answer"]))
+
+    assert await client.generate(REQUEST) == ["answer"]
+
+
+async def test_a_caller_that_is_cancelled_stays_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = GeneratorClient("x", 5.0)
+    waiting = asyncio.Event()
+
+    class Never:
+        def options(self, **_: object) -> "Never":
+            return self
+
+        async def remote(self, request: GenerateRequest) -> None:
+            waiting.set()
+            await asyncio.sleep(3600)
+
+    monkeypatch.setattr(client._application, "_handle", Never())
+    call = asyncio.create_task(client.generate(REQUEST))
+    await waiting.wait()
+
+    call.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
 
 
 async def test_retries_end_with_the_budget() -> None:
@@ -132,12 +221,8 @@ class GenerateHandle:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
 
-    def options(self, session_id: str) -> "GenerateHandle":
+    def options(self, session_id: str, **_: object) -> "GenerateHandle":
         self.session_id = session_id
-        return self
-
-    @property
-    def generate(self) -> "GenerateHandle":
         return self
 
     async def remote(self, request: GenerateRequest) -> list[object]:
