@@ -97,6 +97,7 @@ class SearchBoard:
                 invalid_scores=totals.search("invalid_scores"),
                 trajectories=totals.trajectories,
                 best_reward=totals.best_reward,
+                value=self._section.value,
                 num_trees=len(trees),
                 num_held=sum(each.num_held for each in known),
                 num_actors=num_actors,
