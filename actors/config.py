@@ -58,7 +58,7 @@ class SearchSection(Section):
     cpus_per_actor: float = Field(default=0.5, gt=0)
     """Logical CPUs of a search actor."""
     trees_in_flight: int = Field(default=8, ge=1)
-    """Trees that one actor searches at a time."""
+    """Trees that one actor searches at a time, or fewer where the engines' cache holds fewer."""
 
     @model_validator(mode="after")
     def _labels(self) -> "SearchSection":

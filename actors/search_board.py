@@ -32,6 +32,7 @@ class SearchBoard:
         self._on_progress = on_progress
         self._totals = SearchTotals()
         self._meter = RateMeter()
+        self._growing: dict[str, PatientSummary] = {}
         for patient_id in patient_ids:
             summary = folder.finished(patient_id)
             if summary is None:
@@ -53,6 +54,7 @@ class SearchBoard:
             SearchError: if too many usefulness scores are unreadable by now.
         """
         self._totals.add(patient)
+        self._growing.pop(patient.patient_id, None)
         self._check_scores()
 
     def tell(self, known: Sequence[ActorProgress], busy: Collection[str], num_actors: int) -> None:
@@ -65,7 +67,12 @@ class SearchBoard:
         """
         # What a finished patient had come to when its actor was last asked is counted already.
         trees = [tree for each in known for tree in each.trees if tree.patient_id in busy]
-        totals = self._totals.with_growing(trees)
+        for tree in trees:
+            before = self._growing.get(tree.patient_id)
+            # A tree that is replayed has been further; one whose actor died still was as far.
+            if before is None or tree.rollouts >= before.rollouts:
+                self._growing[tree.patient_id] = tree
+        totals = self._totals.with_growing(self._growing.values())
         if known:  # not while the actors start: that is no slow search
             self._meter.add(
                 time.monotonic(),
@@ -90,6 +97,7 @@ class SearchBoard:
                 invalid_scores=totals.search("invalid_scores"),
                 trajectories=totals.trajectories,
                 best_reward=totals.best_reward,
+                value=self._section.value,
                 num_trees=len(trees),
                 num_held=sum(each.num_held for each in known),
                 num_actors=num_actors,

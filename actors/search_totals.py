@@ -128,6 +128,8 @@ class SearchProgress:
     invalid_scores: int
     trajectories: int
     best_reward: float | None
+    value: str
+    """What that is: `search.value`, the reward R or the label-free value."""
     num_trees: int
     """Trees that grow."""
     num_held: int

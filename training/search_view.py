@@ -72,7 +72,7 @@ def search_lines(progress: SearchProgress) -> list[str]:
         f"{progress.rollouts_per_s:.2f} rollouts/s, "
         f"{progress.decode_tokens_per_s:,.0f} decoded tokens/s, "
         f"cache hits {_share(progress.cache_hit_rate)}",
-        f"{trees}, best R {_number(progress.best_reward)}, "
+        f"{trees}, best {_value_name(progress.value)} {_number(progress.best_reward)}, "
         f"invalid scores {_share(progress.invalid_score_rate)}",
         f"{progress.trajectories:,} trajectories, {progress.requests:,} requests, "
         f"{progress.decode_tokens:,} decoded tokens",
@@ -86,11 +86,16 @@ def search_result_line(ledger: Mapping[str, Any]) -> str:
     invalid = ledger["invalid_scores"] / ledger["scores"] if ledger["scores"] else None
     return (
         f"search: {ledger['patients']:,} patients, {ledger['rollouts']:,} rollouts, "
-        f"{ledger['trajectories']:,} trajectories, {ledger['kept']:,} kept, best R "
-        f"{_number(ledger['best_reward'])}, {ledger['requests']:,} requests "
+        f"{ledger['trajectories']:,} trajectories, {ledger['kept']:,} kept, best "
+        f"{_value_name(ledger['value'])} {_number(ledger['best_reward'])}, "
+        f"{ledger['requests']:,} requests "
         f"({ledger['replayed_requests']:,} from logs), {ledger['decode_tokens']:,} decoded tokens, "
         f"cache hits {_share(hits)}, invalid scores {_share(invalid)}"
     )
+
+
+def _value_name(value: str) -> str:
+    return "label-free value" if value == "label_free" else "R"
 
 
 def _share(value: float | None) -> str:

@@ -107,6 +107,7 @@ def progress(**changes: object) -> SearchProgress:
             invalid_scores=3,
             trajectories=17,
             best_reward=-0.25,
+            value="reward",
             num_trees=4,
             num_held=0,
             num_actors=1,

@@ -19,6 +19,12 @@ def test_the_lines_say_where_the_search_stands():
     ]
 
 
+def test_a_label_free_search_is_marked():
+    lines = search_lines(progress(value="label_free"))
+
+    assert lines[2] == "trees in flight 4, best label-free value -0.250, invalid scores 1.5%"
+
+
 def test_a_full_cache_is_said():
     assert search_lines(progress(num_held=3))[2].startswith(
         "trees in flight 4 (3 wait for the engines' cache), "
@@ -46,7 +52,9 @@ def test_before_the_first_request_nothing_is_made_up():
 
 
 def test_the_totals_are_one_line():
-    line = search_result_line(SearchTotals.of([summary("a"), summary("b")]).ledger())
+    totals = SearchTotals.of([summary("a"), summary("b")])
+
+    line = search_result_line({**totals.ledger(), "value": "reward"})
 
     assert line == (
         "search: 2 patients, 8 rollouts, 6 trajectories, 4 kept, best R -0.500, 40 requests "
