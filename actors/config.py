@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ehr.base import Section
 
@@ -10,8 +10,17 @@ from ehr.base import Section
 class SearchSection(Section):
     """Expert-guided Monte Carlo tree search, Algorithm 1 with the readings of docs/paper_map.md."""
 
+    value: Literal["reward", "label_free"] = "reward"
+    """What the search maximises. `reward`: R of Eq. 7, which reads the label; `label_free`:
+    usefulness and agreement with the expert, for patients whose outcome is unknown (needs
+    `sft.enabled: false`: nothing is trained on it)."""
+    usefulness_weight: float = Field(default=0.5, ge=0, le=1)
+    """Label-free value: weight of the steps' mean usefulness, the rest is agreement with the
+    expert."""
+    split: Literal["train", "val", "test"] = "train"
+    """Whose patients are searched; other splits than `train` need `value: label_free`."""
     num_patients: int | None = Field(default=6, ge=1)
-    """Training patients that are searched; null = all."""
+    """Patients that are searched; null = all."""
     balance: bool = True
     """Half of them positives (CPU presets); false = as they come (the paper)."""
     seed: int = 11
@@ -50,3 +59,18 @@ class SearchSection(Section):
     """Logical CPUs of a search actor."""
     trees_in_flight: int = Field(default=8, ge=1)
     """Trees that one actor searches at a time."""
+
+    @model_validator(mode="after")
+    def _labels(self) -> "SearchSection":
+        if self.value == "reward" and self.split != "train":
+            raise ValueError(
+                f"search.split is {self.split!r} and search.value 'reward', which reads labels: "
+                "those of patients that results are reported on must steer nothing; use "
+                "search.value=label_free, or search.split=train"
+            )
+        if self.value == "label_free" and (self.balance or self.only_correct):
+            raise ValueError(
+                "search.value=label_free reads no label, but search.balance chooses patients and "
+                "search.only_correct trajectories by it; set both to false"
+            )
+        return self

@@ -7,8 +7,8 @@ finished patients. What is on disk is `actors.search_folder`'s; the driver keeps
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,13 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.search_actor import ActorProgress, SearchActor, SearchSetup
+from actors.search_board import OnProgress, SearchBoard
 from actors.search_folder import PatientSummary, SearchFolder
-from actors.search_totals import RateMeter, SearchProgress, SearchTotals
+from actors.search_totals import SearchTotals
 from ehr.cohort import Cohort
 from ehr.errors import EagRlError, ResourceError, SearchError
 
 logger = logging.getLogger(__name__)
-
-OnProgress = Callable[[SearchProgress], None]
-"""Called about once a second, and whenever a patient is finished."""
-
-MIN_SCORES = 20
-"""Scores before the share of invalid ones means anything."""
 
 MAX_ATTEMPTS = 4
 """Actors that may die under a patient before the patient is held to be the cause, and actors that
@@ -80,7 +75,7 @@ def run_search(
     """
     patient_ids = list(dict.fromkeys(patient_ids))
     folder = SearchFolder(out_dir)
-    board = _Board(patient_ids, folder, setup, on_progress)
+    board = SearchBoard(patient_ids, folder, setup, on_progress)
     if board.waiting:
         _Pool(ray.put(cohort), setup, folder, board).run()
     # From the files and in the patients' order: the same whoever finished first.
@@ -94,7 +89,7 @@ def run_search(
             )
         totals.add(summary)
     folder.merge(patient_ids)
-    ledger = totals.ledger()
+    ledger = {"value": setup.search.value, **totals.ledger()}
     folder.write_ledger(ledger)
     return SearchResult(
         num_patients=totals.patients,
@@ -103,97 +98,6 @@ def run_search(
         num_patients_without_kept=totals.patients_without_kept,
         ledger=ledger,
     )
-
-
-class _Board:
-    """Which patients are done, and what they add up to; nothing of their trees is kept."""
-
-    def __init__(
-        self,
-        patient_ids: Sequence[str],
-        folder: SearchFolder,
-        setup: SearchSetup,
-        on_progress: OnProgress,
-    ) -> None:
-        self.num_patients = len(patient_ids)
-        self.waiting: deque[str] = deque()
-        self._section = setup.search
-        self._on_progress = on_progress
-        self._totals = SearchTotals()
-        self._meter = RateMeter()
-        for patient_id in patient_ids:
-            summary = folder.finished(patient_id)
-            if summary is None:
-                self.waiting.append(patient_id)
-            else:
-                self._totals.add(summary)
-        self.tell([])
-        self._check_scores()
-
-    @property
-    def num_finished(self) -> int:
-        """Patients whose files are complete."""
-        return self._totals.patients
-
-    def add(self, patient: PatientSummary) -> None:
-        """Counts a patient that has been written.
-
-        Raises:
-            SearchError: if too many usefulness scores are unreadable by now.
-        """
-        self._totals.add(patient)
-        self._check_scores()
-
-    def tell(self, workers: "Sequence[_Worker]") -> None:
-        """Hands on where the search stands, as far as the actors have said."""
-        known = [worker.progress for worker in workers if worker.progress is not None]
-        # What a finished patient had come to at the last look is counted already.
-        trees = [
-            tree
-            for worker in workers
-            if worker.progress is not None
-            for tree in worker.progress.trees
-            if tree.patient_id in worker.patients.values()
-        ]
-        totals = self._totals.with_growing(trees)
-        self._meter.add(
-            time.monotonic(),
-            {
-                "rollouts": sum(each.new_rollouts for each in known),
-                "decode_tokens": sum(each.new_decode_tokens for each in known),
-            },
-        )
-        self._on_progress(
-            SearchProgress(
-                num_patients=self.num_patients,
-                num_finished=self._totals.patients,
-                num_rollouts=totals.rollouts,
-                num_rollouts_wanted=self.num_patients * self._section.num_rollouts,
-                rollouts_per_s=self._meter.rate("rollouts"),
-                decode_tokens=totals.calls("decode_tokens"),
-                decode_tokens_per_s=self._meter.rate("decode_tokens"),
-                requests=totals.calls("requests"),
-                prefill_tokens=totals.calls("prefill_tokens"),
-                prefill_computed_tokens=totals.calls("prefill_computed_tokens"),
-                scores=totals.search("scores"),
-                invalid_scores=totals.search("invalid_scores"),
-                trajectories=totals.trajectories,
-                best_reward=totals.best_reward,
-                num_trees=len(trees),
-                num_held=sum(each.num_held for each in known),
-                num_actors=sum(worker.is_up for worker in workers),
-            )
-        )
-
-    def _check_scores(self) -> None:
-        scores, invalid = self._totals.search("scores"), self._totals.search("invalid_scores")
-        if scores >= MIN_SCORES and invalid > self._section.max_invalid_scores * scores:
-            raise SearchError(
-                f"expected at most {self._section.max_invalid_scores:.0%} unreadable usefulness "
-                f"scores, got {invalid} of {scores}: this model does not write the number it is "
-                "asked for; use prompt.format=guided, another model, or raise "
-                "search.max_invalid_scores (an unreadable score counts as 50)"
-            )
 
 
 @dataclass(slots=True, eq=False)
@@ -229,7 +133,7 @@ class _Pool:
     """Deals patients to actors until none is left."""
 
     def __init__(
-        self, cohort: ray.ObjectRef, setup: SearchSetup, folder: SearchFolder, board: _Board
+        self, cohort: ray.ObjectRef, setup: SearchSetup, folder: SearchFolder, board: SearchBoard
     ) -> None:
         section = setup.search
         self._section = section
@@ -264,10 +168,17 @@ class _Pool:
             self._give_up_on_late_starts()
             if time.monotonic() - looked >= _LOOK_S:
                 looked = time.monotonic()
-                self._board.tell(self._workers)
+                self._tell()
                 for worker in self._workers:
                     if worker.is_up and worker.looking is None:
                         worker.looking = worker.actor.progress.remote()
+
+    def _tell(self) -> None:
+        self._board.tell(
+            [worker.progress for worker in self._workers if worker.progress is not None],
+            {patient for worker in self._workers for patient in worker.patients.values()},
+            sum(worker.is_up for worker in self._workers),
+        )
 
     def _start_actor(self) -> None:
         section = self._section
@@ -295,6 +206,10 @@ class _Pool:
             answer = ray.get(ref)
         except RayTaskError as error:
             # The actor lives: this is the failure of what it was asked.
+            if ref == worker.looking:
+                logger.exception("a search actor could not say how far it is")
+                worker.looking = None
+                return
             raise _cause(error, worker.patients.get(ref)) from error
         except RayActorError as error:
             self._replace(worker, error)
@@ -307,7 +222,7 @@ class _Pool:
         else:
             del worker.patients[ref]
             self._board.add(answer)
-            self._board.tell(self._workers)
+            self._tell()
 
     def _replace(self, worker: _Worker, error: RayActorError) -> None:
         """Starts another actor for one that died; its patients wait for whoever is free.
@@ -316,6 +231,8 @@ class _Pool:
             SearchError: if one patient was at hand in too many deaths, or actors cannot start.
         """
         self._workers.remove(worker)
+        # One that is only out of reach must not write the same logs as its replacement.
+        ray.kill(worker.actor)
         self._board.waiting.extendleft(worker.patients.values())
         if worker.is_up:
             logger.warning("search actor died patients=%d", len(worker.patients))

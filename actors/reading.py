@@ -103,7 +103,7 @@ def read_score(sampled: str, finish_reason: str) -> int | None:
     return int(text)
 
 
-def usefulness(score: int) -> float:
+def usefulness_of(score: int) -> float:
     """R of Eq. 3: a score from 1 to 100 on [0, 1]."""
     return (score - 1) / 99
 

@@ -1,4 +1,4 @@
-"""C_exp of cohort patients, asked of the served expert."""
+"""C_exp and risk of cohort patients, asked of the served expert."""
 
 from ehr.cohort import PatientCase
 from ehr.errors import ServiceError
@@ -19,7 +19,7 @@ class ServedSalience:
         self._data_sha256 = data_sha256
 
     async def __call__(self, case: PatientCase) -> Salience:
-        """C_exp of a patient and the stability of its features.
+        """C_exp of a patient, the stability of its features, and the expert's risk.
 
         Raises:
             ServiceError: if the service has no stored opinion: one that it computes now comes from
@@ -33,5 +33,7 @@ class ServedSalience:
                 f"{self._data_sha256[:12]}; train the expert again with --redo expert"
             )
         return Salience(
-            features=frozenset(answer.opinion.salient), stability=dict(answer.stability)
+            features=frozenset(answer.opinion.salient),
+            stability=dict(answer.stability),
+            risk=answer.opinion.risk,
         )

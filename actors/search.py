@@ -14,7 +14,7 @@ from typing import TypeVar
 from actors.config import SearchSection
 from actors.judge import Judge, Verdict
 from actors.language_model import LanguageModel
-from actors.reading import NEUTRAL_SCORE, Opening, mostly_foreign, same_question_key, usefulness
+from actors.reading import NEUTRAL_SCORE, Opening, mostly_foreign, same_question_key, usefulness_of
 from actors.search_prompts import PatientPrompts
 from actors.search_result import PatientResult, SearchCounts, node_records, trajectory_of
 from actors.steps import Step, path_text
@@ -143,7 +143,7 @@ class PatientSearch:
         )
         return Candidate(
             content=step,
-            usefulness=usefulness(NEUTRAL_SCORE if score is None else score),
+            usefulness=usefulness_of(NEUTRAL_SCORE if score is None else score),
             terminal=opening.final,
         )
 

@@ -12,7 +12,7 @@ from actors.cache_room import CacheRoom, tree_tokens
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
-from actors.judge import RewardJudge
+from actors.judge import Judge, LabelFreeJudge, RewardJudge
 from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import RequestLog
 from actors.search import PatientSearch
@@ -195,8 +195,7 @@ class SearchActor:
         prompts = patient_prompts(prompt, self._context, self._tokenizer, self._setup.frame)
         async with self._room.take(tree_tokens(prompts, self._layout, self._limits)):
             started = time.time()
-            context = await self._reward_context(case)
-            judge = RewardJudge(context, self._setup.reward, self._matcher)
+            judge = await self._judge(case)
             with RequestLog(self._folder.requests(patient_id), self._gate) as log:
                 model = PromptedModel(prompts, self._layout, log, self._limits)
                 search = PatientSearch(prompts, model, judge, self._setup.search)
@@ -234,14 +233,18 @@ class SearchActor:
         await self._gate.shut()
         return [tree.summary(patient) for patient, tree in self._trees.items()]
 
-    async def _reward_context(self, case: PatientCase) -> RewardContext:
+    async def _judge(self, case: PatientCase) -> Judge:
+        """Who values the patient's trajectories; a label-free search never looks up its label."""
         salience = await self._ask_salience(case)
-        return RewardContext(
+        if self._setup.search.value == "label_free":
+            return LabelFreeJudge(salience, self._setup.search.usefulness_weight, self._matcher)
+        context = RewardContext(
             patient_id=case.patient_id,
             label=self._cohort.labels[case.patient_id],
             salient_features=salience.features,
             stability=salience.stability,
         )
+        return RewardJudge(context, self._setup.reward, self._matcher)
 
     def _count_new(self, tree: _Tree) -> None:
         self._new_rollouts += tree.new_rollouts()

@@ -30,6 +30,7 @@ _ARROW_TYPES: Mapping[str, pa.DataType] = {
     "int64": pa.int64(),
     "float64": pa.float64(),
     "bool": pa.bool_(),
+    "boolean": pa.bool_(),
 }
 _LISTS_OF: Mapping[str, pa.DataType] = {
     "token_ids": pa.int64(),

@@ -91,6 +91,7 @@ def trajectory_of(
         token_ids=join_token_ids(pieces),
         prompt_token_ids=prompt_token_ids,
         model_written=model_written(pieces),
+        value_kind=verdict.kind,
         reward=verdict.value,
         reward_cls=verdict.cls,
         reward_att=verdict.att,

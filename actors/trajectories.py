@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 
 from actors.config import SearchSection
+from actors.judge import ValueKind
 
 COLUMNS = {
     "patient_id": "string",
@@ -14,12 +15,13 @@ COLUMNS = {
     "token_ids": "object",
     "prompt_token_ids": "object",
     "model_written": "object",
+    "value_kind": "string",
     "reward": "float64",
     "reward_cls": "float64",
     "reward_att": "float64",
     "kept": "bool",
     "readable": "bool",
-    "correct": "bool",
+    "correct": "boolean",
     "probability": "float64",
     "features": "object",
     "num_steps": "int64",
@@ -42,13 +44,19 @@ class SearchedTrajectory:
     """The case prompt, chat template included."""
     model_written: tuple[bool, ...]
     """Whether the model wrote each of `token_ids`; the rest is context."""
+    value_kind: ValueKind
+    """What `reward` is."""
     reward: float
-    reward_cls: float
+    """What the search maximised: R of Eq. 7, or the label-free value."""
+    reward_cls: float | None
+    """R_cls of Eq. 4; None in a label-free search."""
     reward_att: float
+    """R_att; in a label-free search always the plain Jaccard of Eq. 6."""
     readable: bool
     """false = format failure: carries the floor reward and is never kept."""
-    correct: bool
-    """Whether the probability lies on the label's side of the decision threshold."""
+    correct: bool | None
+    """Whether the probability lies on the label's side of the decision threshold; None in a
+    label-free search, which cannot know."""
     probability: float | None
     features: tuple[str, ...]
     """Canonical names of the important features."""
@@ -60,7 +68,7 @@ class SearchedTrajectory:
     rank: int = 0
     """Place among the patient's unique trajectories, from 1: by reward, then shorter."""
     kept: bool = False
-    """Whether it belongs to the SFT set."""
+    """Whether it is among the patient's best k: the SFT set, unless the search was label-free."""
 
 
 def rank_trajectories(
@@ -79,7 +87,7 @@ def rank_trajectories(
     num_kept = 0
     ranked = []
     for rank, row in enumerate(unique, start=1):
-        eligible = row.readable and (row.correct or not section.only_correct)
+        eligible = row.readable and (bool(row.correct) or not section.only_correct)
         kept = eligible and num_kept < section.num_kept_trajectories
         num_kept += int(kept)
         ranked.append(replace(row, rank=rank, kept=kept))
@@ -87,6 +95,6 @@ def rank_trajectories(
 
 
 def trajectories_table(rows: Sequence[SearchedTrajectory]) -> pd.DataFrame:
-    """The trajectories table; an unreadable probability is missing."""
+    """The trajectories table; what is None (a probability that cannot be read) is missing."""
     records = [asdict(row) for row in rows]
     return pd.DataFrame(records, columns=list(COLUMNS)).astype(COLUMNS)

@@ -26,6 +26,9 @@ class Salience:
     stability: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Weight of each of `features` in (0, 1], from `ehr.salience.stability_weights`; empty where
     the members behind C_exp are not known."""
+    risk: float | None = None
+    """The expert's risk of the patient; None where only its features were asked for. Of a training
+    patient it comes from members that did not see the patient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,15 @@ def weighted_attention_reward(
     return shared / (total + len(features - salient) * total / len(salient))
 
 
+def format_failure(parsed: ParsedTrajectory) -> str | None:
+    """Why a trajectory gets the floor, in a few words; None = it is readable."""
+    if parsed.failure is not None:
+        return parsed.failure
+    if len(parsed.features) > MAX_FEATURE_NAMES:
+        return "too many features"
+    return "no probability" if parsed.probability is None else None
+
+
 def reward(
     parsed: ParsedTrajectory,
     context: RewardContext,
@@ -129,14 +141,10 @@ def reward(
         accuracy_weight: overrides `section.accuracy_weight`.
     """
     weight = section.accuracy_weight if accuracy_weight is None else accuracy_weight
-    failure = parsed.failure
-    if failure is None and len(parsed.features) > MAX_FEATURE_NAMES:
-        failure = "too many features"
+    failure = format_failure(parsed)
     if failure is not None or parsed.probability is None:
         worst = math.log(MIN_PROBABILITY)
-        return Reward(
-            total=weight * worst, cls=worst, att=0.0, format_failure=failure or "no probability"
-        )
+        return Reward(total=weight * worst, cls=worst, att=0.0, format_failure=failure)
     cls = classification_reward(parsed.probability, context.label, section)
     named, salient = matcher.canonical_set(parsed.features), context.salient_features
     if section.attention_weighting == "stability":

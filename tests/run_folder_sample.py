@@ -283,7 +283,8 @@ class SampleRun:
             "cut_answers": 4,
             "dropped_questions": 2,
             "duplicate_questions": 8,
-            "resamples": 9,
+            "resample_requests": 9,
+            "retry_requests": 2,
             "final_retries": 1,
         }
         self._json("search/ledger.json", ledger)

@@ -19,7 +19,7 @@ import numpy as np
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
-from actors.judge import RewardJudge
+from actors.judge import Judge, LabelFreeJudge, RewardJudge
 from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import CallCounts, RequestLog
 from actors.search import PatientSearch
@@ -361,6 +361,8 @@ class SearchPlan:
     salient: frozenset[str] = frozenset(FEATURES[:5])
     stability: Mapping[str, float] | None = None
     """Given, the attention reward is weighted by it."""
+    risk: float | None = None
+    """The expert's, for a label-free search."""
     accuracy_weight: float = RewardSection().accuracy_weight
     margin_bonus: float = RewardSection().margin_bonus
     max_model_len: int = 100_000
@@ -381,6 +383,21 @@ class SearchPlan:
         return replace(self, section=self.section.model_copy(update=changes))
 
 
+def judge_of(plan: SearchPlan) -> Judge:
+    """Who values the trajectories of a plan's search."""
+    matcher = FeatureMatcher(CONTEXT.features)
+    if plan.section.value == "label_free":
+        salience = Salience(features=plan.salient, risk=plan.risk)
+        return LabelFreeJudge(salience, plan.section.usefulness_weight, matcher)
+    context = RewardContext(
+        patient_id=plan.patient_id,
+        label=plan.label,
+        salient_features=plan.salient,
+        stability=plan.stability or {},
+    )
+    return RewardJudge(context, plan.reward, matcher)
+
+
 async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Path) -> SearchRun:
     """Searches one patient with a scripted model.
 
@@ -393,16 +410,6 @@ async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Pat
     prompt = case_prompt(
         case_of(plan.patient_id), "question_decomposition", CONTEXT, tokenizer, FRAME
     )
-    judge = RewardJudge(
-        RewardContext(
-            patient_id=plan.patient_id,
-            label=plan.label,
-            salient_features=plan.salient,
-            stability=plan.stability or {},
-        ),
-        plan.reward,
-        FeatureMatcher(CONTEXT.features),
-    )
     prompts = patient_prompts(prompt, CONTEXT, tokenizer, FRAME)
     layout = search_format(plan.format, tokenizer, plan.section)
     limits = SearchLimits(
@@ -412,7 +419,7 @@ async def run_scripted(plan: SearchPlan, generator: ScriptedGenerator, path: Pat
     )
     with RequestLog(path, generator) as log:
         model = PromptedModel(prompts, layout, log, limits)
-        search = PatientSearch(prompts, model, judge, plan.section)
+        search = PatientSearch(prompts, model, judge_of(plan), plan.section)
         result = await search.run()
     return SearchRun(
         result=result, generator=generator, calls=log.counts, root=search.root, prompts=prompts

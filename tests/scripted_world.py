@@ -82,6 +82,7 @@ class MazeJudge:
         self.judged.append(doors)
         right = sum(door == best for door, best in zip(doors, self.best, strict=True))
         return Verdict(
+            kind="reward",
             value=right / len(self.best),
             cls=0.0,
             att=0.0,

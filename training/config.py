@@ -252,6 +252,15 @@ class RunConfig(Section):
     serve: ServeSection = ServeSection()
 
     @model_validator(mode="after")
+    def _trained_trajectories(self) -> "RunConfig":
+        if self.search.value == "label_free" and self.sft.enabled:
+            raise ValueError(
+                "search.value is 'label_free', whose trajectories are for inference: Stage 1 "
+                "trains on rewarded ones only; set sft.enabled=false, or search.value=reward"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _context_length(self) -> "RunConfig":
         # Caller-written tags and the chat frame come on top of what the model writes.
         overhead = 128

@@ -76,6 +76,9 @@ def export(
     return said
 
 
+_EXPORTED = ("rank", "value_kind", "reward", "reward_cls", "reward_att", "probability", "kept")
+
+
 def trajectory_lines(
     table: pd.DataFrame, tokenizer: TextTokenizer, chat: ChatFrame
 ) -> Iterator[dict[str, Any]]:
@@ -91,10 +94,7 @@ def trajectory_lines(
                 {"role": "assistant", "content": row["text"]},
             ],
             "patient_id": str(row["patient_id"]),
-            **{
-                name: None if pd.isna(row[name]) else row[name]
-                for name in ("rank", "reward", "reward_cls", "reward_att", "probability", "kept")
-            },
+            **{name: None if pd.isna(row[name]) else row[name] for name in _EXPORTED},
         }
 
 

@@ -20,6 +20,11 @@ from training.sft import SftExample, SftInputs, hold_out, train_sft
 def fine_tune_on_trajectories(session: Session, on_progress: OnProgress) -> None:
     """Fine-tunes on the best trajectories of the search."""
     table = pd.read_parquet(session.path("search") / "trajectories.parquet")
+    if set(table["value_kind"]) - {"reward"}:
+        raise TrainingError(
+            "expected trajectories of a rewarded search, those in search/trajectories.parquet are "
+            "label-free, for inference only; search with search.value=reward (--redo search)"
+        )
     kept = table[table["kept"]]
     if not len(kept):
         raise TrainingError(

@@ -153,13 +153,13 @@ def train_the_expert(session: Session, on_progress: OnProgress) -> None:
 
 
 def search(session: Session, on_progress: OnProgress) -> None:
-    """Searches trajectories of training patients with the untrained model."""
+    """Searches patients' trajectories with the untrained model."""
     config = session.config
     session.start_expert()
     session.serve_base()
     patients = choose_patients(
         session.cohort,
-        "train",
+        config.search.split,
         config.search.num_patients,
         config.search.balance,
         config.search.seed,
@@ -394,7 +394,7 @@ STAGES = (
         needs=("cohort", "expert"),
         outputs=("trajectories.parquet",),
         function=search,
-        when=lambda config: config.sft.enabled,
+        when=lambda config: config.sft.enabled or config.search.value == "label_free",
     ),
     Stage(
         name="sft",

@@ -54,18 +54,26 @@ class ExplorerTrees:
             final shows the parts of its reward.
         letter: of the reward beside a node.
         name: of the reward in words.
+        kept: what chosen trajectories are called.
         max_bytes: of all trees together.
     """
 
     def __init__(
-        self, trajectories: Rows, *, letter: str, name: str, max_bytes: int = MAX_BYTES
+        self,
+        trajectories: Rows,
+        *,
+        letter: str,
+        name: str,
+        kept: str,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._finals = {
             (str(row["patient_id"]), str(row["path"])): row
             for row in trajectories
             if row.get("path") is not None
         }
-        self._letter, self._name, self._max_bytes = letter, name, max_bytes
+        self._names = {"letter": letter, "name": name, "kept": kept}
+        self._max_bytes = max_bytes
         self._trees: list[tuple[str, str]] = []
         self._num_bytes = 0
         self._num_left_out = 0
@@ -108,9 +116,7 @@ class ExplorerTrees:
             while len(trees) > 1 and sum(len(text.encode()) for _, text in trees) > self._max_bytes:
                 trees.pop()
                 self._num_left_out += 1
-        head = safe_json(
-            {"letter": self._letter, "name": self._name, "first": trees.index(self._first)}
-        )
+        head = safe_json(self._names | {"first": trees.index(self._first)})
         data = f'{head[:-1]},"trees":[{",".join(text for _, text in trees)}]}}'
         script = explorer_script()
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

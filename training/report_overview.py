@@ -1,6 +1,7 @@
 """The top of the report: what ran, on how many patients, and the numbers to look at first."""
 
 from training.report_data import RunRecords, as_object
+from training.report_search import search_value
 from training.report_text import MISSING, duration, shown, whole
 from training.result_table import (
     LANGUAGE_MODEL_METHODS,
@@ -59,6 +60,8 @@ def size_warning(records: RunRecords) -> str:
 def switched_off(records: RunRecords) -> dict[str, str]:
     """Stages that the configuration leaves out, with the setting that does."""
     setting_of = {"search": "sft", "sft": "sft", "grpo": "grpo"}
+    if records.setting("search", "value") == "label_free":
+        del setting_of["search"]  # such a search is an end in itself
     return {
         stage: f"{section}.enabled: false"
         for stage, section in setting_of.items()
@@ -80,7 +83,9 @@ def tiles(records: RunRecords) -> list[tuple[str, str, str]]:
         found.append(("Expert", format_number(expert.get("auroc"), 3, MISSING), "test AUROC"))
     if records.trajectories is not None:
         kept = sum(bool(row["kept"]) for row in records.trajectories)
-        found.append(("Trajectories", whole(len(records.trajectories)), f"{kept} kept for SFT"))
+        value = search_value(records)
+        remark = f"{kept} {value.kept}{', found without labels' if value.is_label_free else ''}"
+        found.append(("Trajectories", whole(len(records.trajectories)), remark))
     if records.grpo:
         version = whole(records.grpo[-1].get("policy_version_out"))
         found.append(("GRPO steps", whole(len(records.grpo)), f"last policy version {version}"))

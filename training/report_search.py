@@ -46,6 +46,11 @@ class SearchValue:
             return "value (usefulness + expert agreement), no label used"
         return "R"
 
+    @property
+    def kept(self) -> str:
+        """What the chosen trajectories are called: nothing is trained on those without a label."""
+        return "kept" if self.is_label_free else "kept for SFT"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchTree:
@@ -105,7 +110,7 @@ def search_section(records: RunRecords) -> tuple[dict[str, Any] | None, list[str
 def search_value(records: RunRecords) -> SearchValue:
     """What this run's search maximised; run folders that do not say had rewards."""
     said = {row.get("value_kind") for row in records.trajectories or ()}
-    said.add((records.ledger or {}).get("value"))
+    said |= {(records.ledger or {}).get("value"), records.setting("search", "value")}
     return SearchValue(is_label_free="label_free" in said)
 
 
@@ -164,7 +169,7 @@ def _read_trees(
     numbers: list[TreeNumbers] = []
     largest: tuple[str, list[TreeNode]] | None = None
     most = -1
-    explorer = ExplorerTrees(trajectories, letter=value.letter, name=value.name)
+    explorer = ExplorerTrees(trajectories, letter=value.letter, name=value.name, kept=value.kept)
     for record in records:
         nodes = read_tree(record)
         if not nodes:
@@ -181,12 +186,19 @@ def _read_trees(
 def _figures(
     rows: Rows, trees: Sequence[TreeNumbers], value: SearchValue
 ) -> dict[str, list[Figure]]:
-    rewards = [reward_figure(rows, "reward", value.name)]
+    axis = "value, no label used" if value.is_label_free else ""
+    rewards = [reward_figure(rows, "reward", value.name, kept=value.kept, axis=axis)]
     if value.is_label_free:
-        rewards.append(reward_figure(rows, "reward_att", "expert agreement (R_att)"))
+        rewards.append(
+            reward_figure(rows, "reward_att", "expert agreement (R_att)", kept=value.kept)
+        )
     else:
-        rewards.append(reward_figure(rows, "reward_cls", "R_cls, of the prediction"))
-        rewards.append(reward_figure(rows, "reward_att", "R_att, of the named features"))
+        rewards.append(
+            reward_figure(rows, "reward_cls", "R_cls, of the prediction", kept=value.kept)
+        )
+        rewards.append(
+            reward_figure(rows, "reward_att", "R_att, of the named features", kept=value.kept)
+        )
     correlation = rank_correlation(tree.pairs for tree in trees)
     return {
         "rewards": present(rewards),
@@ -199,7 +211,10 @@ def _figures(
             ]
         ),
         "counts": present(
-            [count_figure(trajectory_counts(rows)) if rows else None, depth_figure(trees)]
+            [
+                count_figure(trajectory_counts(rows), kept=value.kept) if rows else None,
+                depth_figure(trees),
+            ]
         ),
     }
 
@@ -266,7 +281,8 @@ def _part(count: int, whole: int) -> str:
 def _share(rate: float | None) -> str:
     if rate is None:
         return MISSING
-    return format_percentage(rate, MISSING)
+    # more than one each is no share
+    return f"{rate:.2f} each" if rate > 1 else format_percentage(rate, MISSING)
 
 
 def _of(whole: float | None, what: str) -> str:

@@ -14,6 +14,7 @@ from training.report_chart import (
     LegendEntry,
     nice_ticks,
     padded_range,
+    text_width,
 )
 from training.report_data import Rows
 from training.report_search_numbers import RankCorrelation, TrajectoryCounts, TreeNumbers
@@ -27,11 +28,24 @@ MAX_DOTS = 600
 MAX_COUNTS = 12
 """Distinct numbers of trajectories that get a bar each; the rest share the last one."""
 
+COMMON_SCORE = 0.2
+"""Share of all candidates from which a score that they have in common is told."""
+
 PALE = "#c4ccd6"
 
 
-def reward_figure(trajectories: Rows, column: str, heading: str) -> Figure | None:
-    """Distribution of one reward over the search's trajectories; None if it has no numbers."""
+def reward_figure(
+    trajectories: Rows, column: str, heading: str, *, kept: str, axis: str = ""
+) -> Figure | None:
+    """Distribution of one reward over the search's trajectories; None if it has no numbers.
+
+    Args:
+        trajectories: rows of the trajectories table.
+        column: the reward.
+        heading: what the picture is called.
+        kept: what the chosen trajectories are called.
+        axis: what its axis is called, where the heading above it is not enough.
+    """
     known = [
         (value, bool(row["kept"]))
         for row in trajectories
@@ -40,21 +54,22 @@ def reward_figure(trajectories: Rows, column: str, heading: str) -> Figure | Non
     if not known:
         return None
     values = np.array([value for value, _ in known])
-    kept = np.array([is_kept for _, is_kept in known])
+    is_kept = np.array([chosen for _, chosen in known])
     chart = _histogram(
         f"Distribution of {heading}",
-        (values, values[kept]),
+        (values, values[is_kept]),
         padded_range(values.tolist()),
         ("trajectories", "kept"),
+        axis,
     )
     note = f"mean {values.mean():.3f}"
-    if kept.any():
-        note += f", of the kept {values[kept].mean():.3f}"
+    if is_kept.any():
+        note += f", of the kept {values[is_kept].mean():.3f}"
     if len(known) < len(trajectories):
         note += f"; {len(trajectories) - len(known)} without a number"
     legend = (
         LegendEntry(label="all", colour=PALE),
-        LegendEntry(label="kept for SFT", colour=ACCENT),
+        LegendEntry(label=kept, colour=ACCENT),
     )
     return Figure(title=heading, svg=chart.render(), legend=legend, note=note)
 
@@ -71,14 +86,13 @@ def usefulness_figure(trees: Sequence[TreeNumbers]) -> Figure | None:
         (0.0, 1.0),
         ("candidates", "visited"),
     )
-    most_common, count = max(
-        zip(*np.unique(every.round(4), return_counts=True), strict=True), key=lambda pair: pair[1]
-    )
-    note = (
-        f"{len(every)} scores, mean {every.mean():.2f}; {count / len(every):.0%} are "
-        f"{most_common:.2f}. A score that many candidates share decides nothing between them: the "
-        "first one is taken."
-    )
+    note = f"{len(every)} scores, mean {every.mean():.2f}."
+    common, counts = np.unique(every.round(4), return_counts=True)
+    if counts.max() >= COMMON_SCORE * len(every):
+        note += (
+            f" {counts.max() / len(every):.0%} are {common[counts.argmax()]:.2f}: between "
+            "candidates that share a score the vote decides nothing, the first one is taken."
+        )
     neutral = sum(tree.num_neutral for tree in trees)
     if neutral:
         note += f" {neutral} unreadable ones, for which 50 of 100 stands, are not drawn."
@@ -107,7 +121,10 @@ def usefulness_against_value_figure(
     chart = Chart(
         label="Usefulness against Q, each less the mean of the visited siblings",
         x=_symmetric(max(abs(x) for x, _ in drawn), "r less the siblings' mean"),
-        y=_symmetric(max(abs(y) for _, y in drawn), "Q less the siblings' mean"),
+        y=_symmetric(
+            max(abs(y) for _, y in drawn),
+            f"Q{', no label,' if is_part_of_value else ''} less the siblings' mean",
+        ),
         width=340,
         height=240,
         left=58,
@@ -152,11 +169,11 @@ def depth_figure(trees: Sequence[TreeNumbers]) -> Figure | None:
     return Figure(title="Depth of the finals", svg=chart.render(), legend=legend, note=note)
 
 
-def count_figure(counts: TrajectoryCounts) -> Figure | None:
+def count_figure(counts: TrajectoryCounts, *, kept: str) -> Figure | None:
     """How many trajectories patients have; None without a patient."""
     if not counts.found:
         return None
-    kinds = [("found", counts.found, PALE), ("kept for SFT", counts.kept, ACCENT)]
+    kinds = [("found", counts.found, PALE), (kept, counts.kept, ACCENT)]
     if counts.readable is not None:
         kinds.insert(1, ("readable", counts.readable, GREEN))
     most = min(max(counts.found), MAX_COUNTS)
@@ -203,18 +220,19 @@ def _histogram(
     values: tuple[np.ndarray, np.ndarray],
     span: tuple[float, float],
     names: tuple[str, str],
+    x_label: str = "",
 ) -> Chart:
     """All values in grey, some of them in colour before it."""
     edges = np.linspace(*span, NUM_BINS + 1)
     every, some = (np.histogram(part, edges)[0] for part in values)
     chart = Chart(
         label=label,
-        x=Axis(low=span[0], high=span[1]),
-        y=Axis(low=0, high=1.08 * float(max(every.max(), 1)), label=names[0]),
+        x=Axis(low=span[0], high=span[1], label=x_label),
+        y=(y := Axis(low=0, high=1.08 * float(max(every.max(), 1)), label=names[0])),
         width=340,
-        height=200,
-        left=48,
-        bottom=26,
+        height=214 if x_label else 200,
+        left=_room(y),
+        bottom=40 if x_label else 26,
     )
     for index in range(NUM_BINS):
         bin_span = (float(edges[index]), float(edges[index + 1]))
@@ -229,15 +247,21 @@ def _histogram(
 
 def _bars(label: str, most: int, highest: float, x: str, y: str) -> Chart:
     whole = tuple(tick for tick in nice_ticks(0, max(highest, 1)) if float(tick).is_integer())
+    y_axis = Axis(low=0, high=1.08 * max(highest, 1), label=y, ticks=whole)
     ticks = tuple(tick for tick in nice_ticks(0, max(most, 1), 14) if float(tick).is_integer())
     return Chart(
         label=label,
         x=Axis(low=-0.6, high=most + 0.6, label=x, ticks=ticks),
-        y=Axis(low=0, high=1.08 * max(highest, 1), label=y, ticks=whole),
+        y=y_axis,
         width=340,
         height=240,
-        left=48,
+        left=_room(y_axis),
     )
+
+
+def _room(y: Axis) -> float:
+    """Left of a chart whose vertical axis has this label and these numbers."""
+    return max(48.0, 26 + max((text_width(label) for label in y.labels()), default=0.0))
 
 
 def _symmetric(reach: float, label: str) -> Axis:

@@ -294,17 +294,20 @@ MISTAKES = (
     ("dropped_questions", "no usable question, dropped", "questions"),
     ("cut_questions", "question cut at the token limit", "questions"),
     ("untagged_openings", "step without its opening tag", "questions"),
+    ("misnumbered_openings", "step with another step's number", "questions"),
     ("cut_answers", "answer cut at the token limit", "answers"),
     ("empty_answers", "answer empty", "answers"),
-    ("resamples", "questions asked for again", "expansions"),
+    ("non_latin_texts", "mostly in letters that are not Latin", "questions and answers"),
     ("exhausted_expansions", "final forced: no new question came", "expansions"),
     ("context_finals", "final forced: the context was full", "expansions"),
     ("final_retries", "final asked for again", "finals"),
     ("unreadable_finals", "final unreadable twice, floor reward", "finals"),
-    ("retry_requests", "request repeated", "requests"),
-    ("resample_requests", "request for questions repeated", "requests"),
+    ("resample_requests", "request for other questions", "expansions"),
+    ("resamples", "request for other questions", "expansions"),
+    ("retry_requests", "request that repeats an unreadable one", "requests"),
 )
-"""Keys of the ledger, what they count, and what each is a share of."""
+"""Keys of the ledger, what they count, and what each is a share of; `resamples` is the old name of
+`resample_requests`."""
 
 
 def mistakes(ledger: Mapping[str, Any], trees: Sequence[TreeNumbers]) -> list[Mistake]:
@@ -337,6 +340,8 @@ def _denominators(ledger: Mapping[str, Any], trees: Sequence[TreeNumbers]) -> di
         "answers": answers,
         "requests": finite_number(ledger.get("requests")),
     }
+    if sampled[0] is not None and answers is not None:
+        known["questions and answers"] = sampled[0] + answers
     if trees and finite_number(ledger.get("patients")) == len(trees):
         known["expansions"] = sum(tree.num_expansions for tree in trees)
         known["finals"] = sum(tree.num_terminals for tree in trees)

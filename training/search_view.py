@@ -60,18 +60,21 @@ class SearchView:
 
 
 def search_lines(progress: SearchProgress) -> list[str]:
-    """The state in three lines: beside the bar, and two under it."""
+    """The state: what the bar counts, then three lines of under 80 characters."""
     trees = f"trees in flight {progress.num_trees}"
     if progress.num_held:
-        trees += f" (the engines' cache is full, {progress.num_held} wait)"
+        trees += f" ({progress.num_held} wait for the engines' cache)"
+    elif not progress.num_actors and progress.num_finished < progress.num_patients:
+        trees = "search actors start"
     return [
-        f"rollouts, {progress.num_finished}/{progress.num_patients} patients done",
+        "rollouts",
+        f"{progress.num_finished}/{progress.num_patients} patients done, "
         f"{progress.rollouts_per_s:.2f} rollouts/s, "
         f"{progress.decode_tokens_per_s:,.0f} decoded tokens/s, "
-        f"cache hits {_share(progress.cache_hit_rate)}, {trees}",
-        f"best R {_number(progress.best_reward)}, "
-        f"{progress.trajectories:,} trajectories, "
-        f"invalid scores {_share(progress.invalid_score_rate)}, {progress.requests:,} requests, "
+        f"cache hits {_share(progress.cache_hit_rate)}",
+        f"{trees}, best R {_number(progress.best_reward)}, "
+        f"invalid scores {_share(progress.invalid_score_rate)}",
+        f"{progress.trajectories:,} trajectories, {progress.requests:,} requests, "
         f"{progress.decode_tokens:,} decoded tokens",
     ]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.golden.losses import tiny_learner_losses
 from tests.golden.prompts import rendered_prompts
-from tests.golden.search_tree import GARBAGE_SETTINGS, SETTINGS, scripted_search_trees
+from tests.golden.search_tree import GARBAGE_SETTINGS, LABEL_FREE, SETTINGS, scripted_search_trees
 
 FOLDER = Path(__file__).parent / "data"
 
@@ -38,7 +38,12 @@ GOLDEN = {
     ),
     "search_tree": Golden(
         produce=scripted_search_trees,
-        settings={"trees": SETTINGS, "tag soup": GARBAGE_SETTINGS, "models": "tests.scripted"},
+        settings={
+            "trees": SETTINGS,
+            "label-free": {**LABEL_FREE, "risk": 0.7},
+            "tag soup": GARBAGE_SETTINGS,
+            "models": "tests.scripted",
+        },
     ),
     "losses": Golden(
         produce=tiny_learner_losses,

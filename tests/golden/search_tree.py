@@ -18,8 +18,11 @@ from tests.scripted import (
 SETTINGS = {"num_rollouts": 8, "num_candidates": 2, "max_depth": 4, "seed": 11}
 GARBAGE_SETTINGS = {**SETTINGS, "max_depth": 3, "num_rollouts": 4}
 
+LABEL_FREE = {**SETTINGS, "value": "label_free", "balance": False, "usefulness_weight": 0.5}
+
 PLAN = SearchPlan().with_section(**SETTINGS)
 GARBAGE_PLAN = SearchPlan().with_section(**GARBAGE_SETTINGS)
+LABEL_FREE_PLAN = replace(SearchPlan().with_section(**LABEL_FREE), risk=0.7)
 
 
 def scripted_search_trees() -> dict[str, Any]:
@@ -28,6 +31,7 @@ def scripted_search_trees() -> dict[str, Any]:
         "guided": _search(PLAN, sensible),
         "free": _search(replace(PLAN, format="free"), sensible),
         "eager": _search(PLAN.with_section(answers="eager"), sensible),
+        "label-free": _search(LABEL_FREE_PLAN, sensible),
         "tag soup, guided": _search(GARBAGE_PLAN, tag_soup),
         "tag soup, free": _search(replace(GARBAGE_PLAN, format="free"), tag_soup),
     }
@@ -43,6 +47,7 @@ def _search(plan: SearchPlan, script: Script) -> dict[str, Any]:
         "trajectories": [
             {
                 "text": row.text.splitlines(),
+                "value_kind": row.value_kind,
                 "reward": row.reward,
                 "features": row.features,
                 "path": row.path,

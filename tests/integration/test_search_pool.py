@@ -228,6 +228,20 @@ def test_a_resumed_search_skips_the_finished_and_continues_the_interrupted(
     pd.testing.assert_frame_equal(table, pd.read_parquet(undisturbed / "trajectories.parquet"))
 
 
+def test_a_label_free_search_needs_no_label_and_says_what_it_maximised(
+    cohort: Cohort, undisturbed: Path, tmp_path: Path
+) -> None:
+    setup = _setup(value="label_free", balance=False, num_actors=1)
+
+    table = _search(replace(cohort, labels={}), setup, tmp_path)
+
+    assert set(table["value_kind"]) == {_ledger(tmp_path)["value"]} == {"label_free"}
+    assert table[["correct", "reward_cls"]].isna().all(axis=None)
+    rewarded = pd.read_parquet(undisturbed / "trajectories.parquet")
+    assert set(rewarded["value_kind"]) == {_ledger(undisturbed)["value"]} == {"reward"}
+    assert rewarded[["correct", "reward_cls"]].notna().all(axis=None)
+
+
 def test_a_finished_search_starts_no_actor(cohort: Cohort, undisturbed: Path) -> None:
     before = (undisturbed / "trajectories.parquet").read_bytes()
 

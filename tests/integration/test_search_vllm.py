@@ -8,8 +8,12 @@ import pytest
 from actors.case_prompts import case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
+from actors.judge import RewardJudge
+from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import CallCounts, RequestLog
-from actors.search import Judge, PatientResult, PatientSearch, SearchLimits, patient_prompts
+from actors.search import PatientSearch
+from actors.search_prompts import patient_prompts
+from actors.search_result import PatientResult
 from ehr.config import RewardSection
 from ehr.names import FeatureMatcher
 from ehr.rewards import RewardContext
@@ -63,19 +67,16 @@ async def _search(
     model: LocalModel, tokenizer: FastTokenizer, path: Path, generator: Generator
 ) -> tuple[PatientResult, CallCounts]:
     prompt = case_prompt(case_of(), "question_decomposition", CONTEXT, tokenizer, model.chat)
-    judge = Judge(
+    judge = RewardJudge(
         RewardContext(patient_id="p1", label=1, salient_features=frozenset(FEATURES[:5])),
         RewardSection(),
         FeatureMatcher(CONTEXT.features),
     )
+    prompts = patient_prompts(prompt, CONTEXT, tokenizer, model.chat)
+    limits = SearchLimits(section=SECTION, max_model_len=2048, least=BASE_POLICY)
     with RequestLog(path, generator) as log:
-        search = PatientSearch(
-            patient_prompts(prompt, CONTEXT, tokenizer, model.chat),
-            search_format("guided", tokenizer, SECTION),
-            judge,
-            log,
-            SearchLimits(section=SECTION, max_model_len=2048, least=BASE_POLICY),
-        )
+        writer = PromptedModel(prompts, search_format("guided", tokenizer, SECTION), log, limits)
+        search = PatientSearch(prompts, writer, judge, SECTION)
         return await search.run(), log.counts
 
 

@@ -219,6 +219,36 @@ def test_the_weights_of_salient_features_never_reach_a_prompt(
 
 
 @few
+@given(plans, scripts, st.none() | st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_label_changes_nothing_in_a_label_free_search(
+    plan: SearchPlan, script: object, risk: float | None, weight: float
+) -> None:
+    plan = replace(plan.with_section(value="label_free", usefulness_weight=weight), risk=risk)
+    one, other = (
+        _run(replace(plan, label=label), ScriptedGenerator(script=script)) for label in (0, 1)
+    )
+
+    assert one.result == other.result
+    assert one.generator.requests == other.generator.requests
+    for row in one.result.trajectories:
+        assert (row.value_kind, row.reward_cls, row.correct) == ("label_free", None, None)
+        assert 0 <= row.reward <= 1
+
+
+@few
+@given(plans)
+def test_the_expert_reaches_no_prompt_of_a_label_free_search(plan: SearchPlan) -> None:
+    plan = plan.with_section(value="label_free")
+    sentinel = frozenset(["SENTINEL-FEATURE-7f3a"])
+    one = _run(replace(plan, salient=sentinel, risk=0.8765432), ScriptedGenerator())
+    other = _run(replace(plan, risk=0.1), ScriptedGenerator())
+
+    prompts = ["".join(map(chr, request.prompt_token_ids)) for request in one.generator.requests]
+    assert not any("SENTINEL" in prompt or "0.8765" in prompt for prompt in prompts)
+    assert _first_simulation(one) == _first_simulation(other)
+
+
+@few
 @given(plans)
 def test_the_first_simulation_asks_the_same_whatever_the_label(plan: SearchPlan) -> None:
     plan = plan.with_section(num_rollouts=1)

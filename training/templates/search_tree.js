@@ -187,7 +187,7 @@
     if (node.isNeutral) remarks.push("score unreadable, 50 of 100 stands for it");
     if (node.isTerminal && node.usefulness !== null && winner && !winner.isTerminal) remarks.push("lost the usefulness vote to #" + winner.index);
     else if (siblings.length > 1 && winner === node) remarks.push("won the usefulness vote");
-    if (node.parts && node.parts.kept) remarks.push("kept for SFT");
+    if (node.parts && node.parts.kept) remarks.push(data.kept);
     if (node.parts && !node.parts.readable) remarks.push("unreadable");
     const pairs = [["Visits n", `${node.visits} of ${tree.root.visits}`], ["Q", number(node.value, 3)]];
     if (node.depth) pairs.push(["Usefulness r", node.usefulness === null ? "not scored" : number(node.usefulness)]);
@@ -239,12 +239,16 @@
       element("td", {}, number(node.usefulness)), element("td", {}, number(node.reward)))));
   }
 
-  function show(node) {
+  function unfoldTo(node) {
     for (let at = node.parent; at; at = at.parent) hidden.delete(at);
     if (!node.visits) byId("explorer-unvisited").checked = true;
     current = node;
     draw();
     reveal(node);
+  }
+
+  function show(node) {
+    unfoldTo(node);
     root.scrollIntoView({ block: "start" });
     svg.focus({ preventScroll: true });
   }
@@ -302,7 +306,7 @@
     ArrowUp: () => beside(-1),
     ArrowDown: () => beside(1),
     Home: () => choose(tree.root, true),
-    End: () => show(bestFinal()),
+    End: () => unfoldTo(bestFinal()),
     Enter: () => toggle(current),
     " ": () => toggle(current),
     "+": () => zoom(1.25),
@@ -412,5 +416,11 @@
   if (list) list.addEventListener("toggle", fillList);
   root.hidden = false;
   byId("tree-static").hidden = true;
-  open(data.first);
+  try {
+    open(data.first);
+  } catch (error) {
+    root.hidden = true;
+    byId("tree-static").hidden = false;
+    throw error;
+  }
 })();

@@ -11,7 +11,7 @@ from actors.reading import (
     read_question,
     read_score,
     same_question_key,
-    usefulness,
+    usefulness_of,
 )
 from tests.scripted import ByteTokenizer
 
@@ -119,7 +119,7 @@ def test_a_score_at_the_token_limit_is_unreadable() -> None:
 
 
 def test_usefulness_spans_zero_to_one() -> None:
-    assert (usefulness(1), usefulness(100)) == (0.0, 1.0)
+    assert (usefulness_of(1), usefulness_of(100)) == (0.0, 1.0)
 
 
 def test_questions_that_differ_in_case_blanks_and_closing_marks_are_the_same() -> None:

@@ -34,6 +34,7 @@ def test_a_stored_opinion_is_taken() -> None:
 
     assert answer.features == {"pH"}
     assert answer.stability == {"pH": 0.75}
+    assert answer.risk == 0.2
 
 
 def test_an_opinion_that_members_which_saw_the_patient_may_have_computed_is_refused() -> None:

@@ -23,6 +23,7 @@ def row(patient_id: str, length: int = 3, **changes: object) -> SearchedTrajecto
             prompt_token_ids=tuple(range(length)),
             model_written=(True,) * length,
             reward=-0.5,
+            value_kind="reward",
             reward_cls=-0.6,
             reward_att=0.1,
             readable=True,

@@ -15,6 +15,7 @@ def _row(text: str, reward: float, **changes: object) -> SearchedTrajectory:
         token_ids=tuple(map(ord, text)),
         prompt_token_ids=(1, 2),
         model_written=(True,) * len(text),
+        value_kind="reward",
         reward=reward,
         reward_cls=reward,
         reward_att=0.0,
@@ -70,6 +71,15 @@ def test_the_table_has_the_contracts_columns_and_null_for_an_unread_probability(
 
     assert list(table.columns) == list(COLUMNS)
     assert table["probability"].isna().tolist() == [True, False]
+
+
+def test_a_label_free_row_claims_nothing_about_the_label() -> None:
+    rows = [_row("a", 0.1), _row("b", 0.2, value_kind="label_free", reward_cls=None, correct=None)]
+
+    table = trajectories_table(rows)
+
+    assert table["value_kind"].tolist() == ["reward", "label_free"]
+    assert table["correct"].isna().tolist() == table["reward_cls"].isna().tolist() == [False, True]
 
 
 def test_a_table_without_rows_keeps_its_columns() -> None:

@@ -12,16 +12,25 @@ def test_the_lines_say_where_the_search_stands():
     lines = search_lines(progress())
 
     assert lines == [
-        "rollouts, 2/6 patients done",
-        "0.50 rollouts/s, 57 decoded tokens/s, cache hits 91.0%, trees in flight 4",
-        "best R -0.250, 17 trajectories, invalid scores 1.5%, 400 requests, 1,234 decoded tokens",
+        "rollouts",
+        "2/6 patients done, 0.50 rollouts/s, 57 decoded tokens/s, cache hits 91.0%",
+        "trees in flight 4, best R -0.250, invalid scores 1.5%",
+        "17 trajectories, 400 requests, 1,234 decoded tokens",
     ]
 
 
 def test_a_full_cache_is_said():
-    lines = search_lines(progress(num_held=3))
+    assert search_lines(progress(num_held=3))[2].startswith(
+        "trees in flight 4 (3 wait for the engines' cache), "
+    )
 
-    assert lines[1].endswith("trees in flight 4 (the engines' cache is full, 3 wait)")
+
+def test_nothing_grows_while_the_actors_start():
+    starting = search_lines(progress(num_actors=0, num_trees=0))
+    finished = search_lines(progress(num_actors=0, num_trees=0, num_finished=6))
+
+    assert starting[2].startswith("search actors start, best R")
+    assert finished[2].startswith("trees in flight 0, best R")
 
 
 def test_before_the_first_request_nothing_is_made_up():
@@ -31,9 +40,9 @@ def test_before_the_first_request_nothing_is_made_up():
 
     text = "\n".join(search_lines(nothing))
 
-    assert "cache hits -," in text
+    assert "cache hits -" in text
     assert "best R -," in text
-    assert "invalid scores -," in text
+    assert "invalid scores -" in text
 
 
 def test_the_totals_are_one_line():

@@ -1,0 +1,32 @@
+"""Settings of the search that exclude each other."""
+
+import pytest
+from pydantic import ValidationError
+
+from actors.config import SearchSection
+from training.config import RunConfig
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_labels_of_reported_patients_steer_no_search(split: str) -> None:
+    with pytest.raises(ValidationError, match=r"use search\.value=label_free"):
+        SearchSection(split=split)
+
+    assert SearchSection(split=split, value="label_free", balance=False).split == split
+
+
+@pytest.mark.parametrize("setting", ["balance", "only_correct"])
+def test_a_label_free_search_chooses_nothing_by_the_label(setting: str) -> None:
+    settings = {"balance": False, "only_correct": False, setting: True}
+
+    with pytest.raises(ValidationError, match="set both to false"):
+        SearchSection(value="label_free", **settings)
+
+
+def test_stage_1_does_not_train_on_a_label_free_search() -> None:
+    search = {"value": "label_free", "balance": False}
+
+    with pytest.raises(ValidationError, match=r"set sft\.enabled=false"):
+        RunConfig(search=search)
+
+    assert RunConfig(search=search, sft={"enabled": False}).search.value == "label_free"
