@@ -51,7 +51,8 @@ class PoolProcess:
         self._turn = turn
         record = Path(turn.record) if turn.record and turn.arm == "ours" else None
         self._meter = Meter(GeneratorClient(turn.run_id, REQUEST_TIMEOUT_S), record)
-        self._searches: PatientSearches | None = None
+        # Before the clock starts: cohort and tokenizer are no part of a search.
+        self._searches = None if turn.arm == "engine" else _searches(turn)
 
     async def pid(self) -> int:
         """Answers once the process is up."""
@@ -69,14 +70,15 @@ class PoolProcess:
     async def run(self) -> dict[str, Any]:
         """What the turn cost."""
         started, cpu = time.monotonic(), time.process_time()
-        rounds = await self._replay() if self._turn.arm == "engine" else await self._search()
+        searches = self._searches
+        rounds = await (self._replay() if searches is None else self._search(searches))
         wall = time.monotonic() - started
         self._meter.close()
         result = _figures(self._meter, wall, time.process_time() - cpu)
         if rounds:
             result["rounds"] = rounds
-        if self._searches is not None:
-            done = self._searches.done
+        if searches is not None:
+            done = searches.done
             result |= {
                 "patients": done.patients,
                 "case_tokens": done.prompt_tokens,
@@ -85,16 +87,8 @@ class PoolProcess:
             }
         return result
 
-    async def _search(self) -> int:
+    async def _search(self, searches: PatientSearches) -> int:
         turn = self._turn
-        searches = PatientSearches(
-            turn.sizes,
-            load_tokenizer(turn.model.path),
-            turn.model.chat,
-            Path(turn.folder),
-            answers="eager" if turn.arm == "serial" else "lazy",
-        )
-        self._searches = searches
         if turn.arm == "lockstep":
             barrier = Barrier(self._meter)
             await searches.run(barrier, turn.least, barrier.tree, turn.cache_tokens)
@@ -110,6 +104,16 @@ class PoolProcess:
         )
         await replay(requests, self._meter, self._turn.sequences)
         return 0
+
+
+def _searches(turn: Turn) -> PatientSearches:
+    return PatientSearches(
+        turn.sizes,
+        load_tokenizer(turn.model.path),
+        turn.model.chat,
+        Path(turn.folder),
+        answers="eager" if turn.arm == "serial" else "lazy",
+    )
 
 
 def _figures(meter: Meter, wall_s: float, cpu_s: float) -> dict[str, Any]:
