@@ -265,16 +265,16 @@ class Application:
         self._wrong = wrong
         self._num_started = 0
         self.replicas: list[Replica] = []
-        self.generate = Remote(self._generate)
+        self._methods = {"generate": Remote(self._generate)}
 
     @property
     def running(self) -> list[Replica]:
         """Replicas that have joined."""
         return [each for each in self.replicas if each.follower is not None]
 
-    def options(self, session_id: str) -> "Application":
-        """Where a request goes is the schedule's choice."""
-        return self
+    def options(self, method_name: str, **_: object) -> Remote:
+        """A method of the replicas; where a request goes is the schedule's choice."""
+        return self._methods[method_name]
 
     def start(self) -> None:
         """Start a replica: it joins when it has the policy."""
