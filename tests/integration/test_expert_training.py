@@ -106,6 +106,7 @@ def test_the_folder_answers_without_the_cohort(trained: Trained) -> None:
     assert 0 < expert_opinion(ensemble, tiny_case("new", seed=9)).risk < 1
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> None:
     before = trained.members()
     files = ("metrics.json", "salience.parquet", "predictions.parquet", "deletion.json")
