@@ -23,7 +23,8 @@ from training.expert_scores import ask_on_workers
 COHORT = tiny_cohort()
 WORKER_TITLE = "RayTrainWorker"
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+# The main job trains a small expert in the normal suite.
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 
 @dataclasses.dataclass
@@ -106,7 +107,6 @@ def test_the_folder_answers_without_the_cohort(trained: Trained) -> None:
     assert 0 < expert_opinion(ensemble, tiny_case("new", seed=9)).risk < 1
 
 
-@pytest.mark.slow
 def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> None:
     before = trained.members()
     files = ("metrics.json", "salience.parquet", "predictions.parquet", "deletion.json")
@@ -143,7 +143,6 @@ def test_tasks_score_patients_as_this_process_does(
     assert moves[-1][:2] == (len(inputs), len(inputs))
 
 
-@pytest.mark.slow
 def test_a_killed_worker_costs_time_and_changes_no_result(tmp_path: Path) -> None:
     section = tiny_section(num_ensembles=1, members=4, epochs=60, patience=60)
     killed: list[int] = []

@@ -83,6 +83,7 @@ def adapter(folder):
     return load_file(folder / "grpo" / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_two_steps_train_commit_publish_and_sample_from_what_was_published(
     serve, model_path, tmp_path
 ):

@@ -80,6 +80,7 @@ async def _search(
         return await search.run(), log.counts
 
 
+@pytest.mark.slow
 def test_a_patient_replayed_from_its_log_grows_the_same_tree(
     vllm_engine: EngineThread, smollm2: LocalModel, tokenizer: FastTokenizer, tmp_path: Path
 ) -> None:

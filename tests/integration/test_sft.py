@@ -67,6 +67,7 @@ def finished(local_ray, model_path, tmp_path_factory):
     return folder, seen
 
 
+@pytest.mark.slow
 def test_sft_lowers_the_loss_and_writes_an_adapter_and_a_line_a_step(finished):
     folder, _ = finished
 
@@ -78,6 +79,7 @@ def test_sft_lowers_the_loss_and_writes_an_adapter_and_a_line_a_step(finished):
     assert any(weight.any() for name, weight in adapter(folder).items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_the_loss_of_held_out_patients_is_measured_at_the_end_of_every_epoch(finished):
     folder, _ = finished
 
@@ -86,6 +88,7 @@ def test_the_loss_of_held_out_patients_is_measured_at_the_end_of_every_epoch(fin
     assert [value is not None for value in measured] == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_the_validation_loss_is_that_of_stock_peft_on_one_trajectory_at_a_time(
     finished, model_path
 ):
@@ -110,6 +113,7 @@ def dense_loss(model, example):
     return fmean(losses)
 
 
+@pytest.mark.slow
 def test_sft_tells_its_progress(finished):
     assert all(total == 4 for _, total in finished[1])
 
