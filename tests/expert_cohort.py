@@ -1,5 +1,7 @@
 """A small cohort with a signal, for tests of the expert; made in milliseconds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
 
 import numpy as np
@@ -86,10 +88,16 @@ def tiny_cohort(num_patients: int = 48, seed: int = 0) -> Cohort:
 
 def fit_in_process(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsemble]:
     """The ensembles that the expert stage would train, without Ray, to the last bit."""
-    # Sums depend on the number of threads, and a worker has one.
+    with one_thread():
+        return fit_ensembles(cohort, section)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes as in a worker: sums depend on the number of threads, and it has one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return fit_ensembles(cohort, section)
+        yield
     finally:
         torch.set_num_threads(threads)

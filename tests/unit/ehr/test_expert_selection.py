@@ -17,7 +17,7 @@ from ehr.expert_selection import (
     settle,
 )
 from ehr.imputation import ExpertScaler
-from tests.expert_cohort import fit_in_process, tiny_cohort, tiny_section
+from tests.expert_cohort import fit_in_process, one_thread, tiny_cohort, tiny_section
 
 COHORT = tiny_cohort()
 TRAIN, VAL = COHORT.splits["train"], COHORT.splits["val"]
@@ -116,7 +116,8 @@ def test_a_settled_member_is_the_one_that_training_would_have_stopped_at() -> No
     others = [row for row in range(len(TRAIN)) if row not in rows]
     shorter = tiny_section(epochs=member.state.best_epoch)
 
-    stopped = trace_member(inputs, labels, rows, others, shorter, member.plan.seed)
+    with one_thread():
+        stopped = trace_member(inputs, labels, rows, others, shorter, member.plan.seed)
 
     for name, value in member.state.parameters.items():
         torch.testing.assert_close(stopped.parameters[name][-1], value, rtol=0, atol=1e-6)
