@@ -11,15 +11,17 @@ from ehr.prompts import (
     PromptContext,
     fit_case,
     question_decomposition_prompt,
+    short_answer_prompt,
     think_prompt,
     vanilla_prompt,
 )
 
-PromptKind = Literal["question_decomposition", "vanilla", "think_then_answer"]
+PromptKind = Literal["question_decomposition", "short_answer", "vanilla", "think_then_answer"]
 """What a model is asked to do with a case."""
 
 _RENDER: dict[str, Callable[[PatientCase, PromptContext], str]] = {
     "question_decomposition": question_decomposition_prompt,
+    "short_answer": short_answer_prompt,
     "vanilla": vanilla_prompt,
     "think_then_answer": think_prompt,
 }

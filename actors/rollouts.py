@@ -13,12 +13,13 @@ from typing import Literal
 
 from actors.case_prompts import PromptKind
 from actors.seeds import call_seed
-from ehr.guided import CallKind, DirectWriter, GuidedFormat, GuidedWriter, Writer
+from ehr.guided import CallKind, DirectWriter, GuidedFormat, GuidedWriter, ShortAnswerWriter, Writer
 from ehr.pieces import TextTokenizer
 from services.types import Completion, GenerateRequest, Generator, PolicyVersion, Sampling
 
 _STOPS: dict[str, str] = {
     "question_decomposition": "</Final answer>",
+    "short_answer": "</Final answer>",
     "vanilla": "</Final answer>",
     "think_then_answer": "</answer>",
 }
@@ -176,6 +177,8 @@ class RolloutSampler:
         match plan.kind:
             case "question_decomposition":
                 return GuidedWriter(plan.max_depth, layout, plan.max_new_tokens)
+            case "short_answer":
+                return ShortAnswerWriter(layout, plan.max_new_tokens)
             case "vanilla":
                 return DirectWriter(layout)
             case "think_then_answer":

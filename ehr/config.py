@@ -76,6 +76,11 @@ class CohortSection(Section):
 class PromptSection(Section):
     """How a patient is shown to the language model."""
 
+    kind: Literal["question_decomposition", "short_answer"] = "question_decomposition"
+    """What search, SFT, GRPO and the rows of trained policies ask for. `question_decomposition`:
+    subquestions, features and probability (the paper); `short_answer`: features and probability
+    only, some 40 tokens, for experiments that finish within an hour (needs `search.method:
+    samples`, or no Stage 1)."""
     format: Literal["free", "guided"] = "guided"
     """`free`: the model writes everything; `guided`: the caller writes the tags (small models)."""
     units: bool = False

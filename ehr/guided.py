@@ -316,7 +316,7 @@ class DirectWriter(Writer):
             return None
         if self._next is CallKind.THOUGHT and self._think_tokens is not None:
             return _line_call(CallKind.THOUGHT, LINE_REGEX, self._think_tokens)
-        return _line_call(CallKind.PROBABILITY, PROBABILITY_REGEX, _PROBABILITY_TOKENS)
+        return _probability_call()
 
     def _after_line(self, kind: CallKind) -> None:
         if kind is CallKind.THOUGHT:
@@ -325,6 +325,39 @@ class DirectWriter(Writer):
         else:
             closing = "</Final answer>" if self._think_tokens is None else "</answer>"
             self._pieces.append(self._layout.caller(closing))
+            self._next = None
+
+
+class ShortAnswerWriter(Writer):
+    """Writes features and probability, without subquestions.
+
+    Args:
+        layout: fixed pieces of the format.
+        max_new_tokens: most tokens that the model writes.
+    """
+
+    def __init__(self, layout: GuidedFormat, max_new_tokens: int) -> None:
+        super().__init__(layout)
+        self._features_tokens = min(_FEATURES_TOKENS, max_new_tokens - _PROBABILITY_TOKENS)
+        self._pieces.append(layout.caller("<Important Features>\n"))
+        self._next = CallKind.FEATURES
+
+    def next_request(self) -> GuidedCall | None:
+        """What to ask the model next; None when the answer is complete."""
+        match self._next:
+            case CallKind.FEATURES:
+                return _features_call(self._features_tokens)
+            case CallKind.PROBABILITY:
+                return _probability_call()
+            case _:
+                return None
+
+    def _after_line(self, kind: CallKind) -> None:
+        if kind is CallKind.FEATURES:
+            self._pieces.append(self._layout.after_features())
+            self._next = CallKind.PROBABILITY
+        else:
+            self._pieces.append(self._layout.closing())
             self._next = None
 
 
@@ -374,9 +407,9 @@ class GuidedWriter(Writer):
                     allowed_token_ids=tuple(self._layout.choices.values()),
                 )
             case CallKind.FEATURES:
-                return _line_call(CallKind.FEATURES, FEATURES_REGEX, self._features_tokens)
+                return _features_call(self._features_tokens)
             case CallKind.PROBABILITY:
-                return _line_call(CallKind.PROBABILITY, PROBABILITY_REGEX, _PROBABILITY_TOKENS)
+                return _probability_call()
             case kind:
                 return _line_call(kind, LINE_REGEX, self._line_tokens(kind))
 
@@ -429,6 +462,14 @@ class GuidedWriter(Writer):
         """An even share of what is left, over the lines that may still come."""
         num_lines = 2 * (self._max_depth - self._depth) - (kind is CallKind.ANSWER)
         return self._line_budget // num_lines
+
+
+def _features_call(max_tokens: int) -> GuidedCall:
+    return _line_call(CallKind.FEATURES, FEATURES_REGEX, max_tokens)
+
+
+def _probability_call() -> GuidedCall:
+    return _line_call(CallKind.PROBABILITY, PROBABILITY_REGEX, _PROBABILITY_TOKENS)
 
 
 def _line_call(kind: CallKind, regex: str, max_tokens: int) -> GuidedCall:

@@ -7,7 +7,7 @@ same for every patient of a cohort; the case follows, so that prefix caching hel
 import hashlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ehr.catalogue import Feature, FeatureKind
@@ -86,7 +86,25 @@ def question_decomposition_prompt(case: PatientCase, context: PromptContext) -> 
             "Ask short subquestions and answer them from the record. Then name the "
             f"{NUM_IMPORTANT_FEATURES} features that matter most and give the probability. Use "
             "exactly these tags, subquestions numbered from 1:",
-            *(_worked_example(context) if context.section.worked_example else _LAYOUT),
+            *_steps_lines(context),
+            *_final_lines(context),
+        ],
+        case,
+        context,
+    )
+
+
+def short_answer_prompt(case: PatientCase, context: PromptContext) -> str:
+    """User message that asks for features and probability, without subquestions.
+
+    Not in the paper: the end of a P_QD answer alone, short enough to measure what RL does to it.
+    """
+    return _message(
+        [
+            *_task_lines(context),
+            f"Name the {NUM_IMPORTANT_FEATURES} features that matter most for this patient, then "
+            "give the probability. Use exactly these tags and nothing else:",
+            *_final_lines(context),
         ],
         case,
         context,
@@ -180,9 +198,11 @@ def shown_number(value: float) -> float:
     return round(value, 2 if abs(value) >= 1 else 3)
 
 
-_LAYOUT = (
+_STEPS_LAYOUT = (
     "<Subquestion 1>", "question", "</Subquestion 1>", "<Answer 1>", "answer", "</Answer 1>",
     "<Final subquestion>", FINAL_SENTENCE, "</Final subquestion>",
+)  # fmt: skip
+_FINAL_LAYOUT = (
     "<Important Features>", "name, name, name, name, name", "</Important Features>",
     "<Final answer>", "0.XX", "</Final answer>",
 )  # fmt: skip
@@ -197,19 +217,33 @@ def _task_lines(context: PromptContext) -> list[str]:
     ]
 
 
-def _worked_example(context: PromptContext) -> list[str]:
-    """A short answer in the output format, about this cohort's features but no real patient."""
+def _steps_lines(context: PromptContext) -> Sequence[str]:
+    """The subquestions' layout, or a worked example of it."""
+    if not context.section.worked_example:
+        return _STEPS_LAYOUT
+    return [
+        "<Subquestion 1>", f"How does {_example_names(context)[0]} change?", "</Subquestion 1>",
+        "<Answer 1>", "It worsens at every visit.", "</Answer 1>",
+        "<Final subquestion>", FINAL_SENTENCE, "</Final subquestion>",
+    ]  # fmt: skip
+
+
+def _final_lines(context: PromptContext) -> Sequence[str]:
+    """The final's layout, or a worked example of it."""
+    if not context.section.worked_example:
+        return _FINAL_LAYOUT
+    return [
+        "<Important Features>", ", ".join(_example_names(context)), "</Important Features>",
+        "<Final answer>", "0.72", "</Final answer>",
+    ]  # fmt: skip
+
+
+def _example_names(context: PromptContext) -> list[str]:
+    """Five of this cohort's features, of no real patient."""
     names = [feature.name for feature in context.features]
     # Spread over the list, so that the example favours no part of it.
     stride = max(1, len(names) // (NUM_IMPORTANT_FEATURES - 1))
-    chosen = [*names[stride // 2 :: stride][: NUM_IMPORTANT_FEATURES - 1], "Age"]
-    return [
-        "<Subquestion 1>", f"How does {chosen[0]} change?", "</Subquestion 1>",
-        "<Answer 1>", "It worsens at every visit.", "</Answer 1>",
-        "<Final subquestion>", FINAL_SENTENCE, "</Final subquestion>",
-        "<Important Features>", ", ".join(chosen), "</Important Features>",
-        "<Final answer>", "0.72", "</Final answer>",
-    ]  # fmt: skip
+    return [*names[stride // 2 :: stride][: NUM_IMPORTANT_FEATURES - 1], "Age"]
 
 
 def _message(instructions: list[str], case: PatientCase, context: PromptContext) -> str:

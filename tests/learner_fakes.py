@@ -206,6 +206,7 @@ def grpo_inputs(folder: Path, model_path: Path = Path("unused"), **changes: Any)
         "features": BENCHMARK_17,
         "num_salient_features": 5,
         "format": "guided",
+        "kind": "question_decomposition",
         "learner": LEARNER,
         "grpo": GrpoSection(steps=2, group_size=4, max_depth=2, max_new_tokens=400),
         "reward": RewardSection(),

@@ -28,13 +28,20 @@ _KINDS: Mapping[str, PromptKind] = {
     "vanilla": "vanilla",
     "sft": "vanilla",
     "think_then_answer": "think_then_answer",
+    "question_decomposition": "question_decomposition",
+    "short_answer": "short_answer",
 }
-"""Prompt of the methods that are not asked to decompose the question."""
+"""Prompt of the methods that are not asked what they were trained to answer."""
 
 
-def prompt_kind(method: str) -> PromptKind:
-    """Which prompt a language model row answers."""
-    return _KINDS.get(method, "question_decomposition")
+def prompt_kind(method: str, trained: PromptKind) -> PromptKind:
+    """Which prompt a language model row answers.
+
+    Args:
+        method: as in `evaluate.methods`.
+        trained: `prompt.kind`, which Stage 1 and Stage 2 train.
+    """
+    return _KINDS.get(method, trained)
 
 
 def kept_or_made(part: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -60,7 +67,7 @@ class Asker:
     def __init__(self, session: Session, method: str) -> None:
         self._session = session
         self._method = method
-        self.kind: PromptKind = prompt_kind(method)
+        self.kind: PromptKind = prompt_kind(method, session.config.prompt.kind)
 
     def patients(self, patient_ids: list[str], tell: Callable[[int], None]) -> Answers:
         """Answers about patients of the cohort; `tell` hears how many there are."""

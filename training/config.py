@@ -192,6 +192,7 @@ class EvaluateSection(Section):
             "vanilla",
             "think_then_answer",
             "question_decomposition",
+            "short_answer",
             "sft",
             "stage1",
             "stage2",

@@ -49,7 +49,14 @@ _PARSERS: dict[str, Callable[[str], ParsedTrajectory]] = {
     "vanilla": parse_vanilla,
     "think_then_answer": parse_think,
     "question_decomposition": parse_trajectory,
+    "short_answer": parse_trajectory,
 }
+
+NAMING_KINDS = ("question_decomposition", "short_answer")
+"""Prompt kinds whose answers name important features."""
+
+_PROSE_KINDS = ("question_decomposition", "think_then_answer")
+"""Prompt kinds whose answers have sentences to check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +107,8 @@ class AnswerReader:
                 *(_read(answers.kind, *sample) for sample in answers.more.get(patient, ())),
             ]
             salient = self.salient[patient]
-            decomposed = answers.kind == "question_decomposition"
-            # A vanilla answer is a number: it has no prose to check.
-            has_prose = answers.kind != "vanilla"
+            names_features = answers.kind in NAMING_KINDS
+            has_prose = answers.kind in _PROSE_KINDS
             grounding = checker.check(reasoning_of(text), answers.shown[patient])
             rows.append(
                 {
@@ -117,7 +123,7 @@ class AnswerReader:
                     "text": text,
                     "features": sorted(names),
                     "salient": sorted(salient),
-                    "reward_att": attention_reward(names, salient) if decomposed else None,
+                    "reward_att": attention_reward(names, salient) if names_features else None,
                     "num_claims": len(grounding.claims) if has_prose else None,
                     "wrong_claims": [
                         f"{checked.claim.text}: {checked.problem}" for checked in grounding.wrong

@@ -109,9 +109,7 @@ def patient_lines(
     expert = config.expert
     known = stored_salience(salience, patients, expert.num_salient_features, expert.candidates)
     for patient in patients:
-        prompt = case_prompt(
-            cohort.cases[patient], "question_decomposition", context, tokenizer, chat
-        )
+        prompt = case_prompt(cohort.cases[patient], config.prompt.kind, context, tokenizer, chat)
         # Not a mapping: a data set in Arrow's format would give every patient every feature.
         features = sorted(known[patient].features)
         yield {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from actors.case_prompts import PromptKind
 from actors.rollouts import RolloutPlan
 from ehr.catalogue import Feature
 from ehr.config import RewardSection
@@ -58,6 +59,8 @@ class GrpoInputs:
     num_salient_features: int
     format: str
     """`prompt.format`."""
+    kind: PromptKind
+    """`prompt.kind`."""
     learner: LearnerSection
     grpo: GrpoSection
     reward: RewardSection
@@ -81,7 +84,7 @@ class GrpoInputs:
         """How rollouts are sampled."""
         return RolloutPlan(
             format="guided" if self.format == "guided" else "free",
-            kind="question_decomposition",
+            kind=self.kind,
             max_depth=self.grpo.max_depth,
             max_new_tokens=self.grpo.max_new_tokens,
             temperature=self.grpo.temperature,

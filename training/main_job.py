@@ -26,6 +26,7 @@ from training.asking import Asker, kept_or_made
 from training.config import RunConfig
 from training.evaluation import (
     EXPERT_METHODS,
+    NAMING_KINDS,
     AnswerReader,
     concatenate,
     difference_rows,
@@ -43,7 +44,8 @@ from training.stages import Pipeline, Stage
 logger = logging.getLogger(__name__)
 
 CANARY_TEXT = f"<Final subquestion>\n{FINAL_SENTENCE}\n</Final subquestion>\n<Important Features>\n"
-"""A fixed answer whose log-probabilities learner and generator must agree on after every sync."""
+"""A fixed text whose log-probabilities learner and generator must agree on after every sync,
+whatever the policy is trained to answer."""
 
 
 def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> list[str]:
@@ -223,7 +225,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
             ),
             in_stage1=prompt.patient_id in in_stage1,
         )
-        for prompt in session.prompts(train, "question_decomposition")
+        for prompt in session.prompts(train, config.prompt.kind)
     )
     inputs = GrpoInputs(
         run_id=session.run_id,
@@ -233,6 +235,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
         features=session.cohort.features,
         num_salient_features=config.expert.num_salient_features,
         format=config.prompt.format,
+        kind=config.prompt.kind,
         learner=config.learner,
         grpo=config.grpo,
         reward=config.reward,
@@ -295,7 +298,7 @@ def evaluate(session: Session, on_progress: OnProgress) -> None:
                 partial(_answer_rows, reader, name, asker, patients, tell),
             )
         )
-        if section.faithfulness_patients and asker.kind == "question_decomposition":
+        if section.faithfulness_patients and asker.kind in NAMING_KINDS:
             masked.append(
                 kept_or_made(
                     folder / "parts" / f"{name}.masked.parquet",

@@ -7,7 +7,8 @@ from training.report_data import Rows, name_list
 from training.report_text import TextBlock, printable, text_blocks
 from training.result_table import finite_number, method_label
 
-UNTRAINED = "question_decomposition"
+UNTRAINED = ("question_decomposition", "short_answer")
+"""The untrained model's rows that name features; the first of these that the run has."""
 
 TRAINED = (
     "eag_rl",
@@ -63,26 +64,27 @@ def compare_case(predictions: Rows) -> CaseComparison | None:
     with_text = [row for row in predictions if isinstance(row.get("text"), str)]
     methods = {row["method"] for row in with_text}
     trained = next((method for method in TRAINED if method in methods), None)
-    if trained is None or UNTRAINED not in methods:
+    untrained = next((method for method in UNTRAINED if method in methods), None)
+    if trained is None or untrained is None:
         return None
     rows = {
         (str(row["method"]), str(row["patient_id"])): row
         for row in with_text
-        if row["method"] in (UNTRAINED, trained)
+        if row["method"] in (untrained, trained)
     }
     patients = [
-        patient for method, patient in rows if method == UNTRAINED and (trained, patient) in rows
+        patient for method, patient in rows if method == untrained and (trained, patient) in rows
     ]
     if not patients:
         return None
 
     def preference(patient: str) -> tuple[bool, bool, str]:
-        pair = (rows[UNTRAINED, patient], rows[trained, patient])
+        pair = (rows[untrained, patient], rows[trained, patient])
         any_failed = any(bool(row["parse_failed"]) for row in pair)
         return (any_failed, finite_number(pair[0]["label"]) != 1, patient)
 
     patient = min(patients, key=preference)
-    pair = (rows[UNTRAINED, patient], rows[trained, patient])
+    pair = (rows[untrained, patient], rows[trained, patient])
     salient = next((names for row in pair if (names := name_list(row.get("salient")))), [])
     label = finite_number(pair[0]["label"])
     return CaseComparison(

@@ -35,6 +35,7 @@ METHOD_COLOURS: dict[str, str] = {
     "vanilla": "#8b96a3",
     "think_then_answer": "#b99a3b",
     "question_decomposition": "#c8641a",
+    "short_answer": "#d9874a",
     "sft": "#a77bca",
     "stage1": "#5aa5d6",
     "stage1_grpo": "#7a6fc4",

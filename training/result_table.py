@@ -11,6 +11,7 @@ LANGUAGE_MODEL_METHODS: dict[str, str] = {
     "vanilla": "Vanilla",
     "think_then_answer": "Think-then-Answer",
     "question_decomposition": "Question Decomposition",
+    "short_answer": "Short answer",
     "sft": "SFT",
     "stage1": "Stage-1",
     "stage1_grpo": "Stage-1 + GRPO",

@@ -9,6 +9,7 @@ from ehr.prompts import (
     PromptContext,
     case_lines,
     question_decomposition_prompt,
+    short_answer_prompt,
     think_prompt,
     usefulness_prompt,
     vanilla_prompt,
@@ -39,6 +40,8 @@ def rendered_prompts() -> dict[str, list[str]]:
         "question_decomposition_readmission": question_decomposition_prompt(
             CASE, context(Task.READMISSION, worked_example=False)
         ),
+        "short_answer": short_answer_prompt(CASE, context()),
+        "short_answer_layout": short_answer_prompt(CASE, context(worked_example=False)),
         "vanilla": vanilla_prompt(CASE, context()),
         "think": think_prompt(CASE, context()),
         "usefulness_head": usefulness.head,

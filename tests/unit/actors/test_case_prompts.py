@@ -8,7 +8,7 @@ from actors.case_prompts import case_prompt
 from ehr.errors import DataError
 from tests.scripted import CONTEXT, FRAME, CharTokenizer, case_of
 
-KINDS = ("question_decomposition", "vanilla", "think_then_answer")
+KINDS = ("question_decomposition", "short_answer", "vanilla", "think_then_answer")
 
 
 def _limited(max_prompt_tokens: int) -> object:

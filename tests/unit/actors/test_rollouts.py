@@ -47,6 +47,7 @@ def _sample(plan: RolloutPlan, generator: ScriptedGenerator, index: int = 0) -> 
     ("kind", "parse"),
     [
         ("question_decomposition", parse_trajectory),
+        ("short_answer", parse_trajectory),
         ("vanilla", parse_vanilla),
         ("think_then_answer", parse_think),
     ],

@@ -16,6 +16,7 @@ from ehr.guided import (
     FinalText,
     GuidedFormat,
     GuidedWriter,
+    ShortAnswerWriter,
     choice_tokens,
     read_final,
     read_step,
@@ -170,6 +171,30 @@ def test_a_token_that_was_not_offered_is_refused():
 
     with pytest.raises(ModelError, match="honours allowed_token_ids"):
         writer.accept([ord("x")], "x")
+
+
+def test_a_short_answer_is_the_end_of_a_trajectory_alone():
+    writer = ShortAnswerWriter(LAYOUT, max_new_tokens=40)
+    features = writer.next_request()
+    say(writer, NAMES)
+    probability = writer.next_request()
+    say(writer, "0.85\n")
+
+    assert (features.kind, features.max_tokens) == (CallKind.FEATURES, 35)
+    assert (probability.kind, probability.max_tokens) == (CallKind.PROBABILITY, 5)
+    assert writer.next_request() is None
+    assert WHOLE.endswith(writer.text)
+    read = parse_trajectory(writer.text)
+    assert (len(read.features), read.probability, read.steps) == (5, 0.85, ())
+
+
+def test_a_short_answer_whose_names_are_cut_off_is_closed_and_read():
+    writer = ShortAnswerWriter(LAYOUT, max_new_tokens=40)
+    say(writer, "pH, Gluco")
+    say(writer, "0.85\n")
+
+    assert writer.num_cut_lines == 1
+    assert parse_trajectory(writer.text).probability == 0.85
 
 
 def test_nothing_is_accepted_after_the_end():

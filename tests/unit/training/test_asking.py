@@ -29,15 +29,17 @@ def test_answers_that_were_never_finished_are_not_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"),
+    ("method", "trained", "kind"),
     [
-        ("vanilla", "vanilla"),
-        ("sft", "vanilla"),
-        ("think_then_answer", "think_then_answer"),
-        ("question_decomposition", "question_decomposition"),
-        ("stage1", "question_decomposition"),
-        ("stage2", "question_decomposition"),
+        ("vanilla", "short_answer", "vanilla"),
+        ("sft", "question_decomposition", "vanilla"),
+        ("think_then_answer", "question_decomposition", "think_then_answer"),
+        ("question_decomposition", "short_answer", "question_decomposition"),
+        ("short_answer", "question_decomposition", "short_answer"),
+        ("stage1", "question_decomposition", "question_decomposition"),
+        ("stage1", "short_answer", "short_answer"),
+        ("stage2", "short_answer", "short_answer"),
     ],
 )
-def test_trained_policies_are_asked_as_they_were_trained(method, kind):
-    assert prompt_kind(method) == kind
+def test_trained_policies_are_asked_as_they_were_trained(method, trained, kind):
+    assert prompt_kind(method, trained) == kind

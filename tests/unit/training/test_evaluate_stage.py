@@ -94,7 +94,8 @@ class FakeAsker:
     fails_on_masked = False
 
     def __init__(self, session, method):
-        self.session, self.method, self.kind = session, method, prompt_kind(method)
+        self.session, self.method = session, method
+        self.kind = prompt_kind(method, session.config.prompt.kind)
 
     def patients(self, patients, tell):
         return self._ask("patients", self.session.case_prompts(patients, self.kind))
