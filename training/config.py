@@ -1,6 +1,6 @@
 """Configuration sections of the training stages, and the tree of all sections."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -261,9 +261,15 @@ class LearnSection(Section):
     arms with the same seed are compared in pairs. Arms without training of their own are asked
     once."""
 
+    train_patients: tuple[Annotated[int, Field(ge=4)] | None, ...] = ()
+    """Numbers of training patients (`cohort.train_patients`; null = all): an experiment of its own
+    for each, in RUN/train-N, and a curve over them beside regression, boosting and ConCare on the
+    same patients. Empty = one experiment, as the cohort says."""
+
     @model_validator(mode="after")
     def _unique(self) -> "LearnSection":
-        for name, values in (("arms", self.arms), ("seeds", self.seeds)):
+        named = {"arms": self.arms, "seeds": self.seeds, "train_patients": self.train_patients}
+        for name, values in named.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"learn.{name} must name each once, got {list(values)}")
         if not self.arms:
