@@ -10,6 +10,9 @@ from ehr.base import Section
 class SearchSection(Section):
     """Expert-guided Monte Carlo tree search, Algorithm 1 with the readings of docs/paper_map.md."""
 
+    method: Literal["tree", "samples"] = "tree"
+    """`tree`: Algorithm 1. `samples`: `num_rollouts` plain answers a patient at
+    `question_temperature`, no tree and no usefulness; the best are kept all the same."""
     value: Literal["reward", "label_free"] = "reward"
     """What the search maximises. `reward`: R of Eq. 7, which reads the label; `label_free`:
     usefulness and agreement with the expert, for patients whose outcome is unknown (needs

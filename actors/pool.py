@@ -89,7 +89,8 @@ def run_search(
             )
         totals.add(summary)
     folder.merge(patient_ids)
-    ledger = {"value": setup.search.value, **totals.ledger()}
+    method, value = setup.search.method, setup.search.value
+    ledger = {"method": method, "value": value, **totals.ledger()}
     folder.write_ledger(ledger)
     return SearchResult(
         num_patients=totals.patients,

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 import ray
 
 from actors.cache_room import CacheRoom, tree_tokens
-from actors.case_prompts import case_prompt
+from actors.case_prompts import CasePrompt, case_prompt
 from actors.config import SearchSection
 from actors.formats import search_format
 from actors.judge import Judge, LabelFreeJudge, RewardJudge
 from actors.language_model import PromptedModel, SearchLimits
 from actors.request_log import RequestLog
+from actors.sampled_answers import SampledAnswers, samples_tokens, sampling_plan
 from actors.search import PatientSearch
 from actors.search_folder import PatientSummary, SearchFolder
 from actors.search_prompts import patient_prompts
@@ -103,7 +104,7 @@ class RequestGate:
 class _Tree:
     """A tree that grows."""
 
-    search: PatientSearch
+    search: PatientSearch | SampledAnswers
     log: RequestLog
     started_unix_s: float
     replayed_requests: int = 0
@@ -190,15 +191,14 @@ class SearchActor:
             return finished
         case = self._cohort.cases[patient_id]
         prompt = case_prompt(
-            case, "question_decomposition", self._context, self._tokenizer, self._setup.frame
+            case, self._setup.prompt.kind, self._context, self._tokenizer, self._setup.frame
         )
-        prompts = patient_prompts(prompt, self._context, self._tokenizer, self._setup.frame)
-        async with self._room.take(tree_tokens(prompts, self._layout, self._limits)):
+        needed, begin = self._method(prompt)
+        async with self._room.take(needed):
             started = time.time()
             judge = await self._judge(case)
             with RequestLog(self._folder.requests(patient_id), self._gate) as log:
-                model = PromptedModel(prompts, self._layout, log, self._limits)
-                search = PatientSearch(prompts, model, judge, self._setup.search)
+                search = begin(log, judge)
                 tree = self._trees[patient_id] = _Tree(search, log, started)
                 result = await search.run()
         self._count_new(self._trees.pop(patient_id))
@@ -232,6 +232,26 @@ class SearchActor:
         """Asks the engine nothing more; returns what every tree has logged by then."""
         await self._gate.shut()
         return [tree.summary(patient) for patient, tree in self._trees.items()]
+
+    def _method(
+        self, prompt: CasePrompt
+    ) -> tuple[int, Callable[[RequestLog, Judge], PatientSearch | SampledAnswers]]:
+        """Cache that a patient's search needs, in tokens, and what makes the search."""
+        section, least = self._setup.search, self._setup.least
+        if section.method == "samples":
+            plan = sampling_plan(section, self._setup.prompt.kind, self._setup.prompt.format)
+
+            def sample(log: RequestLog, judge: Judge) -> SampledAnswers:
+                return SampledAnswers(prompt, log, self._tokenizer, judge, section, plan, least)
+
+            return samples_tokens(prompt, plan, section), sample
+        prompts = patient_prompts(prompt, self._context, self._tokenizer, self._setup.frame)
+
+        def grow(log: RequestLog, judge: Judge) -> PatientSearch:
+            model = PromptedModel(prompts, self._layout, log, self._limits)
+            return PatientSearch(prompts, model, judge, section)
+
+        return tree_tokens(prompts, self._layout, self._limits), grow
 
     async def _judge(self, case: PatientCase) -> Judge:
         """Who values the patient's trajectories; a label-free search never looks up its label."""

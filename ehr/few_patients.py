@@ -55,7 +55,7 @@ def with_fewer_patients(cohort: Cohort, num_train: int, seed: int) -> Cohort:
     staying = {patient for ids in splits.values() for patient in ids}
     truth = cohort.truth
     if truth is not None:
-        truth = truth[truth["patient_id"].isin(staying)].reset_index(drop=True)
+        truth = truth[truth["patient_id"].isin(list(staying))].reset_index(drop=True)
     left_out = {
         "training_patients_left_out_to_learn_from_fewer": len(train) - len(splits["train"]),
         "validation_patients_left_out_in_proportion": len(val) - len(splits["val"]),

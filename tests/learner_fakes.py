@@ -200,6 +200,7 @@ def grpo_inputs(folder: Path, model_path: Path = Path("unused"), **changes: Any)
     """Inputs of a small Stage-2 without Stage-1; `changes` replace fields."""
     defaults: dict[str, Any] = {
         "run_id": "test",
+        "lineage": "grpo",
         "model_path": model_path,
         "dtype": "float32",
         "patients": grpo_patients(6),

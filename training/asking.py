@@ -15,12 +15,6 @@ from services.types import PolicyVersion
 from training.evaluation import Answers
 from training.session import Session
 
-STAGE1 = PolicyVersion(lineage="stage1", version=0)
-"""The policy after SFT, as evaluation publishes it."""
-
-DIRECT_SFT = PolicyVersion(lineage="direct_sft", version=0)
-"""The policy of the `sft` row, as evaluation publishes it."""
-
 _WATCH_INTERVAL_S = 2.0
 """How often the driver looks at how far the answers are."""
 
@@ -80,14 +74,14 @@ class Asker:
     @cached_property
     def _least(self) -> PolicyVersion:
         session, config = self._session, self._session.config
-        if self._method == "stage1":
-            return session.serve_adapter(STAGE1, session.path("sft") / "adapter")
-        if self._method == "sft":
-            return session.serve_adapter(DIRECT_SFT, session.path("direct_sft") / "adapter")
-        if self._method == "stage2":
-            version = PolicyVersion(lineage="stage2", version=config.grpo.steps)
-            return session.serve_adapter(version, session.path("grpo") / "adapter")
-        return session.serve_base()
+        stages = {"stage1": "sft", "sft": "direct_sft", "stage2": "grpo"}
+        if self._method not in stages:
+            return session.serve_base()
+        version = PolicyVersion(
+            lineage=session.lineage(f"evaluated {self._method}"),
+            version=config.grpo.steps if self._method == "stage2" else 0,
+        )
+        return session.serve_adapter(version, session.path(stages[self._method]) / "adapter")
 
     def _ask(self, shown: Mapping[str, CasePrompt], tell: Callable[[int], None]) -> Answers:
         session, config = self._session, self._session.config

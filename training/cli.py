@@ -47,12 +47,32 @@ example:
   eag-rl search configs/demo.yaml search.num_rollouts=4 --run-dir runs/search
 """
 
+LEARN = """\
+An experiment: the arms of learn.arms over the seeds of learn.seeds, all from one cohort,
+expert and Stage 1, asked about the same test patients.
+
+The unit of work is one arm with one seed. Each has a run folder of its own, RUN/arms/ARM/seed-N,
+which every other command reads. After every unit RUN/learn/results.json and the page
+RUN/learn.html are written again. The same command resumes after any stop and skips what is
+done; more seeds or arms are added by naming them.
+
+settings that decide what it costs (all of them: docs/configuration.md):
+  learn.arms=[stage1, stage1_grpo, eag_rl]
+  learn.seeds=[17, 18, 19]
+  grpo.steps=2, evaluate.num_patients=16
+  prompt.kind=short_answer  some 40 tokens an answer
+
+example:
+  eag-rl learn configs/planted_truth.yaml learn.seeds=[17] --run-dir runs/planted
+"""
+
 EPILOG = """\
 examples:
   eag-rl run configs/demo.yaml
   eag-rl run configs/tjh_cpu.yaml cohort.path=/data/tjh
   eag-rl run configs/demo.yaml configs/presets/dapo.yaml --run-dir runs/demo-dapo
   eag-rl search configs/demo.yaml search.num_rollouts=4
+  eag-rl learn configs/planted_truth.yaml
   eag-rl doctor
 
 A stage runs whatever it needs and lacks. The same command resumes an interrupted run; a second
@@ -85,6 +105,19 @@ def build_parser() -> argparse.ArgumentParser:
             choices=list(STAGES),
             help="replace this stage and all after it",
         )
+    learn = commands.add_parser(
+        "learn",
+        help="an experiment: arms over seeds from one shared Stage 1",
+        description=LEARN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_run_arguments(learn)
+    learn.add_argument(
+        "--redo",
+        metavar="STAGE",
+        choices=[name for name in STAGES if name != "report"],
+        help="make this stage again, and all after it: a shared one, or that of every unit",
+    )
     serve = commands.add_parser(
         "serve",
         help="keep the expert's HTTP endpoint up until Ctrl-C",
@@ -192,7 +225,12 @@ def _run(parsed: argparse.Namespace) -> int:
     prepare_process(config.run.verbose)  # Ray reads some of it when it is imported
     from training.main_job import run_stages, serve
 
-    if parsed.command == "serve":
+    if parsed.command == "learn":
+        from training.learn import learn
+
+        for line in learn(config, run_dir, redo=parsed.redo):
+            print(line)
+    elif parsed.command == "serve":
         serve(config, run_dir)
     else:
         target = None if parsed.command == "run" else parsed.command

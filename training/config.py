@@ -1,6 +1,6 @@
 """Configuration sections of the training stages, and the tree of all sections."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -224,6 +224,59 @@ class EvaluateSection(Section):
     that names features: without one named and without one unnamed feature. 0 = off."""
 
 
+class LearnSection(Section):
+    """The experiment of `eag-rl learn`: which arms, over which seeds."""
+
+    arms: tuple[
+        Literal[
+            "vanilla",
+            "untrained",
+            "sft",
+            "stage1",
+            "stage1_grpo",
+            "stage1_dapo",
+            "eag_rl",
+            "shuffled_salience",
+            "without_attention_reward",
+            "without_adaptive_clip",
+            "without_stage1",
+        ],
+        ...,
+    ] = (
+        "vanilla",
+        "untrained",
+        "sft",
+        "stage1",
+        "stage1_grpo",
+        "stage1_dapo",
+        "eag_rl",
+        "shuffled_salience",
+        "without_attention_reward",
+        "without_adaptive_clip",
+    )
+    """Arms, all from one shared Stage 1; `untrained` is the untrained model asked as `prompt.kind`
+    says."""
+    seeds: tuple[int, ...] = Field(default=(17, 18, 19), min_length=1)
+    """Seeds of the arms' own training (patients, rollouts, mini-batches, LoRA's initial weights);
+    arms with the same seed are compared in pairs. Arms without training of their own are asked
+    once."""
+
+    train_patients: tuple[Annotated[int, Field(ge=4)] | None, ...] = ()
+    """Numbers of training patients (`cohort.train_patients`; null = all): an experiment of its own
+    for each, in RUN/train-N, and a curve over them beside regression, boosting and ConCare on the
+    same patients. Empty = one experiment, as the cohort says."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> "LearnSection":
+        named = {"arms": self.arms, "seeds": self.seeds, "train_patients": self.train_patients}
+        for name, values in named.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"learn.{name} must name each once, got {list(values)}")
+        if not self.arms:
+            raise ValueError("learn.arms must name at least one arm, such as [stage1, eag_rl]")
+        return self
+
+
 class RunSection(Section):
     """The run as a whole."""
 
@@ -250,6 +303,7 @@ class RunConfig(Section):
     direct_sft: DirectSftSection = DirectSftSection()
     grpo: GrpoSection = GrpoSection()
     evaluate: EvaluateSection = EvaluateSection()
+    learn: LearnSection = LearnSection()
     serve: ServeSection = ServeSection()
 
     @model_validator(mode="after")
@@ -258,6 +312,19 @@ class RunConfig(Section):
             raise ValueError(
                 "search.value is 'label_free', whose trajectories are for inference: Stage 1 "
                 "trains on rewarded ones only; set sft.enabled=false, or search.value=reward"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher(self) -> "RunConfig":
+        if (
+            self.prompt.kind == "short_answer"
+            and self.search.method == "tree"
+            and (self.sft.enabled or self.search.value == "label_free")
+        ):
+            raise ValueError(
+                "prompt.kind is 'short_answer', which has no steps to search over; set "
+                "search.method=samples, or sft.enabled=false"
             )
         return self
 

@@ -72,7 +72,7 @@ def _inputs(
     held_out: tuple[SftExample, ...],
 ) -> SftInputs:
     return SftInputs(
-        run_id=session.run_id,
+        run_id=session.folder.run_id,
         stage=stage,
         examples=examples,
         held_out=held_out,

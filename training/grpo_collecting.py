@@ -22,7 +22,7 @@ from training.grpo_batch import (
     score_group,
     training_batch,
 )
-from training.grpo_inputs import LINEAGE, GrpoInputs
+from training.grpo_inputs import GrpoInputs
 
 _MOST_SAMPLINGS = 3
 """Times that a group is sampled before a generator that ignores the oldest version it may use is
@@ -178,7 +178,8 @@ class RolloutCollector:
                 prompts=(prompt,),
                 group_size=section.group_size,
                 least=PolicyVersion(
-                    lineage=LINEAGE, version=max(self.published_version, self._oldest(step))
+                    lineage=self._inputs.lineage,
+                    version=max(self.published_version, self._oldest(step)),
                 ),
                 # Step and refill make every request's seed new.
                 seed=section.seed * 1_000_003 + step + (refill << 40),
@@ -189,7 +190,7 @@ class RolloutCollector:
         return asked
 
     async def _sample(self, patient: GrpoPatient, batch: RolloutBatch, oldest: int) -> ScoredGroup:
-        least = PolicyVersion(lineage=LINEAGE, version=oldest)
+        least = PolicyVersion(lineage=self._inputs.lineage, version=oldest)
         rollouts: list[Rollout] = []
         for _ in range(_MOST_SAMPLINGS):
             (rollouts,) = await self._sampler.sample_groups(batch)
@@ -204,7 +205,7 @@ class RolloutCollector:
             self._num_refused += 1
         found = min(rollout.oldest_policy for rollout in rollouts)
         raise StalePolicyError(
-            f"expected rollouts by {LINEAGE} policies from version {oldest} on "
+            f"expected rollouts by {self._inputs.lineage} policies from version {oldest} on "
             f"(grpo.max_staleness={self._section.max_staleness}), got one by {found.lineage} "
             f"version {found.version} in each of {_MOST_SAMPLINGS} samplings; a generator replica "
             "does not follow the policy store: look at its log"

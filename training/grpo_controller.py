@@ -29,7 +29,7 @@ from training.checkpoints import (
 )
 from training.grpo_batch import ScoredGroup, rollout_samples
 from training.grpo_collecting import CollectedStep, GroupSampler, RolloutCollector
-from training.grpo_inputs import LINEAGE, GrpoInputs, ServedPolicy
+from training.grpo_inputs import GrpoInputs, ServedPolicy
 from training.grpo_orders import NewPolicy, Order, OrderKind, Start
 from training.metrics_file import MetricsFile
 
@@ -278,7 +278,7 @@ class GrpoController:
     async def _publish(self) -> None:
         record = self._record
         assert record is not None, "publishing follows a commit"
-        version = PolicyVersion(lineage=LINEAGE, version=record.version)
+        version = PolicyVersion(lineage=self._inputs.lineage, version=record.version)
         path = self._policies.adapter_folder(record.version) / ADAPTER_FILE
         started = self._clock()
         replies = await self._policy.publish(

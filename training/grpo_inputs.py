@@ -15,9 +15,6 @@ from services.types import Acknowledgement, Generator, PolicyVersion, Scored
 from training.config import GrpoSection, LearnerSection
 from training.grpo_batch import GrpoPatient
 
-LINEAGE = "grpo"
-"""Lineage of the policies of Stage-2; its version 0 is Stage-1's policy."""
-
 
 class ServedPolicy(Generator, Protocol):
     """The generator as Stage-2 uses it; `services.clients.GeneratorClient` is one."""
@@ -49,6 +46,9 @@ class GrpoInputs:
     """Everything Stage-2 reads."""
 
     run_id: str
+    """Names the controller and the worker group."""
+    lineage: str
+    """Of the policies of Stage-2; its version 0 is Stage-1's policy."""
     model_path: Path
     dtype: str
     """Of the frozen base: `model.dtype`."""

@@ -58,7 +58,8 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
         pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.sha256[:16])
         todo = pipeline.check(target, redo)
         if todo:
-            folder.write_config(config, _describe_model(session, todo))
+            needs_model = any("model" in stage.sections for stage in todo)
+            folder.write_config(config, describe_model(session) if needs_model else None)
             # Wrong data is said before Ray and the engine take their time to start.
             first = [stage for stage in todo if not stage.needs]
             later = [stage for stage in todo if stage.needs]
@@ -91,9 +92,8 @@ class _GrowingReport:
             self._told = True
 
 
-def _describe_model(session: Session, todo: list[Stage]) -> dict[str, str] | None:
-    if not any("model" in stage.sections for stage in todo):
-        return None  # cohort and expert need none
+def describe_model(session: Session) -> dict[str, str]:
+    """The language model, for config.json."""
     model = session.model
     return {
         "name": model.name,
@@ -228,7 +228,8 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
         for prompt in session.prompts(train, config.prompt.kind)
     )
     inputs = GrpoInputs(
-        run_id=session.run_id,
+        run_id=session.folder.run_id,
+        lineage=session.lineage("grpo"),
         model_path=session.model.path,
         dtype=config.model.dtype,
         patients=patients,

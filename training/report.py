@@ -7,7 +7,7 @@ the search tree, named by its hash. Without scripts the page shows the same fact
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,13 @@ def write_report(run_dir: Path) -> Path:
     cannot be read are named on the page.
     """
     records = read_run(run_dir)
-    page = _environment().get_template("report.html.j2").render(_context(records, run_dir))
-    path = run_dir / "report.html"
-    partial = path.with_name("report.html.partial")
+    return write_page(run_dir / "report.html", "report.html.j2", _context(records, run_dir))
+
+
+def write_page(path: Path, template: str, context: Mapping[str, Any]) -> Path:
+    """Writes a self-contained page from a template of this package, whole or not at all."""
+    page = _environment().get_template(template).render(context)
+    partial = path.with_name(f"{path.name}.partial")
     # surrogates come out of JSON escapes and exist in no encoding
     partial.write_bytes(page.encode("utf-8", errors="replace"))
     os.replace(partial, path)

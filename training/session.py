@@ -5,6 +5,7 @@ is closed in one place.
 """
 
 import asyncio
+import copy
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -61,6 +62,9 @@ class Session:
         self.config = config
         self.folder = folder
         self.reporter = reporter
+        self._lineage_suffix = ""
+        self.run_id = folder.run_id
+        """Names everything of this run on the cluster."""
         self._cluster: Cluster | None = None
         self._generator_asked = False
         self._generator_ready = False
@@ -92,10 +96,21 @@ class Session:
         finally:
             cluster.close()
 
-    @property
-    def run_id(self) -> str:
-        """Names everything of this run on the cluster."""
-        return self.folder.run_id
+    def unit(self, config: RunConfig, folder: RunFolder) -> "Session":
+        """This run's services for a unit of an experiment, which has a folder of its own.
+
+        It uses the engine that is up; its policies have lineages of their own, so that none of
+        another unit is ever taken for one of this unit. Only this session closes anything.
+        """
+        self.start_generator()
+        unit = copy.copy(self)
+        unit.config, unit.folder = config, folder
+        unit._lineage_suffix = f" {folder.run_id}"
+        return unit
+
+    def lineage(self, stage: str) -> str:
+        """Names the policies of a stage among all that the engine serves."""
+        return stage + self._lineage_suffix
 
     def path(self, stage: str) -> Path:
         """A stage's folder."""

@@ -5,7 +5,7 @@ refused when it was begun under another key (unless it is to be redone).
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,17 +70,27 @@ class Pipeline:
         config: RunConfig,
         reporter: Reporter,
         describe_model: Callable[[], str],
+        only: Collection[str] | None = None,
     ) -> None:
-        self.stages = {stage.name: stage for stage in stages}
+        """A pipeline in a folder; of the stages in `only`, or of all.
+
+        Stages that are not in `only` are there already: they key those that read them.
+        """
+        self.stages = stages_by_name = {stage.name: stage for stage in stages}
         self.folder = folder
         self.config = config
         self.reporter = reporter
         self._describe_model = describe_model
+        self._only = frozenset(stages_by_name) if only is None else frozenset(only)
         self._stale: set[str] = set()
 
     def wanted(self, target: str | None) -> list[Stage]:
         """The stages that lead to `target` in order; all of them for None."""
-        enabled = [stage for stage in self.stages.values() if stage.when(self.config)]
+        enabled = [
+            stage
+            for stage in self.stages.values()
+            if stage.name in self._only and stage.when(self.config)
+        ]
         if target is None:
             return enabled
         needed = {target}

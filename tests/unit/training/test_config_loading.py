@@ -73,3 +73,13 @@ def test_the_configuration_page_is_current():
     from training.config_reference import TARGET, render
 
     assert TARGET.read_text() == render(), "run `python -m training.config_reference`"
+
+
+def test_a_short_answer_is_not_searched_by_a_tree():
+    with pytest.raises(ConfigurationError, match=r"search\.method=samples"):
+        load_config([CONFIGS / "demo.yaml"], ["prompt.kind=short_answer"])
+
+    found = load_config(
+        [CONFIGS / "demo.yaml"], ["prompt.kind=short_answer", "search.method=samples"]
+    )
+    assert found.search.method == "samples"

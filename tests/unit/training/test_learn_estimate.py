@@ -1,0 +1,55 @@
+import pytest
+
+from tests.unit.training.test_arms import config, unit
+from training.arms import unit_config
+from training.learn_estimate import cost_line, left_line, mean_length, seconds_left, unit_cost
+
+
+def cost(name: str):
+    return unit_cost(unit_config(config(), unit(name)), unit(name), 100, 84, 136)
+
+
+def test_tokens_of_a_unit_are_counted_from_its_settings() -> None:
+    section = config()
+    found = cost("eag_rl")
+    groups = section.grpo.steps * section.grpo.patients_per_step
+    answers = section.evaluate.num_patients + 2 * section.evaluate.faithfulness_patients
+
+    assert found.prefill_tokens == 100 * (groups + answers)
+    assert found.decode_tokens == (
+        groups * section.grpo.group_size * section.grpo.max_new_tokens
+        + answers * section.evaluate.max_new_tokens
+    )
+    assert found.learner_tokens == groups * (
+        100 + section.grpo.group_size * section.grpo.max_new_tokens
+    )
+
+
+def test_an_arm_that_trains_nothing_costs_its_answers_only() -> None:
+    assert cost("stage1").learner_tokens == 0
+    assert cost("sft").learner_tokens == 100 * 136
+    assert cost("stage1").weight < cost("eag_rl").weight
+
+
+def test_time_left_is_known_from_finished_units_only() -> None:
+    costs = {"a": cost("stage1"), "b": cost("eag_rl"), "c": cost("eag_rl")}
+
+    assert seconds_left(costs, {}) is None
+    assert seconds_left(costs, {"b": 60.0}) == pytest.approx(
+        60 * (costs["a"].weight + costs["c"].weight) / costs["b"].weight
+    )
+    assert seconds_left(costs, {"a": 1.0, "b": 1.0, "c": 1.0}) == 0
+
+
+def test_lines_for_the_terminal_say_what_is_left() -> None:
+    costs = {"a": cost("stage1"), "b": cost("eag_rl")}
+
+    assert cost_line(costs, {"a": 1.0}).startswith("1 of 2 units to do: at most 3,200 prompt")
+    assert "first one is done" in left_line(None, 2)
+    assert "about 2 min 30 s" in left_line(150, 1)
+    assert left_line(0, 0) == "all units are done"
+
+
+def test_a_mean_length_is_rounded_up() -> None:
+    assert mean_length([10, 11]) == 11
+    assert mean_length([]) == 0

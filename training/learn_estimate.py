@@ -1,0 +1,112 @@
+"""What a unit of an experiment will cost: tokens counted before, seconds from measured rates."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from training.arms import Unit
+from training.config import RunConfig
+from training.report_text import duration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitCost:
+    """Tokens of one unit, at most: answers may end before their limit."""
+
+    prefill_tokens: int
+    """Prompts that generators read, each once."""
+    decode_tokens: int
+    """Tokens that generators write."""
+    learner_tokens: int
+    """Packed tokens that the learner trains on."""
+
+    @property
+    def weight(self) -> float:
+        """One number to compare units by: forward passes over tokens, of prompts and packed rows.
+
+        The learner's pass for old log-probabilities, forward and backward are some four; a decoded
+        token costs an engine many times a prompt's token, because batches are small.
+        """
+        return self.prefill_tokens + 8 * self.decode_tokens + 4 * self.learner_tokens
+
+
+def unit_cost(
+    config: RunConfig, unit: Unit, prompt_tokens: int, num_test: int, num_train: int
+) -> UnitCost:
+    """Tokens of a unit.
+
+    Args:
+        config: of the unit.
+        unit: the arm and the seed.
+        prompt_tokens: mean length of a prompt.
+        num_test: patients of the test split.
+        num_train: patients of the training split.
+    """
+    evaluate, grpo, direct = config.evaluate, config.grpo, config.direct_sft
+    asked = min(evaluate.num_patients or num_test, num_test)
+    masked = 2 * min(evaluate.faithfulness_patients, asked)
+    answers = asked * evaluate.num_samples + masked * evaluate.num_samples
+    prefill, decode, learner = (
+        (asked + masked) * prompt_tokens,
+        answers * evaluate.max_new_tokens,
+        0,
+    )
+    if unit.arm.own_stage == "grpo":
+        groups = grpo.steps * grpo.patients_per_step
+        prefill += groups * prompt_tokens
+        decode += groups * grpo.group_size * grpo.max_new_tokens
+        learner = groups * (prompt_tokens + grpo.group_size * grpo.max_new_tokens)
+    elif unit.arm.own_stage == "direct_sft":
+        examples = (
+            direct.num_predictions if direct.replay else min(direct.num_predictions, num_train)
+        )
+        learner = direct.epochs * examples * prompt_tokens
+    return UnitCost(prefill_tokens=prefill, decode_tokens=decode, learner_tokens=learner)
+
+
+def seconds_left(costs: Mapping[str, UnitCost], spent: Mapping[str, float]) -> float | None:
+    """Seconds that the unfinished units will take, at the rate of the finished ones.
+
+    Args:
+        costs: of all units, by name.
+        spent: seconds of the finished ones.
+
+    Returns:
+        None while no unit is finished: nothing is known of this machine then.
+    """
+    done = sum(costs[name].weight for name in spent)
+    if not done:
+        return None
+    rate = sum(spent.values()) / done
+    return rate * sum(cost.weight for name, cost in costs.items() if name not in spent)
+
+
+def cost_line(costs: Mapping[str, UnitCost], done: Collection[str]) -> str:
+    """What is still to do, for the terminal."""
+    left = [cost for name, cost in costs.items() if name not in done]
+    return (
+        f"{len(left)} of {len(costs)} units to do: at most "
+        f"{sum(cost.prefill_tokens for cost in left):,} prompt tokens to read, "
+        f"{sum(cost.decode_tokens for cost in left):,} to write, "
+        f"{sum(cost.learner_tokens for cost in left):,} to train on"
+    )
+
+
+def cost_record(cost: UnitCost) -> dict[str, Any]:
+    """For the results file."""
+    return asdict(cost)
+
+
+def left_line(seconds: float | None, num_left: int) -> str:
+    """How long the units that are left will take, for the terminal."""
+    if not num_left:
+        return "all units are done"
+    if seconds is None:
+        return f"{num_left} units left; how long they take is known when the first one is done"
+    return f"{num_left} units left, about {duration(seconds)} at the rate of those that are done"
+
+
+def mean_length(lengths: Iterable[int]) -> int:
+    """Mean number of tokens, rounded up; 0 of none."""
+    found = list(lengths)
+    return -(-sum(found) // len(found)) if found else 0
