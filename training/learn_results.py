@@ -230,7 +230,7 @@ def _answers(arm: str, folder: Path, cohort: Cohort) -> UnitAnswers:
     patients = tuple(table["patient_id"].astype(str))
     labels = table["label"].to_numpy(int)
     probabilities = table["probability"].to_numpy(float)
-    named = table["reward_att"].notna().all()
+    named = bool(table["reward_att"].notna().all())
     means = _rewards(table, config.reward, named=named)
     size = config.expert.num_salient_features
     answered = [frozenset(names) for names in table["features"]] if named else []

@@ -246,3 +246,31 @@ def test_another_cohort_keys_the_evaluation_by_content_and_not_by_place(work, tm
     assert settings("a") == settings("b")
     assert settings("a") != settings("c.xlsx")
     assert settings("a")["evaluate.other_cohort"]["source"] == "tjh"
+
+
+def test_a_pipeline_of_some_stages_runs_those_and_is_keyed_by_the_others(work):
+    run(pipeline(work), target="first")
+    config = RunConfig()
+
+    def some():
+        console = Console(file=io.StringIO(), force_terminal=False)
+        return Pipeline(
+            work.stages(),
+            RunFolder(work.path),
+            config,
+            Reporter(console),
+            lambda: work.model,
+            only=("second",),
+        )
+
+    run(some())
+    assert work.calls == ["first", "second"]
+    assert some().check(None) == []
+
+    (work.path / "first" / "out.txt").write_text("another")
+    record = RunFolder(work.path).stage("first")
+    record.begin((record.read() or {})["key"])
+    record.finish(1.0, "another output")
+
+    with pytest.raises(RunFolderError, match="inputs"):
+        some().check(None)
