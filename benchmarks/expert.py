@@ -8,12 +8,13 @@ risk that the expert stage gives to test patients, and both baselines, in this p
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from benchmarks.record import RESULTS, write_result
 from ehr.baselines import BASELINES
@@ -58,40 +59,44 @@ def main() -> None:
     write_result(arguments.json, rows + means, {})
 
 
-def compared(cohort: Cohort, section: ExpertSection, seed: int) -> list[dict[str, Any]]:
-    """One row a model: its performance on the cohort's test patients."""
+def models(
+    cohort: Cohort, section: ExpertSection
+) -> dict[str, Callable[[], Float[np.ndarray, " patients"]]]:
+    """What trains each model and answers for the test patients, in the order of their split."""
     scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
     train, test = (
         [scaler.transform(cohort.cases[patient]) for patient in cohort.splits[split]]
         for split in ("train", "test")
     )
-    labels = {
-        split: [cohort.labels[patient] for patient in cohort.splits[split]]
-        for split in ("train", "test")
-    }
+    labels = [cohort.labels[patient] for patient in cohort.splits["train"]]
 
-    def concare() -> np.ndarray:
+    def concare() -> Float[np.ndarray, " patients"]:
         # One pair of half-samples is the least there is; only the whole members are asked.
         few = section.model_copy(update={"members": 2, "num_ensembles": 1})
         return fit_ensembles(cohort, few)[0].fair_risk(test)
 
-    models = {"concare": concare} | {
-        name: lambda baseline=baseline: baseline(train, labels["train"], test, section.seed)
+    return {"concare": concare} | {
+        name: lambda baseline=baseline: baseline(train, labels, test, section.seed)
         for name, baseline in BASELINES.items()
     }
+
+
+def compared(cohort: Cohort, section: ExpertSection, seed: int) -> list[dict[str, Any]]:
+    """One row a model: its performance on the cohort's test patients."""
+    labels = [cohort.labels[patient] for patient in cohort.splits["test"]]
     rows: list[dict[str, Any]] = []
-    for name, model in models.items():
+    for name, model in models(cohort, section).items():
         started = time.process_time()
         risk = model()
         rows.append(
             {
                 "cohort": cohort.name,
-                "num_features": len(scaler.features),
+                "num_features": len(cohort.features),
                 "method": name,
                 "split_seed": seed,
                 "whole_members": section.whole_members if name == "concare" else None,
-                "auroc": auroc(labels["test"], risk),
-                "auprc": auprc(labels["test"], risk),
+                "auroc": auroc(labels, risk),
+                "auprc": auprc(labels, risk),
                 "cpu_seconds": time.process_time() - started,
             }
         )

@@ -29,6 +29,7 @@ from training.report_learning import (
     grpo_time_parts,
     step_time_figure,
 )
+from training.report_other_cohort import other_cohort_section
 from training.report_overview import header, size_warning, switched_off, tiles
 from training.report_results import results_section
 from training.report_search import search_section
@@ -85,6 +86,7 @@ def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:
         "switched_off": switched_off(records),
         "tiles": tiles(records),
         "results": results_section(records),
+        "other_cohort": other_cohort_section(records),
         "cohort": _cohort(records),
         "expert": expert,
         "search": search,

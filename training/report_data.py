@@ -66,6 +66,8 @@ class RunRecords:
     results: Rows = ()
     differences: Rows = ()
     """Paired differences between methods on the same patients."""
+    other_cohort: dict[str, Any] | None = None
+    """Results on another test cohort."""
     predictions: Rows | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """`stage.json` of each stage that has one."""
@@ -214,6 +216,7 @@ def read_run(run_dir: Path) -> RunRecords:
         direct_sft=reader.json_lines("direct_sft/metrics.jsonl"),
         results=reader.json_rows("evaluate/results.json"),
         differences=reader.json_rows("evaluate/differences.json"),
+        other_cohort=reader.json_object("evaluate/other_cohort.json"),
         predictions=reader.rows("evaluate/predictions.parquet", PREDICTION_COLUMNS),
         stages={stage: record for stage, record in stages.items() if record is not None},
         problems=tuple(reader.problems),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -137,10 +138,17 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(FakeAsker, "fails_on_masked", False)
 
 
-@pytest.fixture
-def expert_folder(tmp_path):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
     section = tiny_section(epochs=1, num_ensembles=1, whole_members=1)
-    save_ensembles(fit_in_process(COHORT, section), tmp_path / "expert" / "checkpoint")
+    folder = tmp_path_factory.mktemp("expert") / "checkpoint"
+    save_ensembles(fit_in_process(COHORT, section), folder)
+    return folder
+
+
+@pytest.fixture
+def expert_folder(tmp_path, checkpoint):
+    shutil.copytree(checkpoint, tmp_path / "expert" / "checkpoint")
     return tmp_path
 
 
@@ -236,17 +244,8 @@ def test_another_cohort_is_asked_about_by_language_models_and_models_of_the_reco
     assert len(found["map"]["pairs"]) == 17
     assert found["map"]["missing"] == []
     assert found["cohort"]["test_patients"] == len(other.splits["test"])
-
-
-def test_predictions_of_another_cohort_have_its_labels_and_no_salience(expert_folder):
-    session = FakeSession(expert_folder, num_masked=0, other_cohort=OTHER)
-    other = build_cohort(CohortSection.model_validate(OTHER))
-
-    evaluate(session)
-
-    folder = session.path("evaluate")
-    table = pd.read_parquet(folder / "other_cohort_predictions.parquet")
-    own = pd.read_parquet(folder / "predictions.parquet")
+    table = pd.read_parquet(session.path("evaluate") / "other_cohort_predictions.parquet")
+    own = pd.read_parquet(session.path("evaluate") / "predictions.parquet")
     assert list(table.columns) == list(own.columns)
     assert [other.labels[patient] for patient in table["patient_id"]] == table["label"].tolist()
     assert table["salient"].dropna().empty

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from ehr.errors import RunFolderError
+from ehr.tjh import FILE_NAME
 from training.config import RunConfig
 from training.progress import Reporter
 from training.run_folder import RunFolder, file_hash
@@ -226,6 +227,25 @@ def test_file_hash_sees_contents_and_names_but_not_the_place(tmp_path):
 
     assert same
     assert file_hash(tmp_path / "a") != file_hash(tmp_path / "b")
+
+
+def test_another_cohort_keys_the_evaluation_by_content_and_not_by_place(work, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for place, content in (("a", "same"), ("b", "same"), ("c.xlsx", "other")):
+        path = tmp_path / place
+        (path / FILE_NAME if path.is_dir() else path).write_text(content)
+    stage = Stage(
+        name="asking", sections=("evaluate",), needs=(), outputs=(), function=lambda *_: None
+    )
+
+    def settings(place):
+        other = {"source": "tjh", "path": str(tmp_path / place)}
+        return pipeline(work, evaluate={"other_cohort": other}).key(stage)["settings"]
+
+    assert settings("a") == settings("b")
+    assert settings("a") != settings("c.xlsx")
+    assert settings("a")["evaluate.other_cohort"]["source"] == "tjh"
 
 
 def test_a_pipeline_of_some_stages_runs_those_and_is_keyed_by_the_others(work):

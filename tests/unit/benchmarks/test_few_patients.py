@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from benchmarks.few_patients import ALL, mean_with_interval, points
+from ehr.errors import DataError
+from tests.expert_cohort import tiny_cohort, tiny_section
+
+LABELS = np.array([0, 0, 1, 1])
+
+
+def test_the_mean_over_seeds_lies_in_its_interval():
+    risks = np.array([[0.1, 0.2, 0.8, 0.9], [0.1, 0.9, 0.2, 0.8]])
+
+    found = mean_with_interval(LABELS, risks)
+
+    assert found["auroc_by_seed"] == [1.0, 0.5]
+    assert found["auroc"] == 0.75
+    assert found["auroc_low"] <= 0.75 <= found["auroc_high"] == 1.0
+
+
+@pytest.mark.slow
+def test_every_model_is_trained_on_so_many_patients_and_all_of_them_once():
+    cohort = tiny_cohort()
+    section = tiny_section(epochs=1, whole_members=1)
+
+    few = points(cohort, section, "6", [0, 1])
+    everybody = points(cohort, section, ALL, [0, 1])
+
+    methods = ["concare", "logistic_regression", "gradient_boosting"]
+    assert [row["method"] for row in few] == [row["method"] for row in everybody] == methods
+    assert {(row["train_patients"], len(row["seeds"])) for row in few} == {(6, 2)}
+    assert {(row["train_patients"], len(row["seeds"])) for row in everybody} == {(24, 1)}
+    assert {row["test_patients"] for row in (*few, *everybody)} == {16}
+
+
+def test_more_patients_than_there_are_are_refused():
+    with pytest.raises(DataError, match="24 training patients"):
+        points(tiny_cohort(), tiny_section(), "25", [0])
