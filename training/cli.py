@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.interruption import raise_on_signals
@@ -218,7 +218,12 @@ def _run(parsed: argparse.Namespace) -> int:
         )
     config = load_config(files, overrides)
     run_dir = Path(parsed.run_dir or Path("runs") / str(config.run.name))
-    _refuse_relative_paths_in_a_job(parsed.run_dir, config.cohort.path)
+    other = config.evaluate.other_cohort
+    paths = {
+        "cohort.path": config.cohort.path,
+        "evaluate.other_cohort.path": None if other is None else other.path,
+    }
+    _refuse_relative_paths_in_a_job(parsed.run_dir, paths)
 
     from services.environment import prepare_process
 
@@ -249,7 +254,9 @@ def _export(run_dir: Path, every_trajectory: bool) -> int:
     return 0
 
 
-def _refuse_relative_paths_in_a_job(run_dir: str | None, cohort_path: str | None) -> None:
+def _refuse_relative_paths_in_a_job(
+    run_dir: str | None, cohort_paths: Mapping[str, str | None]
+) -> None:
     from ehr.errors import ConfigurationError
 
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
@@ -259,8 +266,9 @@ def _refuse_relative_paths_in_a_job(run_dir: str | None, cohort_path: str | None
     )
     if run_dir is None or not Path(run_dir).is_absolute():
         raise ConfigurationError(f"--run-dir is {run_dir!r}: {reason}")
-    if cohort_path is not None and not Path(cohort_path).is_absolute():
-        raise ConfigurationError(f"cohort.path is {cohort_path!r}: {reason}")
+    for name, path in cohort_paths.items():
+        if path is not None and not Path(path).is_absolute():
+            raise ConfigurationError(f"{name} is {path!r}: {reason}")
 
 
 if __name__ == "__main__":

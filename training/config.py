@@ -204,6 +204,10 @@ class EvaluateSection(Section):
     ] = ("vanilla", "question_decomposition", "stage1", "stage2", "concare", "logistic_regression")
     """Rows; `stage2` appears under `grpo.method`'s name, `sft` trains an adapter of its own
     (`direct_sft`)."""
+    other_cohort: CohortSection | None = None
+    """Another cohort (settings as in the section `cohort`, of the same task) whose test patients
+    every row answers for as well: language models in that cohort's own schema, models of the record
+    through a map of features. null = none."""
     num_patients: int | None = Field(default=16, ge=4)
     """Test patients for the language model rows (balanced if `balance`); null = all."""
     balance: bool = False
@@ -325,6 +329,16 @@ class RunConfig(Section):
             raise ValueError(
                 "prompt.kind is 'short_answer', which has no steps to search over; set "
                 "search.method=samples, or sft.enabled=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _same_task(self) -> "RunConfig":
+        other = self.evaluate.other_cohort
+        if other is not None and other.task is not self.cohort.task:
+            raise ValueError(
+                f"evaluate.other_cohort.task must be cohort.task, {str(self.cohort.task)!r}, got "
+                f"{str(other.task)!r}: models trained for one task are asked about it"
             )
         return self
 
