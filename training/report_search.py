@@ -33,6 +33,8 @@ class SearchValue:
 
     is_label_free: bool
     """No label entered: the number is no reward of Eq. 4, and cannot be compared with one."""
+    is_sampled: bool = False
+    """Plain answers, without a tree: no usefulness, no vote."""
 
     @property
     def letter(self) -> str:
@@ -86,7 +88,7 @@ def search_section(records: RunRecords) -> tuple[dict[str, Any] | None, list[str
         "figures": _figures(rows, trees.numbers, value),
         "empty": _empty(records, trees),
         "patients": _patients(rows, ledger),
-        "vote": vote_tiles(trees.numbers),
+        "vote": [] if value.is_sampled else vote_tiles(trees.numbers),
         "shape": _shape(trees.numbers),
         "mistakes": [
             (
@@ -111,7 +113,8 @@ def search_value(records: RunRecords) -> SearchValue:
     """What this run's search maximised; run folders that do not say had rewards."""
     said = {row.get("value_kind") for row in records.trajectories or ()}
     said |= {(records.ledger or {}).get("value"), records.setting("search", "value")}
-    return SearchValue(is_label_free="label_free" in said)
+    methods = {(records.ledger or {}).get("method"), records.setting("search", "method")}
+    return SearchValue(is_label_free="label_free" in said, is_sampled="samples" in methods)
 
 
 def ledger_tiles(ledger: Mapping[str, Any]) -> list[tuple[str, str, str]]:

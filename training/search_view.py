@@ -84,8 +84,9 @@ def search_result_line(ledger: Mapping[str, Any]) -> str:
     prefill, computed = ledger["prefill_tokens"], ledger["prefill_computed_tokens"]
     hits = 1 - computed / prefill if prefill else None
     invalid = ledger["invalid_scores"] / ledger["scores"] if ledger["scores"] else None
+    method = " (samples)" if ledger.get("method") == "samples" else ""
     return (
-        f"search: {ledger['patients']:,} patients, {ledger['rollouts']:,} rollouts, "
+        f"search{method}: {ledger['patients']:,} patients, {ledger['rollouts']:,} rollouts, "
         f"{ledger['trajectories']:,} trajectories, {ledger['kept']:,} kept, best "
         f"{_value_name(ledger['value'])} {_number(ledger['best_reward'])}, "
         f"{ledger['requests']:,} requests "

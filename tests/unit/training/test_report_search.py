@@ -317,3 +317,16 @@ def test_hits_of_the_prefix_cache_are_a_share_of_the_prompt_tokens():
 
     assert tiles["Cache hit rate"] == "\u2013"
     assert ("Cache hit rate", "95.0 %", "10 tokens computed") in ledger_tiles(known)
+
+
+def test_plain_answers_are_called_so_and_have_no_vote(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run", stages=("search",))
+    path = run_dir / "search" / "ledger.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"method": "samples"}))
+
+    page = read_page(run_dir)
+
+    assert "The best of plain answers" in page.text
+    assert "Samples instead of trees" in page.text
+    assert "Expert-guided search" not in page.text
+    assert "usefulness vote" not in page.text
