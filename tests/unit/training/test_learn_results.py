@@ -1,0 +1,254 @@
+"""The results of an experiment, from folders as `eag-rl learn` leaves them."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ehr.config import RewardSection
+from ehr.errors import DataError
+from tests.experiment_folder_sample import SampleExperiment
+from training.learn_measures import Answered, Resamples, answered, constant_set, difference_of
+from training.learn_results import (
+    learn_markdown,
+    learn_table,
+    read_learn_results,
+    write_learn_results,
+)
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> SampleExperiment:
+    experiment = SampleExperiment(tmp_path)
+    experiment.write_shared()
+    experiment.write_unit("vanilla", 17)
+    experiment.write_unit("stage1", 17)
+    for seed in (17, 18):
+        experiment.write_unit("stage1_grpo", seed)
+        experiment.write_unit("eag_rl", seed)
+    return experiment
+
+
+def by_arm(results: dict) -> dict:
+    return {arm["arm"]: arm for arm in results["arms"]}
+
+
+def test_every_measure_of_an_answer_is_what_it_is_by_hand() -> None:
+    predictions = pd.DataFrame(
+        {
+            "patient_id": ["b", "a"],
+            "label": [1, 0],
+            "probability": [0.8, 0.4],
+            "parse_failed": [False, True],
+            "features": [["pH", "Glucose"], []],
+            "salient": [["pH", "Weight"], ["pH", "Weight"]],
+            "reward_att": [1 / 3, 0.0],
+            "num_claims": [4, 0],
+            "wrong_claims": [["pH 9.1: not in the record"], []],
+        }
+    )
+    section = RewardSection(accuracy_weight=0.6, decision_threshold=0.5, margin_bonus=1.0)
+    resamples = Resamples.draw(2, 100, seed=0)
+    constant = constant_set([{"pH", "Weight"}, {"pH", "Weight"}], 5)
+
+    found = answered(predictions, ["a", "b"], section, resamples, constant)
+
+    readable = math.log(0.8) + 0.3
+    floor = math.log(0.01)
+    assert found.per_patient["reward_cls"].tolist() == pytest.approx([floor, readable])
+    assert found.per_patient["reward"].tolist() == pytest.approx(
+        [0.6 * floor, 0.6 * readable + 0.4 / 3]
+    )
+    assert found.per_patient["reward_att_excess"].tolist() == pytest.approx([-1, 1 / 3 - 1])
+    values = {name: found.measure(name) for name in ("grounding_error_rate", "auroc", "brier")}
+    assert [v[0] for v in values.values() if v is not None] == pytest.approx([0.25, 1.0, 0.1])
+    assert found.measure("truth_overlap") is None
+
+
+def test_a_mean_is_that_of_the_seeds_and_both_are_shown(sample: SampleExperiment) -> None:
+    results = write_learn_results(sample.folder)
+
+    arm = by_arm(results)["eag_rl"]
+    seeds = [unit["measures"]["auroc"]["value"] for unit in arm["units"]]
+    assert [unit["seed"] for unit in arm["units"]] == [17, 18]
+    assert arm["measures"]["auroc"]["value"] == pytest.approx(np.mean(seeds))
+    assert arm["units"][0]["tokens"] == {
+        "prompt": 5000,
+        "sampled": 2500,
+        "trained": 1500,
+        "learner": 7500,
+    }
+
+
+@pytest.mark.parametrize("state", ["training", "evaluating"])
+def test_an_unfinished_unit_enters_no_number(sample: SampleExperiment, state) -> None:
+    before = write_learn_results(sample.folder)
+    sample.config = sample.config.model_copy(
+        update={"learn": sample.config.learn.model_copy(update={"seeds": (17, 18, 19)})}
+    )
+    sample.write_unit("eag_rl", 19, state)
+
+    after = write_learn_results(sample.folder)
+
+    assert by_arm(after)["eag_rl"]["measures"] == by_arm(before)["eag_rl"]["measures"]
+    assert after["differences"] == before["differences"]
+    (unit,) = after["unfinished"]
+    assert (unit["arm"], unit["seed"], unit["state"]) == ("eag_rl", 19, "running")
+    assert (unit["steps"], unit["planned_steps"]) == (2 if state == "training" else 5, 5)
+
+
+def test_results_before_any_unit_say_what_is_missing(tmp_path: Path) -> None:
+    SampleExperiment(tmp_path).write_shared()
+
+    results = write_learn_results(tmp_path)
+
+    assert results["arms"] == []
+    assert {unit["state"] for unit in results["unfinished"]} == {"not begun"}
+    assert any("EAG-RL, seed 18 (not begun)" in line for line in learn_table(tmp_path))
+
+
+def test_equal_arms_differ_by_exactly_nothing(sample: SampleExperiment) -> None:
+    for seed in (17, 18):
+        sample.write_unit("stage1_grpo", seed, predictions=sample.predictions("eag_rl", seed))
+
+    results = write_learn_results(sample.folder)
+
+    rows = [row for row in results["differences"] if row["minus"] == "stage1_grpo"]
+    assert len(rows) == 5
+    assert {(row["difference"], row["low"], row["high"]) for row in rows} == {(0.0, 0.0, 0.0)}
+    assert {row["minimal_detectable"] for row in rows} == {None}
+
+
+def test_the_difference_of_two_arms_in_excess_is_that_in_attention_reward(
+    sample: SampleExperiment,
+) -> None:
+    results = write_learn_results(sample.folder)
+
+    arms = by_arm(results)
+    excess = [arms[name]["measures"]["reward_att_excess"]["value"] for name in ("eag_rl", "stage1")]
+    (row,) = (
+        row
+        for row in results["differences"]
+        if (row["minus"], row["measure"]) == ("stage1", "reward_att")
+    )
+    assert row["difference"] == pytest.approx(excess[0] - excess[1])
+    assert row["seeds"] == [17, 18]  # Stage-1 was asked once and stands against each
+
+
+def test_arms_are_paired_by_seed(sample: SampleExperiment) -> None:
+    sample.write_unit("stage1_dapo", 18)
+
+    results = write_learn_results(sample.folder)
+
+    assert {
+        tuple(row["seeds"]) for row in results["differences"] if row["minus"] == "stage1_dapo"
+    } == {(18,)}
+
+
+def test_the_order_of_patients_changes_nothing(sample: SampleExperiment) -> None:
+    before = write_learn_results(sample.folder)
+    for seed in (17, 18):
+        shuffled = sample.predictions("eag_rl", seed).sample(frac=1, random_state=3)
+        sample.write_unit("eag_rl", seed, predictions=shuffled)
+
+    after = write_learn_results(sample.folder)
+    assert by_arm(after)["eag_rl"]["measures"] == by_arm(before)["eag_rl"]["measures"]
+    assert after["differences"] == before["differences"]
+
+
+def test_a_ceiling_stands_beside_the_arms(sample: SampleExperiment) -> None:
+    results = write_learn_results(sample.folder)
+
+    rows = {row["name"]: row["measures"] for row in results["references"]}
+    assert rows["true_risk"]["auroc"]["value"] > 0.5
+    assert rows["expert_salience"]["truth_overlap"]["value"] == pytest.approx(3 / 7)
+    assert rows["constant_set"].keys() == {"reward_att", "truth_overlap"}
+    assert {"concare", "logistic_regression"} <= rows.keys()
+
+
+def test_a_cohort_without_truth_has_no_overlap_with_it(sample: SampleExperiment) -> None:
+    (sample.folder / "cohort" / "truth.parquet").unlink()
+
+    results = write_learn_results(sample.folder)
+
+    assert all(arm["measures"]["truth_overlap"] is None for arm in results["arms"])
+    assert "Overlap with truth" not in learn_markdown(sample.folder)
+
+
+def test_a_table_that_cannot_be_read_is_named_and_left_out(sample: SampleExperiment) -> None:
+    place = "arms/eag_rl/seed-18/evaluate/predictions.parquet"
+    (sample.folder / place).write_text("not a table")
+
+    results = write_learn_results(sample.folder)
+
+    assert by_arm(results)["eag_rl"]["num_seeds"] == 1
+    assert any(place in problem for problem in results["problems"])
+
+
+def test_one_class_has_no_ranking_and_the_file_is_strict_json(sample: SampleExperiment) -> None:
+    for arm in ("vanilla", "stage1", "stage1_grpo", "eag_rl"):
+        for seed in (17, 18) if arm in ("stage1_grpo", "eag_rl") else (17,):
+            table = sample.predictions(arm, seed).assign(label=0)
+            sample.write_unit(arm, seed, predictions=table)
+
+    write_learn_results(sample.folder)
+
+    text = (sample.folder / "learn" / "results.json").read_text()
+    results = json.loads(text, parse_constant=pytest.fail)
+    assert by_arm(results)["eag_rl"]["measures"]["auroc"] is None
+    assert by_arm(results)["eag_rl"]["measures"]["brier"] is not None
+
+
+def test_patients_that_a_unit_lacks_are_left_out_of_all(sample: SampleExperiment) -> None:
+    sample.write_unit("eag_rl", 18, predictions=sample.predictions("eag_rl", 18).iloc[3:])
+
+    results = write_learn_results(sample.folder)
+
+    assert results["num_patients_left_out"] == 3
+    assert {row["n"] for row in results["differences"]} == {len(sample.patients) - 3}
+
+
+def test_units_without_a_shared_patient_are_refused(sample: SampleExperiment) -> None:
+    table = sample.predictions("eag_rl", 18)
+    table["patient_id"] = [f"other-{patient}" for patient in table["patient_id"]]
+    sample.write_unit("eag_rl", 18, predictions=table)
+
+    with pytest.raises(DataError, match="share none of"):
+        write_learn_results(sample.folder)
+
+
+def test_the_tables_name_what_was_measured(sample: SampleExperiment) -> None:
+    sample.write_unit("stage1_grpo", 18, "training")
+    (sample.folder / "arms/stage1_grpo/seed-18/evaluate/stage.json").unlink()
+    write_learn_results(sample.folder)
+
+    markdown, table = learn_markdown(sample.folder), "\n".join(learn_table(sample.folder))
+
+    assert "SmolLM2-135M-Instruct, Q4_1 GGUF" in markdown
+    assert f"{len(sample.patients)} test patients" in markdown
+    assert "| EAG-RL | mean of 2 |" in markdown
+    assert "|  | 18 |" in markdown
+    assert "unfinished: Stage-1 + GRPO, seed 18 (grpo running, 2 of 5 steps)" in markdown
+    assert "EAG-RL - Stage-1 + GRPO" in table
+    assert "True risk" in table
+
+
+def test_results_that_were_never_written_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="eag-rl learn"):
+        read_learn_results(tmp_path)
+
+
+def test_arms_without_a_shared_seed_or_measure_are_not_compared() -> None:
+    resamples = Resamples.draw(2, 100, seed=0)
+    each = Answered(
+        labels=np.array([0, 1]),
+        probabilities=np.array([0.2, 0.7]),
+        resamples=resamples,
+        per_patient={},
+    )
+
+    assert difference_of("auroc", {17: each}, {18: each}) is None
+    assert difference_of("reward", {17: each}, {17: each}) is None
