@@ -98,6 +98,20 @@ def learn_table(run_dir: Path) -> list[str]:
 def learn_markdown(run_dir: Path) -> str:
     """The experiment as Markdown for the documents: facts, every seed, differences, ceilings."""
     results = read_learn_results(run_dir)
+    rows, references = arm_rows(results), reference_rows(results)
+    parts = ["\n".join(f"- {fact}" for fact in facts(results)), _markdown(rows, 2)]
+    if results["references"]:
+        parts.append(_markdown(references, 1))
+    if results["differences"]:
+        parts.append(_markdown([DIFFERENCE_COLUMNS, *difference_cells(results)], 2))
+    missing = [*unfinished_lines(results), *results["problems"]]
+    if missing:
+        parts.append("\n".join(f"- {line}" for line in missing))
+    return "\n\n".join(parts) + "\n"
+
+
+def arm_rows(results: Results) -> list[list[str]]:
+    """The table of all arms with its heading: means with intervals, below each its seeds."""
     measures = [name for name in MEASURES if _is_measured(results, name)]
     rows = [["Arm", "Seed", *(MEASURES[name] for name in measures), *EFFORT_COLUMNS]]
     for arm in results["arms"]:
@@ -109,24 +123,20 @@ def learn_markdown(run_dir: Path) -> str:
         for unit in [] if has_one else arm["units"]:
             cells = [value_text(as_object(unit["measures"][name]), name) for name in measures]
             rows.append(["", str(unit["seed"]), *cells, *effort_cells(unit)])
+    return rows
+
+
+def reference_rows(results: Results) -> list[list[str]]:
+    """What the arms are read against, with its heading."""
     references = results["references"]
-    known = [name for name in measures if any(name in row["measures"] for row in references)]
-    reference_rows = [
+    known = [name for name in MEASURES if any(name in row["measures"] for row in references)]
+    return [
         ["Read against", *(MEASURES[name] for name in known)],
         *(
             [row["label"], *(estimate_text(row["measures"].get(name), name) for name in known)]
             for row in references
         ),
     ]
-    parts = ["\n".join(f"- {fact}" for fact in facts(results)), _markdown(rows, 2)]
-    if results["references"]:
-        parts.append(_markdown(reference_rows, 1))
-    if results["differences"]:
-        parts.append(_markdown([DIFFERENCE_COLUMNS, *difference_cells(results)], 2))
-    missing = [*unfinished_lines(results), *results["problems"]]
-    if missing:
-        parts.append("\n".join(f"- {line}" for line in missing))
-    return "\n\n".join(parts) + "\n"
 
 
 def facts(results: Results) -> list[str]:

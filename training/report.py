@@ -43,16 +43,21 @@ def write_report(run_dir: Path) -> Path:
     cannot be read are named on the page.
     """
     records = read_run(run_dir)
-    page = _environment().get_template("report.html.j2").render(_context(records, run_dir))
-    path = run_dir / "report.html"
-    partial = path.with_name("report.html.partial")
+    page = page_environment().get_template("report.html.j2").render(_context(records, run_dir))
+    return write_page(run_dir / "report.html", page)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Writes a page so that a reader sees the old one or the whole new one; returns its path."""
+    partial = path.with_name(path.name + ".partial")
     # surrogates come out of JSON escapes and exist in no encoding
     partial.write_bytes(page.encode("utf-8", errors="replace"))
     os.replace(partial, path)
     return path
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Where pages' templates are found; whatever enters a page is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training"),
         autoescape=True,

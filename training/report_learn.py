@@ -1,0 +1,133 @@
+"""RUN/learn.html: one self-contained page about an experiment, whatever of it there is so far."""
+
+from pathlib import Path
+from typing import Any
+
+from training.learn_measures import DIFFERENCE_MEASURES, MEASURES
+from training.learn_results import (
+    DIFFERENCE_COLUMNS,
+    RESULTS_FILE,
+    Results,
+    arm_rows,
+    difference_cells,
+    facts,
+    read_learn_results,
+    reference_rows,
+    unfinished_lines,
+    write_learn_results,
+)
+from training.learn_rows import arm_label
+from training.learn_units import ExperimentRecords, UnitRecords, collect
+from training.report import page_environment, write_page
+from training.report_chart import present
+from training.report_figures import bar_figure
+from training.report_learn_figures import (
+    CURVES,
+    arm_colour,
+    curve_figure,
+    forest_figure,
+    measure_figure,
+)
+from training.report_text import MISSING, duration, shown
+from training.result_table import format_number
+
+DARK_COLOURS = {
+    "#1f2a37": "#e3e8ee",
+    "#5d6b7a": "#a4b0bd",
+    "#e4e9ef": "#2a323c",
+    "#e9edf1": "#2b3440",
+    "#1f5fa8": "#7d9dff",
+    "#5aa5d6": "#63cfdc",
+    "#1a7f6c": "#3fb79f",
+    "#40702f": "#79b662",
+    "#7a6fc4": "#a79df0",
+    "#b0578d": "#dd85ba",
+    "#a34d4d": "#dd8080",
+    "#8c6d5a": "#bf9a84",
+    "#b3372f": "#ea7d75",
+    "#fff": "#14191f",
+}
+"""Chart colours that are hard to see on a dark page, and what stands for them there."""
+
+
+def write_learn_page(run_dir: Path) -> Path:
+    """Writes `RUN/learn.html` from what the experiment has so far, and returns its path.
+
+    Reads `RUN/learn/results.json`, which it makes where there is none.
+
+    Raises:
+        RunFolderError: if the folder has no configuration of this release.
+    """
+    if not (run_dir / "learn" / RESULTS_FILE).is_file():
+        write_learn_results(run_dir)
+    results, records = read_learn_results(run_dir), collect(run_dir)
+    page = page_environment().get_template("learn.html.j2").render(_context(results, records))
+    return write_page(run_dir / "learn.html", page)
+
+
+def _context(results: Results, records: ExperimentRecords) -> dict[str, Any]:
+    colours = {arm["label"]: arm_colour(arm["arm"]) for arm in results["arms"]}
+    columns, *rows = arm_rows(results)
+    against_columns, *against = reference_rows(results)
+    return {
+        "name": shown(results["name"]),
+        "dark_colours": DARK_COLOURS,
+        "facts": facts(results),
+        "unfinished": unfinished_lines(results),
+        "problems": results["problems"],
+        "columns": columns,
+        "rows": [
+            {"cells": cells, "colour": colours.get(cells[0]), "is_seed": not cells[0]}
+            for cells in rows
+        ],
+        "against_columns": against_columns,
+        "against": against,
+        "measures": present([measure_figure(results, name) for name in MEASURES]),
+        "differences": present([forest_figure(results, name) for name in DIFFERENCE_MEASURES]),
+        "difference_columns": DIFFERENCE_COLUMNS,
+        "difference_rows": difference_cells(results),
+        "curves": present([curve_figure(records.units, key, title) for key, title in CURVES]),
+        "unit_columns": UNIT_COLUMNS,
+        "units": [_unit_cells(unit, results) for unit in records.units],
+        "time": present(
+            [
+                bar_figure(
+                    "Seconds a unit",
+                    [
+                        (f"{arm_label(unit.arm)}, seed {unit.seed}", sum(unit.seconds.values()))
+                        for unit in records.units
+                        if unit.seconds
+                    ],
+                )
+            ]
+        ),
+    }
+
+
+UNIT_COLUMNS = ("Unit", "State", "Steps", "Time", "Prompt tokens", "Sampled", "Trained", "Learner")
+"""Headings of the table of units; tokens are those of the training's steps."""
+
+
+def _unit_cells(unit: UnitRecords, results: Results) -> list[str]:
+    tokens = next(
+        (
+            row["tokens"]
+            for arm in results["arms"]
+            if arm["arm"] == unit.arm
+            for row in arm["units"]
+            if row["seed"] == unit.seed
+        ),
+        {},
+    )
+    state = "finished" if unit.is_finished else unit.state
+    planned = "" if unit.planned_steps is None else f" of {unit.planned_steps}"
+    return [
+        f"{arm_label(unit.arm)}, seed {unit.seed}",
+        state if unit.is_finished or unit.stage is None else f"{unit.stage} {state}",
+        f"{len(unit.steps)}{planned}" if unit.steps or planned else MISSING,
+        duration(sum(unit.seconds.values()) if unit.seconds else None),
+        *(
+            format_number(tokens.get(name), 0, MISSING)
+            for name in ("prompt", "sampled", "trained", "learner")
+        ),
+    ]
