@@ -55,6 +55,11 @@ class CohortSection(Section):
     """Share of the synthetic patients in the test split."""
     validation_fraction: float = Field(default=0.125, gt=0, lt=1)
     """Share of the patients that remain after the test split which go to validation."""
+    train_patients: int | None = Field(default=None, ge=4)
+    """Learn from so many training patients only, stratified on the outcome, validation in
+    proportion; a smaller choice is part of a larger one, test patients stay. null = all."""
+    train_patients_seed: int = Field(default=0, ge=0)
+    """Seeds which of them those are; `cohort.seed` seeds the splits."""
     stratified: bool | None = None
     """Stratify the test split on the outcome; null = the source's default (TJH: no, Table 3;
     PhysioNet 2012: yes)."""

@@ -18,6 +18,10 @@ QUANTILES = (0.05, 0.95)
 CLIP = 10.0
 """Largest scaled value: one slip (a white cell count of 1726) must not decide a prediction."""
 
+_NO_SCALE = 1e12
+"""Deviation of a column that is empty or constant in training: no model can have learnt from it, so
+that all its values become 0. A deviation of 1 would show other patients' values in raw units."""
+
 # An unknown sex lies between the two known ones.
 _SEX_CODES = {Sex.FEMALE: 0.0, Sex.MALE: 1.0, Sex.UNKNOWN: 0.5}
 
@@ -73,7 +77,7 @@ class ExpertScaler:
             std=std,
             median=median,
             age_mean=float(ages.mean()) if ages.size else 0.0,
-            age_std=_usable(float(ages.std())) if ages.size else 1.0,
+            age_std=_NO_SCALE if not ages.size or _is_constant(ages) else float(ages.std()),
         )
 
     def transform(self, case: PatientCase) -> ExpertInput:
@@ -175,15 +179,15 @@ def carry_forward(values: np.ndarray) -> np.ndarray:
 
 def _trimmed(column: np.ndarray) -> tuple[float, float, float]:
     known = column[~np.isnan(column)]
-    if not known.size:
-        return 0.0, 1.0, 0.0
+    if not known.size or _is_constant(known):
+        constant = float(known[0]) if known.size else 0.0
+        return constant, _NO_SCALE, constant
     low, high = np.quantile(known, QUANTILES)
     inside = known[(known >= low) & (known <= high)]
-    if not inside.size:
+    if not inside.size or _is_constant(inside):  # of three values one is inside
         inside = known
-    return float(inside.mean()), _usable(float(inside.std())), float(np.median(inside))
+    return float(inside.mean()), float(inside.std()), float(np.median(inside))
 
 
-def _usable(std: float) -> float:
-    # A constant column scales to zero instead of dividing by zero (or by rounding noise).
-    return std if std > 1e-8 else 1.0
+def _is_constant(values: np.ndarray) -> bool:
+    return float(np.ptp(values)) <= 1e-8  # means of equal values differ by rounding noise

@@ -88,6 +88,11 @@ def split_names(text: str) -> list[str]:
     return [part for part in parts if any(character.isalpha() for character in part)]
 
 
+def spelling(name: str) -> tuple[str, ...]:
+    """A name's words in one spelling: names that differ in case, plural or marks are equal."""
+    return _words(name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mention:
     """One place in a text that names a feature."""

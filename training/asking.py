@@ -10,7 +10,7 @@ import ray
 
 from actors.case_prompts import CasePrompt, PromptKind
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
-from ehr.cohort import PatientCase
+from ehr.cohort import Cohort, PatientCase
 from services.types import PolicyVersion
 from training.evaluation import Answers
 from training.session import Session
@@ -66,6 +66,13 @@ class Asker:
     def patients(self, patient_ids: list[str], tell: Callable[[int], None]) -> Answers:
         """Answers about patients of the cohort; `tell` hears how many there are."""
         return self._ask(self._session.case_prompts(patient_ids, self.kind), tell)
+
+    def patients_of(
+        self, cohort: Cohort, patient_ids: list[str], tell: Callable[[int], None]
+    ) -> Answers:
+        """Answers about patients of another cohort, shown in that cohort's own features."""
+        cases = {patient: cohort.cases[patient] for patient in patient_ids}
+        return self._ask(self._session.prompts_of(cases, self.kind, cohort), tell)
 
     def cases(self, cases: Mapping[str, PatientCase]) -> Answers:
         """Answers to changed records, asked for as those about the patients they came from."""

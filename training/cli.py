@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.interruption import raise_on_signals
@@ -47,12 +47,32 @@ example:
   eag-rl search configs/demo.yaml search.num_rollouts=4 --run-dir runs/search
 """
 
+LEARN = """\
+An experiment: the arms of learn.arms over the seeds of learn.seeds, all from one cohort,
+expert and Stage 1, asked about the same test patients.
+
+The unit of work is one arm with one seed. Each has a run folder of its own, RUN/arms/ARM/seed-N,
+which every other command reads. After every unit RUN/learn/results.json and the page
+RUN/learn.html are written again. The same command resumes after any stop and skips what is
+done; more seeds or arms are added by naming them.
+
+settings that decide what it costs (all of them: docs/configuration.md):
+  learn.arms=[stage1, stage1_grpo, eag_rl]
+  learn.seeds=[17, 18, 19]
+  grpo.steps=2, evaluate.num_patients=16
+  prompt.kind=short_answer  some 40 tokens an answer
+
+example:
+  eag-rl learn configs/planted_truth.yaml learn.seeds=[17] --run-dir runs/planted
+"""
+
 EPILOG = """\
 examples:
   eag-rl run configs/demo.yaml
   eag-rl run configs/tjh_cpu.yaml cohort.path=/data/tjh
   eag-rl run configs/demo.yaml configs/presets/dapo.yaml --run-dir runs/demo-dapo
   eag-rl search configs/demo.yaml search.num_rollouts=4
+  eag-rl learn configs/planted_truth.yaml
   eag-rl doctor
 
 A stage runs whatever it needs and lacks. The same command resumes an interrupted run; a second
@@ -85,6 +105,19 @@ def build_parser() -> argparse.ArgumentParser:
             choices=list(STAGES),
             help="replace this stage and all after it",
         )
+    learn = commands.add_parser(
+        "learn",
+        help="an experiment: arms over seeds from one shared Stage 1",
+        description=LEARN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_run_arguments(learn)
+    learn.add_argument(
+        "--redo",
+        metavar="STAGE",
+        choices=[name for name in STAGES if name != "report"],
+        help="make this stage again, and all after it: a shared one, or that of every unit",
+    )
     serve = commands.add_parser(
         "serve",
         help="keep the expert's HTTP endpoint up until Ctrl-C",
@@ -185,14 +218,24 @@ def _run(parsed: argparse.Namespace) -> int:
         )
     config = load_config(files, overrides)
     run_dir = Path(parsed.run_dir or Path("runs") / str(config.run.name))
-    _refuse_relative_paths_in_a_job(parsed.run_dir, config.cohort.path)
+    other = config.evaluate.other_cohort
+    paths = {
+        "cohort.path": config.cohort.path,
+        "evaluate.other_cohort.path": None if other is None else other.path,
+    }
+    _refuse_relative_paths_in_a_job(parsed.run_dir, paths)
 
     from services.environment import prepare_process
 
     prepare_process(config.run.verbose)  # Ray reads some of it when it is imported
     from training.main_job import run_stages, serve
 
-    if parsed.command == "serve":
+    if parsed.command == "learn":
+        from training.learn import learn
+
+        for line in learn(config, run_dir, redo=parsed.redo):
+            print(line)
+    elif parsed.command == "serve":
         serve(config, run_dir)
     else:
         target = None if parsed.command == "run" else parsed.command
@@ -211,7 +254,9 @@ def _export(run_dir: Path, every_trajectory: bool) -> int:
     return 0
 
 
-def _refuse_relative_paths_in_a_job(run_dir: str | None, cohort_path: str | None) -> None:
+def _refuse_relative_paths_in_a_job(
+    run_dir: str | None, cohort_paths: Mapping[str, str | None]
+) -> None:
     from ehr.errors import ConfigurationError
 
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
@@ -221,8 +266,9 @@ def _refuse_relative_paths_in_a_job(run_dir: str | None, cohort_path: str | None
     )
     if run_dir is None or not Path(run_dir).is_absolute():
         raise ConfigurationError(f"--run-dir is {run_dir!r}: {reason}")
-    if cohort_path is not None and not Path(cohort_path).is_absolute():
-        raise ConfigurationError(f"cohort.path is {cohort_path!r}: {reason}")
+    for name, path in cohort_paths.items():
+        if path is not None and not Path(path).is_absolute():
+            raise ConfigurationError(f"{name} is {path!r}: {reason}")
 
 
 if __name__ == "__main__":

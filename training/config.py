@@ -1,6 +1,6 @@
 """Configuration sections of the training stages, and the tree of all sections."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -204,6 +204,10 @@ class EvaluateSection(Section):
     ] = ("vanilla", "question_decomposition", "stage1", "stage2", "concare", "logistic_regression")
     """Rows; `stage2` appears under `grpo.method`'s name, `sft` trains an adapter of its own
     (`direct_sft`)."""
+    other_cohort: CohortSection | None = None
+    """Another cohort (settings as in the section `cohort`, of the same task) whose test patients
+    every row answers for as well: language models in that cohort's own schema, models of the record
+    through a map of features. null = none."""
     num_patients: int | None = Field(default=16, ge=4)
     """Test patients for the language model rows (balanced if `balance`); null = all."""
     balance: bool = False
@@ -261,9 +265,15 @@ class LearnSection(Section):
     arms with the same seed are compared in pairs. Arms without training of their own are asked
     once."""
 
+    train_patients: tuple[Annotated[int, Field(ge=4)] | None, ...] = ()
+    """Numbers of training patients (`cohort.train_patients`; null = all): an experiment of its own
+    for each, in RUN/train-N, and a curve over them beside regression, boosting and ConCare on the
+    same patients. Empty = one experiment, as the cohort says."""
+
     @model_validator(mode="after")
     def _unique(self) -> "LearnSection":
-        for name, values in (("arms", self.arms), ("seeds", self.seeds)):
+        named = {"arms": self.arms, "seeds": self.seeds, "train_patients": self.train_patients}
+        for name, values in named.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"learn.{name} must name each once, got {list(values)}")
         if not self.arms:
@@ -319,6 +329,16 @@ class RunConfig(Section):
             raise ValueError(
                 "prompt.kind is 'short_answer', which has no steps to search over; set "
                 "search.method=samples, or sft.enabled=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _same_task(self) -> "RunConfig":
+        other = self.evaluate.other_cohort
+        if other is not None and other.task is not self.cohort.task:
+            raise ValueError(
+                f"evaluate.other_cohort.task must be cohort.task, {str(self.cohort.task)!r}, got "
+                f"{str(other.task)!r}: models trained for one task are asked about it"
             )
         return self
 

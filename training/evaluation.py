@@ -29,6 +29,17 @@ from ehr.trajectory import (
 EXPERT_METHODS = ("concare", "logistic_regression", "gradient_boosting")
 """Rows of models that read the record itself; they need no language model."""
 
+RECORD_METHODS = (
+    *EXPERT_METHODS,
+    "logistic_regression_shared",
+    "gradient_boosting_shared",
+)
+"""With those that only another test cohort has (`ehr.transfer`)."""
+
+OTHER_COHORT_FILE = "other_cohort.json"
+"""In RUN/evaluate: result rows on `evaluate.other_cohort`, and the map that models of the record
+answered through."""
+
 PREDICTION_COLUMNS = (
     "method",
     "patient_id",
@@ -79,14 +90,17 @@ class AnswerReader:
 
     cohort: Cohort
     matcher: FeatureMatcher
-    salient: Mapping[str, frozenset[str]]
-    """C_exp of each test patient."""
+    salient: Mapping[str, frozenset[str]] | None
+    """C_exp of each test patient; None where no expert was trained on the cohort."""
+    trained_on: Cohort | None = None
+    """Whose training split gives the base rate; None = the cohort itself."""
 
     @property
     def base_rate(self) -> float:
         """Share of positives in the training split."""
-        train = self.cohort.splits["train"]
-        return sum(self.cohort.labels[patient] for patient in train) / len(train)
+        cohort = self.trained_on or self.cohort
+        train = cohort.splits["train"]
+        return sum(cohort.labels[patient] for patient in train) / len(train)
 
     def rows(self, method: str, answers: Answers) -> pd.DataFrame:
         """Prediction rows of one method; its probability is the mean over a patient's samples.
@@ -106,8 +120,8 @@ class AnswerReader:
                 (parsed, failed),
                 *(_read(answers.kind, *sample) for sample in answers.more.get(patient, ())),
             ]
-            salient = self.salient[patient]
-            names_features = answers.kind in NAMING_KINDS
+            salient = None if self.salient is None else self.salient[patient]
+            is_rewarded = salient is not None and answers.kind in NAMING_KINDS
             has_prose = answers.kind in _PROSE_KINDS
             grounding = checker.check(reasoning_of(text), answers.shown[patient])
             rows.append(
@@ -122,8 +136,8 @@ class AnswerReader:
                     "parse_failed": any(is_unreadable for _, is_unreadable in samples),
                     "text": text,
                     "features": sorted(names),
-                    "salient": sorted(salient),
-                    "reward_att": attention_reward(names, salient) if names_features else None,
+                    "salient": None if salient is None else sorted(salient),
+                    "reward_att": attention_reward(names, salient) if is_rewarded else None,
                     "num_claims": len(grounding.claims) if has_prose else None,
                     "wrong_claims": [
                         f"{checked.claim.text}: {checked.problem}" for checked in grounding.wrong
@@ -144,12 +158,19 @@ def _read(kind: str, text: str, truncated: bool) -> tuple[ParsedTrajectory, bool
 def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
     """Prediction rows of a model that reads the record, from the expert stage."""
     found = predictions[(predictions["method"] == method) & (predictions["split"] == "test")]
+    return record_rows(method, found["patient_id"], found["label"], found["probability"])
+
+
+def record_rows(
+    method: str, patient_ids: Sequence[str], labels: Sequence[int], risks: Sequence[float]
+) -> pd.DataFrame:
+    """Prediction rows of a model that reads the record: it writes no text and names no feature."""
     return pd.DataFrame(
         {
             "method": method,
-            "patient_id": found["patient_id"].astype(str),
-            "label": found["label"].astype(int),
-            "probability": found["probability"].astype(float),
+            "patient_id": pd.Series(patient_ids).astype(str),
+            "label": pd.Series(labels).astype(int),
+            "probability": pd.Series(risks).astype(float),
             "parse_failed": False,
             "text": None,
             "features": None,
@@ -206,7 +227,7 @@ def result_rows(
                 "reward_att_constant": excess.constant,
                 "reward_att_excess": excess.excess,
             }
-        if method in EXPERT_METHODS and asked and len(asked) < len(table):
+        if method in RECORD_METHODS and asked and len(asked) < len(table):
             same = table[table["patient_id"].isin(asked)]
             row["same_patients"] = performance(
                 same["label"].to_numpy(int),
@@ -284,7 +305,7 @@ def _grounding(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _asked_patients(predictions: pd.DataFrame) -> set[str]:
-    language_model = predictions[~predictions["method"].isin(EXPERT_METHODS)]
+    language_model = predictions[~predictions["method"].isin(RECORD_METHODS)]
     return set(language_model["patient_id"])
 
 

@@ -62,6 +62,8 @@ class Difference:
     high: float | None
     minimal_detectable: float | None
     """Smallest true difference that a two-sided 5 % test finds with 80 % power, 2.80 SE."""
+    by_seed: tuple[float | None, ...]
+    """The difference at each shared seed, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -251,13 +253,14 @@ def difference_of(
         first: units of the first arm by seed.
         second: units of the second arm by the same seeds; others are passed over.
     """
+    shared = sorted(first.keys() & second.keys())
     pairs = [
         (a, b)
-        for seed in sorted(first.keys() & second.keys())
+        for seed in shared
         if (a := first[seed].measure(name)) is not None
         and (b := second[seed].measure(name)) is not None
     ]
-    if not pairs:
+    if not pairs or len(pairs) < len(shared):
         return None
     resamples = next(iter(first.values())).resamples
     values = resamples.over_seeds([a - b for a, b in pairs])
@@ -267,6 +270,7 @@ def difference_of(
         low=found.low,
         high=found.high,
         minimal_detectable=_bootstrap(values).minimal_detectable(),
+        by_seed=tuple(estimate(a - b).value for a, b in pairs),
     )
 
 

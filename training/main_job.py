@@ -5,12 +5,8 @@
 import json
 import logging
 import random
-import shutil
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -22,18 +18,8 @@ from ehr.rewards import RewardContext, Salience
 from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
 from services.types import BASE_POLICY
-from training.asking import Asker, kept_or_made
 from training.config import RunConfig
-from training.evaluation import (
-    EXPERT_METHODS,
-    NAMING_KINDS,
-    AnswerReader,
-    concatenate,
-    difference_rows,
-    expert_rows,
-    result_rows,
-)
-from training.masking import faithfulness_summary, masked_rows
+from training.evaluation import OTHER_COHORT_FILE
 from training.progress import OnProgress, Reporter
 from training.result_table import result_table
 from training.run_folder import RunFolder, write_json
@@ -114,6 +100,11 @@ def _results(folder: RunFolder, config: RunConfig) -> list[str]:
     if folder.stage("evaluate").done:
         rows = json.loads((folder.path / "evaluate" / "results.json").read_text())
         lines.append(result_table(rows))
+        other = folder.path / "evaluate" / OTHER_COHORT_FILE
+        if other.exists():
+            found = json.loads(other.read_text())
+            lines.append(f"on {found['cohort']['name']}, another test cohort:")
+            lines.append(result_table(found["rows"]))
         num = config.evaluate.num_samples
         reading = "greedy" if num == 1 else f"mean of {num} samples"
         lines.append(f"answers in the {config.prompt.format} format, {reading}")
@@ -269,92 +260,9 @@ def shuffled(salience: dict[str, Salience], seed: int) -> dict[str, Salience]:
 
 def evaluate(session: Session, on_progress: OnProgress) -> None:
     """Asks every method about the test patients, then computes metrics."""
-    config = session.config
-    section = config.evaluate
-    folder = session.path("evaluate")
-    patients = choose_patients(
-        session.cohort, "test", section.num_patients, section.balance, section.seed
-    )
-    reader = AnswerReader(
-        cohort=session.cohort, matcher=session.matcher, salient=session.salient(patients)
-    )
-    stored = pd.read_parquet(session.path("expert") / "predictions.parquet")
-    tables: list[pd.DataFrame] = []
-    masked: list[pd.DataFrame] = []
-    asked = [method for method in section.methods if _is_available(method, config)]
-    for place, method in enumerate(asked):
-        name = config.grpo.method if method == "stage2" else method
+    from training.evaluate_stage import evaluate_methods
 
-        def tell(done: int, before: int = place * len(patients), text: str = name) -> None:
-            on_progress(before + done, len(asked) * len(patients), text)
-
-        tell(0)
-        if method in EXPERT_METHODS:
-            tables.append(expert_rows(method, stored))
-            continue
-        asker = Asker(session, method)
-        tables.append(
-            kept_or_made(
-                folder / "parts" / f"{name}.parquet",
-                partial(_answer_rows, reader, name, asker, patients, tell),
-            )
-        )
-        if section.faithfulness_patients and asker.kind in NAMING_KINDS:
-            masked.append(
-                kept_or_made(
-                    folder / "parts" / f"{name}.masked.parquet",
-                    partial(_masked_rows, session, reader, tables[-1], asker, patients),
-                )
-            )
-    predictions = concatenate(tables)
-    size, resamples, seed = (
-        config.expert.num_salient_features,
-        section.num_resamples,
-        section.seed,
-    )
-    faithfulness: dict[str, dict[str, Any]] = {}
-    if masked:
-        rows = concatenate(masked)
-        rows.to_parquet(folder / "faithfulness.parquet")
-        faithfulness = faithfulness_summary(rows, resamples, seed)
-    predictions.to_parquet(folder / "predictions.parquet")
-    write_json(
-        folder / "differences.json",
-        difference_rows(predictions, config.grpo.method, resamples, seed),
-    )
-    write_json(
-        folder / "results.json", result_rows(predictions, size, resamples, seed, faithfulness)
-    )
-    shutil.rmtree(folder / "parts", ignore_errors=True)
-
-
-def _answer_rows(
-    reader: AnswerReader,
-    name: str,
-    asker: Asker,
-    patients: list[str],
-    tell: Callable[[int], None],
-) -> pd.DataFrame:
-    return reader.rows(name, asker.patients(patients, tell))
-
-
-def _masked_rows(
-    session: Session,
-    reader: AnswerReader,
-    original: pd.DataFrame,
-    asker: Asker,
-    patients: list[str],
-) -> pd.DataFrame:
-    """The first patients again, without a feature that the answer names and without another."""
-    section = session.config.evaluate
-    first = patients[: section.faithfulness_patients]
-    prompts = session.case_prompts(first, asker.kind)
-    shown = {patient: prompt.case for patient, prompt in prompts.items()}
-    return masked_rows(reader, original, shown, asker.cases, section.seed)
-
-
-def _is_available(method: str, config: RunConfig) -> bool:
-    return {"stage1": config.sft.enabled, "stage2": config.grpo.enabled}.get(method, True)
+    evaluate_methods(session, on_progress)
 
 
 def report(session: Session, on_progress: OnProgress) -> None:

@@ -7,7 +7,7 @@ the search tree, named by its hash. Without scripts the page shows the same fact
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,20 @@ def write_report(run_dir: Path) -> Path:
     cannot be read are named on the page.
     """
     records = read_run(run_dir)
-    page = page_environment().get_template("report.html.j2").render(_context(records, run_dir))
-    return write_page(run_dir / "report.html", page)
+    return write_page(run_dir / "report.html", "report.html.j2", _context(records, run_dir))
 
 
-def write_page(path: Path, page: str) -> Path:
-    """Writes a page so that a reader sees the old one or the whole new one; returns its path."""
-    partial = path.with_name(path.name + ".partial")
+def write_page(path: Path, template: str, context: Mapping[str, Any]) -> Path:
+    """Writes a self-contained page from a template of this package, whole or not at all."""
+    page = _environment().get_template(template).render(context)
+    partial = path.with_name(f"{path.name}.partial")
     # surrogates come out of JSON escapes and exist in no encoding
     partial.write_bytes(page.encode("utf-8", errors="replace"))
     os.replace(partial, path)
     return path
 
 
-def page_environment() -> jinja2.Environment:
-    """Where pages' templates are found; whatever enters a page is escaped."""
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training"),
         autoescape=True,

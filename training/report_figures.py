@@ -79,7 +79,7 @@ def interval_figure(
     chart = Chart(
         label=f"{metric.upper()} of each method with its interval",
         x=Axis(low=0, high=1, ticks=UNIT_TICKS),
-        y=row_axis(labels),
+        y=categories(labels),
         height=26.0 * len(shown) + 40,
         left=max(text_width(label) for label in labels) + 14,
         bottom=26,
@@ -113,7 +113,7 @@ def difference_figure(rows: Sequence[Row], metric: str) -> Figure | None:
     chart = Chart(
         label=f"{metric.upper()} of {reference} minus each other method",
         x=Axis(low=-1, high=1, ticks=(-1, -0.5, 0, 0.5, 1)),
-        y=row_axis(labels),
+        y=categories(labels),
         height=26.0 * len(shown) + 40,
         left=max(text_width(label) for label in labels) + 14,
         bottom=26,
@@ -236,7 +236,7 @@ def base_rates(scores: Mapping[str, Scores]) -> dict[str, float]:
     return {method: float(of_method.labels.mean()) for method, of_method in scores.items()}
 
 
-def row_axis(labels: Sequence[str]) -> Axis:
+def categories(labels: Sequence[str]) -> Axis:
     """One row a label, downwards."""
     return Axis(
         low=len(labels) - 0.5,
@@ -267,7 +267,7 @@ def bar_figure(
         label=title,
         # a fifth more than the longest bar: room for its number
         x=Axis(low=0, high=1.2 * high, ticks=nice_ticks(0, high, 5)),
-        y=row_axis(labels),
+        y=categories(labels),
         height=26.0 * len(values) + 40,
         left=max(text_width(label) for label in labels) + 14,
         bottom=26,

@@ -1,25 +1,29 @@
 """RUN/learn.html: one self-contained page about an experiment, whatever of it there is so far."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from training.learn_measures import DIFFERENCE_MEASURES, MEASURES
 from training.learn_results import (
-    DIFFERENCE_COLUMNS,
     RESULTS_FILE,
     Results,
-    arm_rows,
-    difference_cells,
-    facts,
     read_learn_results,
-    reference_rows,
-    unfinished_lines,
     write_learn_results,
 )
 from training.learn_rows import arm_label
+from training.learn_table import (
+    DIFFERENCE_COLUMNS,
+    arm_rows,
+    difference_cells,
+    facts,
+    reference_rows,
+    unfinished_lines,
+)
 from training.learn_units import ExperimentRecords, UnitRecords, collect
-from training.report import page_environment, write_page
+from training.report import write_page
 from training.report_chart import present
+from training.report_data import RunReader, as_object
 from training.report_figures import bar_figure
 from training.report_learn_figures import (
     CURVES,
@@ -61,11 +65,13 @@ def write_learn_page(run_dir: Path) -> Path:
     if not (run_dir / "learn" / RESULTS_FILE).is_file():
         write_learn_results(run_dir)
     results, records = read_learn_results(run_dir), collect(run_dir)
-    page = page_environment().get_template("learn.html.j2").render(_context(results, records))
-    return write_page(run_dir / "learn.html", page)
+    estimate = RunReader(run_dir).json_object("learn/estimate.json") or {}
+    return write_page(run_dir / "learn.html", "learn.html.j2", _context(results, records, estimate))
 
 
-def _context(results: Results, records: ExperimentRecords) -> dict[str, Any]:
+def _context(
+    results: Results, records: ExperimentRecords, estimate: Mapping[str, Any]
+) -> dict[str, Any]:
     colours = {arm["label"]: arm_colour(arm["arm"]) for arm in results["arms"]}
     columns, *rows = arm_rows(results)
     against_columns, *against = reference_rows(results)
@@ -88,7 +94,7 @@ def _context(results: Results, records: ExperimentRecords) -> dict[str, Any]:
         "difference_rows": difference_cells(results),
         "curves": present([curve_figure(records.units, key, title) for key, title in CURVES]),
         "unit_columns": UNIT_COLUMNS,
-        "units": [_unit_cells(unit, results) for unit in records.units],
+        "units": [_unit_cells(unit, results, estimate) for unit in records.units],
         "time": present(
             [
                 bar_figure(
@@ -104,11 +110,22 @@ def _context(results: Results, records: ExperimentRecords) -> dict[str, Any]:
     }
 
 
-UNIT_COLUMNS = ("Unit", "State", "Steps", "Time", "Prompt tokens", "Sampled", "Trained", "Learner")
-"""Headings of the table of units; tokens are those of the training's steps."""
+UNIT_COLUMNS = (
+    "Unit",
+    "State",
+    "Steps",
+    "Time",
+    "Prompt tokens",
+    "Sampled",
+    "Trained",
+    "Learner",
+    "Estimated",
+)
+"""Headings of the table of units; tokens are those of the training's steps, the last the
+learner's as they were estimated before, an upper limit."""
 
 
-def _unit_cells(unit: UnitRecords, results: Results) -> list[str]:
+def _unit_cells(unit: UnitRecords, results: Results, estimate: Mapping[str, Any]) -> list[str]:
     tokens = next(
         (
             row["tokens"]
@@ -130,4 +147,5 @@ def _unit_cells(unit: UnitRecords, results: Results) -> list[str]:
             format_number(tokens.get(name), 0, MISSING)
             for name in ("prompt", "sampled", "trained", "learner")
         ),
+        format_number(as_object(estimate.get(unit.name)).get("learner_tokens"), 0, MISSING),
     ]

@@ -6,8 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from training.learn_measures import MEASURES
-from training.learn_results import Results, estimate_text, value_text
+from training.learn_results import Results
 from training.learn_rows import arm_label
+from training.learn_table import estimate_text, value_text
 from training.learn_units import UnitRecords
 from training.report_chart import (
     GREY,
@@ -21,7 +22,7 @@ from training.report_chart import (
     text_width,
 )
 from training.report_data import as_object
-from training.report_figures import UNDETECTABLE, method_colour, row_axis
+from training.report_figures import UNDETECTABLE, categories, method_colour
 from training.report_learning import curve_points
 from training.result_table import finite_number, format_number
 
@@ -131,7 +132,12 @@ def forest_figure(results: Results, name: str) -> Figure | None:
             f"patients, {len(row['seeds'])} seed(s), detectable from "
             f"{format_number(row['minimal_detectable'])}"
         )
-        _interval(chart, found, index, arm_colour(row["minus"]), tip)
+        colour = arm_colour(row["minus"])
+        _interval(chart, found, index - 0.12, colour, tip)
+        for seed, value in zip(row["seeds"], row["by_seed"], strict=True):
+            if value is not None and len(row["seeds"]) > 1:
+                text = f"minus {labels[index]}, seed {seed}: {value:+.3f}"
+                chart.dot(value, index + 0.22, colour, radius=3, is_hollow=True, tip=text)
     return Figure(title=title, svg=chart.render())
 
 
@@ -178,7 +184,7 @@ def _rows_chart(label: str, low: float, high: float, rows: Sequence[str]) -> Cha
     return Chart(
         label=label,
         x=Axis(low=low, high=high),
-        y=row_axis(names),
+        y=categories(names),
         height=_ROW_HEIGHT * len(names) + 40,
         left=max(text_width(name) for name in names) + 14,
         bottom=26,

@@ -31,7 +31,13 @@ EHR_MODEL_METHODS: dict[str, str] = {
 }
 """Rows of models trained on the record itself: what a hospital would use instead."""
 
-METHOD_LABELS: dict[str, str] = LANGUAGE_MODEL_METHODS | EHR_MODEL_METHODS
+TRANSFERRED_METHODS: dict[str, str] = {
+    "logistic_regression_shared": "Logistic regression, shared features",
+    "gradient_boosting_shared": "Gradient boosting, shared features",
+}
+"""Rows on another test cohort: trained on the features that both cohorts record."""
+
+METHOD_LABELS: dict[str, str] = LANGUAGE_MODEL_METHODS | EHR_MODEL_METHODS | TRANSFERRED_METHODS
 
 COLUMNS: tuple[str, ...] = (
     "Method",

@@ -184,10 +184,10 @@ class Session:
         )
 
     def prompts_of(
-        self, cases: Mapping[str, PatientCase], kind: PromptKind
+        self, cases: Mapping[str, PatientCase], kind: PromptKind, cohort: Cohort | None = None
     ) -> dict[str, CasePrompt]:
-        """The prompts of records, which may differ from the cohort's."""
-        context = PromptContext.of(self.cohort, self.config.prompt)
+        """The prompts of records, which may differ from the cohort's or be another cohort's."""
+        context = PromptContext.of(cohort or self.cohort, self.config.prompt)
         return {
             patient: case_prompt(case, kind, context, self.tokenizer, self.model.chat)
             for patient, case in cases.items()

@@ -112,6 +112,12 @@ class Pipeline:
         if "cohort" in stage.sections:
             for file in source_files(self.config.cohort):
                 settings[f"cohort data {file.name}"] = file_hash(file)[:16]
+        other = self.config.evaluate.other_cohort
+        if "evaluate" in stage.sections and other is not None:
+            described = other.model_dump(mode="json", exclude={"path"})
+            settings["evaluate.other_cohort"] = described
+            for file in source_files(other):
+                settings[f"other cohort data {file.name}"] = file_hash(file)[:16]
         if "model" in stage.sections:
             settings["model content"] = self._describe_model()
         inputs = {

@@ -1,4 +1,5 @@
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ehr.cohort import (
 )
 from ehr.config import Task
 from ehr.errors import DataError
+from ehr.few_patients import with_fewer_patients
 
 FEATURES = (
     Feature(name="patient_id", unit="\u00b5g/L", plausible=(0.1, 2.0), aliases=("a b", "c")),
@@ -135,3 +137,55 @@ def test_chosen_patients_are_unique_members_of_the_split(cohort, num, balance, s
     assert len(chosen) == len(set(chosen)) == min(num, len(cohort.splits["train"]))
     assert set(chosen) <= set(cohort.splits["train"])
     assert choose_patients(cohort, "train", num, balance, seed) == chosen
+
+
+@st.composite
+def split_cohorts(draw) -> Cohort:
+    """Two or more of each class to train on, at least one of each in the other splits."""
+    splits: dict[str, tuple[str, ...]] = {}
+    labels: dict[str, int] = {}
+    for split, least in (("train", 2), ("val", 1), ("test", 1)):
+        counts = [draw(st.integers(least, 30)) for _ in range(2)]
+        ids = [f"{split}{index:02d}" for index in range(sum(counts))]
+        outcomes = draw(st.permutations([0] * counts[0] + [1] * counts[1]))
+        labels |= dict(zip(ids, outcomes, strict=True))
+        splits[split] = tuple(ids)
+    case = PatientCase(
+        patient_id="",
+        sex=Sex.UNKNOWN,
+        age=None,
+        visit_labels=("1 h",),
+        visit_days=(0.0,),
+        values=np.zeros((1, len(FEATURES))),
+    )
+    return Cohort(
+        name="split",
+        task=Task.MORTALITY,
+        horizon_days=30,
+        features=FEATURES,
+        cases=dict.fromkeys(labels, case),
+        labels=labels,
+        splits=splits,
+        has_dates=False,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(cohort=split_cohorts(), sizes=st.lists(st.integers(4, 60), min_size=2), seed=st.integers(0))
+def test_fewer_training_patients_are_nested_and_hold_both_classes(cohort, sizes, seed):
+    train = cohort.splits["train"]
+    sizes = sorted(min(size, len(train)) for size in sizes)
+
+    chosen = [with_fewer_patients(cohort, size, seed) for size in sizes]
+
+    share = sum(cohort.labels[patient] for patient in train) / len(train)
+    for size, few in zip(sizes, chosen, strict=True):
+        positives = sum(few.labels[patient] for patient in few.splits["train"])
+        assert len(few.splits["train"]) == size
+        assert 2 <= positives <= size - 2
+        assert abs(positives - share * size) <= 2
+        assert sum(few.labels[patient] for patient in few.splits["val"]) > 0
+        assert few.splits["test"] == cohort.splits["test"]
+    for smaller, larger in pairwise(chosen):
+        for split in ("train", "val"):
+            assert set(smaller.splits[split]) <= set(larger.splits[split])

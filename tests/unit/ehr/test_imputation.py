@@ -124,6 +124,27 @@ def test_constant_and_empty_columns_scale_to_finite_values():
     np.testing.assert_array_equal(seen.values, np.zeros((2, 2)))
 
 
+def test_what_training_never_saw_vary_is_ignored_in_others():
+    cohort = make_cohort(
+        make_case("train", [[5.0, NAN], [5.0, NAN]], age=40.0),
+        make_case("other", [[250.0, 300.0]], age=90.0),
+    )
+
+    seen = ExpertScaler.fit(cohort, ["train"]).transform(cohort.cases["other"])
+
+    np.testing.assert_allclose(seen.values, 0.0, atol=1e-9)
+    assert seen.demographics[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_three_values_have_their_own_spread_although_two_are_trimmed():
+    cohort = make_cohort(make_case("p", [[10.0, NAN], [20.0, NAN], [60.0, NAN]]))
+
+    scaler = ExpertScaler.fit(cohort, ["p"])
+
+    assert scaler.mean[0] == 30.0
+    assert scaler.std[0] == pytest.approx(np.std([10.0, 20.0, 60.0]))
+
+
 def test_a_scaler_survives_json():
     restored = ExpertScaler.from_dict(json.loads(json.dumps(SCALER.to_dict())))
 

@@ -83,3 +83,13 @@ def test_a_short_answer_is_not_searched_by_a_tree():
         [CONFIGS / "demo.yaml"], ["prompt.kind=short_answer", "search.method=samples"]
     )
     assert found.search.method == "samples"
+
+
+def test_another_test_cohort_has_the_task_of_the_run():
+    other = ["evaluate.other_cohort.source=synthetic", "evaluate.other_cohort.task=readmission"]
+    with pytest.raises(ConfigurationError, match=r"other_cohort\.task must be cohort\.task"):
+        load_config([CONFIGS / "demo.yaml"], other)
+
+    found = load_config([CONFIGS / "demo.yaml"], [*other, "cohort.task=readmission"])
+    assert found.evaluate.other_cohort is not None
+    assert found.evaluate.other_cohort.source == "synthetic"

@@ -10,12 +10,14 @@ import pytest
 from actors.case_prompts import case_prompt
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
 from ehr.config import CohortSection
+from ehr.expert import save_ensembles
 from ehr.loaders import build_cohort
 from ehr.names import FeatureMatcher
 from ehr.prompts import PromptContext
 from services.types import BASE_POLICY
+from tests.expert_cohort import fit_in_process, tiny_section
 from tests.scripted import FRAME, CharTokenizer, ScriptedGenerator
-from training import main_job
+from training import evaluate_stage
 from training.asking import prompt_kind
 from training.config import RunConfig
 from training.evaluation import Answers
@@ -40,7 +42,7 @@ def writes(call):
 class FakeSession:
     """What the evaluate stage needs of a session, without Ray and a served model."""
 
-    def __init__(self, folder: Path, num_masked: int = 3) -> None:
+    def __init__(self, folder: Path, num_masked: int = 3, **evaluate: object) -> None:
         self.config = RunConfig.model_validate(
             {
                 "prompt": {"max_prompt_tokens": 9000},
@@ -51,6 +53,7 @@ class FakeSession:
                     "num_resamples": 100,
                     "max_depth": 1,
                     "faithfulness_patients": num_masked,
+                    **evaluate,
                 },
             }
         )
@@ -58,7 +61,7 @@ class FakeSession:
         self.matcher = FeatureMatcher(COHORT.features)
         self.folder = folder
         self.asked: list[tuple[str, str, tuple[str, ...]]] = []
-        (folder / "expert").mkdir(parents=True)
+        (folder / "expert").mkdir(parents=True, exist_ok=True)
         (folder / "evaluate").mkdir()
         test = list(COHORT.splits["test"])
         pd.DataFrame(
@@ -80,8 +83,8 @@ class FakeSession:
     def case_prompts(self, patients, kind):
         return self.prompts_of({patient: COHORT.cases[patient] for patient in patients}, kind)
 
-    def prompts_of(self, cases, kind):
-        context = PromptContext.of(COHORT, self.config.prompt)
+    def prompts_of(self, cases, kind, cohort=COHORT):
+        context = PromptContext.of(cohort, self.config.prompt)
         return {
             patient: case_prompt(case, kind, context, CharTokenizer(), FRAME)
             for patient, case in cases.items()
@@ -99,6 +102,10 @@ class FakeAsker:
 
     def patients(self, patients, tell):
         return self._ask("patients", self.session.case_prompts(patients, self.kind))
+
+    def patients_of(self, cohort, patients, tell):
+        cases = {patient: cohort.cases[patient] for patient in patients}
+        return self._ask("other cohort", self.session.prompts_of(cases, self.kind, cohort))
 
     def cases(self, cases):
         if FakeAsker.fails_on_masked:
@@ -126,12 +133,19 @@ class FakeAsker:
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(main_job, "Asker", FakeAsker)
+    monkeypatch.setattr(evaluate_stage, "Asker", FakeAsker)
     monkeypatch.setattr(FakeAsker, "fails_on_masked", False)
 
 
+@pytest.fixture
+def expert_folder(tmp_path):
+    section = tiny_section(epochs=1, num_ensembles=1, whole_members=1)
+    save_ensembles(fit_in_process(COHORT, section), tmp_path / "expert" / "checkpoint")
+    return tmp_path
+
+
 def evaluate(session):
-    main_job.evaluate(session, lambda done, total, text: None)
+    evaluate_stage.evaluate_methods(session, lambda done, total, text: None)
     rows = json.loads((session.path("evaluate") / "results.json").read_text())
     return {row["method"]: row for row in rows}
 
@@ -184,3 +198,73 @@ def test_an_interrupted_evaluation_asks_only_what_it_has_not_kept(tmp_path, monk
         ("stage2", "cases"),
     ]
     assert rows["question_decomposition"]["faithfulness"]["num_judged"] == 3
+
+
+OTHER = {"source": "synthetic", "num_patients": 80, "num_visits": 4, "seed": 5}
+"""Patients with the ids of the run's own."""
+
+
+def test_another_cohort_is_asked_about_by_language_models_and_models_of_the_record(expert_folder):
+    session = FakeSession(expert_folder, num_masked=0, other_cohort=OTHER)
+    other = build_cohort(CohortSection.model_validate(OTHER))
+
+    evaluate(session)
+
+    found = json.loads((session.path("evaluate") / "other_cohort.json").read_text())
+    rows = {row["method"]: row for row in found["rows"]}
+    asked = [ids for _, what, ids in session.asked if what == "other cohort"]
+    assert [method for method, what, _ in session.asked if what == "other cohort"] == [
+        "vanilla",
+        "question_decomposition",
+        "stage2",
+    ]
+    assert all(len(ids) == 6 and set(ids) <= set(other.splits["test"]) for ids in asked)
+    assert [*rows] == [
+        "vanilla",
+        "question_decomposition",
+        "eag_rl",
+        "concare",
+        "logistic_regression",
+        "logistic_regression_shared",
+        "gradient_boosting",
+        "gradient_boosting_shared",
+    ]
+    assert rows["eag_rl"]["n"] == 6
+    assert rows["eag_rl"]["reward_att"] is None
+    assert rows["concare"]["n"] == len(other.splits["test"])
+    assert rows["gradient_boosting_shared"]["same_patients"]["n"] == 6
+    assert len(found["map"]["pairs"]) == 17
+    assert found["map"]["missing"] == []
+    assert found["cohort"]["test_patients"] == len(other.splits["test"])
+
+
+def test_predictions_of_another_cohort_have_its_labels_and_no_salience(expert_folder):
+    session = FakeSession(expert_folder, num_masked=0, other_cohort=OTHER)
+    other = build_cohort(CohortSection.model_validate(OTHER))
+
+    evaluate(session)
+
+    folder = session.path("evaluate")
+    table = pd.read_parquet(folder / "other_cohort_predictions.parquet")
+    own = pd.read_parquet(folder / "predictions.parquet")
+    assert list(table.columns) == list(own.columns)
+    assert [other.labels[patient] for patient in table["patient_id"]] == table["label"].tolist()
+    assert table["salient"].dropna().empty
+    assert table["reward_att"].dropna().empty
+    assert set(own["patient_id"]) <= set(COHORT.splits["test"])
+
+
+def test_an_interrupted_evaluation_keeps_the_other_cohorts_answers(expert_folder, monkeypatch):
+    session = FakeSession(expert_folder, other_cohort=OTHER)
+    monkeypatch.setattr(FakeAsker, "fails_on_masked", True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(session)
+
+    monkeypatch.setattr(FakeAsker, "fails_on_masked", False)
+    session.asked.clear()
+    evaluate(session)
+
+    assert [method for method, what, _ in session.asked if what == "other cohort"] == [
+        "question_decomposition",
+        "stage2",
+    ]

@@ -12,12 +12,8 @@ from ehr.config import RewardSection
 from ehr.errors import DataError
 from tests.experiment_folder_sample import SampleExperiment
 from training.learn_measures import Answered, Resamples, answered, constant_set, difference_of
-from training.learn_results import (
-    learn_markdown,
-    learn_table,
-    read_learn_results,
-    write_learn_results,
-)
+from training.learn_results import read_learn_results, write_learn_results
+from training.learn_table import learn_markdown, learn_table
 
 
 @pytest.fixture
@@ -107,7 +103,7 @@ def test_results_before_any_unit_say_what_is_missing(tmp_path: Path) -> None:
 
     assert results["arms"] == []
     assert {unit["state"] for unit in results["unfinished"]} == {"not begun"}
-    assert any("EAG-RL, seed 18 (not begun)" in line for line in learn_table(tmp_path))
+    assert any("EAG-RL, seed 18 (not begun)" in line for line in learn_table(results))
 
 
 def test_equal_arms_differ_by_exactly_nothing(sample: SampleExperiment) -> None:
@@ -135,6 +131,7 @@ def test_the_difference_of_two_arms_in_excess_is_that_in_attention_reward(
         if (row["minus"], row["measure"]) == ("stage1", "reward_att")
     )
     assert row["difference"] == pytest.approx(excess[0] - excess[1])
+    assert np.mean(row["by_seed"]) == pytest.approx(row["difference"])
     assert row["seeds"] == [17, 18]  # Stage-1 was asked once and stands against each
 
 
@@ -175,7 +172,7 @@ def test_a_cohort_without_truth_has_no_overlap_with_it(sample: SampleExperiment)
     results = write_learn_results(sample.folder)
 
     assert all(arm["measures"]["truth_overlap"] is None for arm in results["arms"])
-    assert "Overlap with truth" not in learn_markdown(sample.folder)
+    assert "Overlap with truth" not in learn_markdown(results)
 
 
 def test_a_table_that_cannot_be_read_is_named_and_left_out(sample: SampleExperiment) -> None:
@@ -223,9 +220,9 @@ def test_units_without_a_shared_patient_are_refused(sample: SampleExperiment) ->
 def test_the_tables_name_what_was_measured(sample: SampleExperiment) -> None:
     sample.write_unit("stage1_grpo", 18, "training")
     (sample.folder / "arms/stage1_grpo/seed-18/evaluate/stage.json").unlink()
-    write_learn_results(sample.folder)
+    results = write_learn_results(sample.folder)
 
-    markdown, table = learn_markdown(sample.folder), "\n".join(learn_table(sample.folder))
+    markdown, table = learn_markdown(results), "\n".join(learn_table(results))
 
     assert "SmolLM2-135M-Instruct, Q4_1 GGUF" in markdown
     assert f"{len(sample.patients)} test patients" in markdown

@@ -1,5 +1,6 @@
 """The page of an experiment, while it runs and afterwards."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,9 @@ def page_of(folder: Path) -> Page:
 
 
 def test_the_page_has_the_table_the_figures_and_the_units(whole: SampleExperiment) -> None:
+    estimate = {"eag_rl/seed-17": {"learner_tokens": 123_456}}
+    (whole.folder / "learn" / "estimate.json").write_text(json.dumps(estimate))
+
     page = page_of(whole.folder)
 
     assert page.open == []
@@ -39,6 +43,7 @@ def test_the_page_has_the_table_the_figures_and_the_units(whole: SampleExperimen
         "AUROC: EAG-RL minus ...",
         "R_att above the best constant set",
         "True risk",
+        "123,456",
         "1 unit is not finished",
         "Stage-1 + GRPO, seed 18 (grpo running, 2 of 5 steps)",
     ):

@@ -226,3 +226,31 @@ def test_file_hash_sees_contents_and_names_but_not_the_place(tmp_path):
 
     assert same
     assert file_hash(tmp_path / "a") != file_hash(tmp_path / "b")
+
+
+def test_a_pipeline_of_some_stages_runs_those_and_is_keyed_by_the_others(work):
+    run(pipeline(work), target="first")
+    config = RunConfig()
+
+    def some():
+        console = Console(file=io.StringIO(), force_terminal=False)
+        return Pipeline(
+            work.stages(),
+            RunFolder(work.path),
+            config,
+            Reporter(console),
+            lambda: work.model,
+            only=("second",),
+        )
+
+    run(some())
+    assert work.calls == ["first", "second"]
+    assert some().check(None) == []
+
+    (work.path / "first" / "out.txt").write_text("another")
+    record = RunFolder(work.path).stage("first")
+    record.begin((record.read() or {})["key"])
+    record.finish(1.0, "another output")
+
+    with pytest.raises(RunFolderError, match="inputs"):
+        some().check(None)
