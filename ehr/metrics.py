@@ -175,7 +175,7 @@ def bootstrap(
     y, p = checked(labels, probabilities)
     resampled = _RESAMPLED[Metric(metric)]
     values = np.concatenate(
-        [resampled(y, p, weights) for weights in _weights(len(y), num_resamples, seed)]
+        [resampled(y, p, weights) for weights in draw_patients(len(y), num_resamples, seed)]
     )
     return _kept(values)
 
@@ -204,7 +204,7 @@ def bootstrap_mean(
     v = np.asarray(values, dtype=np.float64)
     if not len(v):
         raise DataError("A mean over patients needs at least one patient, got none.")
-    means = [weights @ v / len(v) for weights in _weights(len(v), num_resamples, seed)]
+    means = [weights @ v / len(v) for weights in draw_patients(len(v), num_resamples, seed)]
     return _kept(np.concatenate(means))
 
 
@@ -223,7 +223,7 @@ def paired_difference(
     values = np.concatenate(
         [
             resampled(y, p, weights) - resampled(y, q, weights)
-            for weights in _weights(len(y), num_resamples, seed)
+            for weights in draw_patients(len(y), num_resamples, seed)
         ]
     )
     kept = _kept(values)
@@ -323,10 +323,10 @@ def _logit(p: Float[np.ndarray, " patients"]) -> Float[np.ndarray, " patients"]:
     return logit(np.clip(p, _LOGIT_MARGIN, 1 - _LOGIT_MARGIN))
 
 
-def _weights(
+def draw_patients(
     num_patients: int, num_resamples: int, seed: int
 ) -> Iterator[Float[np.ndarray, "resamples patients"]]:
-    """Blocks of resamples as the number of times each patient was drawn."""
+    """Blocks of resamples as the number of times each patient was drawn, with replacement."""
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK_VALUES // num_patients)
     for start in range(0, num_resamples, block):
@@ -335,6 +335,24 @@ def _weights(
         drawn += num_patients * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * num_patients)
         yield counts.reshape(rows, num_patients).astype(np.float64)
+
+
+def metric_of_resamples(
+    labels: Labels,
+    probabilities: Probabilities,
+    metric: Metric | str,
+    weights: Float[np.ndarray, "resamples patients"],
+) -> Float[np.ndarray, " resamples"]:
+    """A metric on given resamples; NaN where a ranking metric meets one class only.
+
+    Args:
+        labels: 0 or 1.
+        probabilities: predicted probability of 1.
+        metric: which.
+        weights: times each patient was drawn; a row of ones is the metric itself.
+    """
+    y, p = checked(labels, probabilities)
+    return _RESAMPLED[Metric(metric)](y, p, weights)
 
 
 def _kept(values: Float[np.ndarray, " resamples"]) -> Bootstrap:

@@ -26,7 +26,7 @@ from training.learn_estimate import (
     seconds_left,
     unit_cost,
 )
-from training.learn_results import learn_results, write_learn_results
+from training.learn_results import read_learn_results, write_learn_results
 from training.learn_table import learn_table
 from training.main_job import STAGES, describe_model
 from training.progress import Reporter
@@ -141,7 +141,7 @@ class _Experiment:
     def lines(self) -> list[str]:
         """The table of all finished units, and where the page is."""
         run_dir = self._session.folder.path
-        return [*learn_table(learn_results(run_dir)), f"page: {run_dir / 'learn.html'}"]
+        return [*learn_table(read_learn_results(run_dir)), f"page: {run_dir / 'learn.html'}"]
 
     def _folder(self, unit: Unit) -> RunFolder:
         return RunFolder(self._session.folder.path / "arms" / unit.name)

@@ -3,126 +3,215 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.result_table import finite_number, format_number, method_label
+from training.learn_measures import MEASURES
+from training.learn_results import Results
+from training.report_data import as_object
+from training.result_table import finite_number, format_number, format_percentage
 
-Row = Mapping[str, Any]
+SHARES = ("grounding_error_rate", "parse_failure_rate")
+"""Measures that are shown as percentages."""
 
-MEASURE_LABELS: dict[str, str] = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "ece": "ECE",
-    "reward": "R",
-    "reward_cls": "R_cls",
-    "reward_att": "R_att",
-    "reward_att_excess": "Excess",
-    "true_overlap": "True overlap",
-    "parse_failure_rate": "Unreadable",
-}
-"""Columns, in order. ECE is before any recalibration; generated cohorts know the true overlap."""
-
-REFERENCE_LABELS: dict[str, str] = {
-    "true_risk": "True risk",
-    "constant_set": "Best constant set",
-    "expert_salience": "Expert's salience",
-}
+TERMINAL_MEASURES = (
+    "auroc",
+    "ece",
+    "reward",
+    "reward_att_excess",
+    "truth_overlap",
+    "parse_failure_rate",
+)
+"""What fits on a terminal; the page and the Markdown table have every measure."""
 
 
-def learn_table(results: Row) -> list[str]:
-    """Every seed of every arm, the means, and the differences, as plain lines."""
-    body = [row for part in table_parts(results) for row in part]
-    lines = _aligned([["Arm", "Seed", *MEASURE_LABELS.values()], *body])
-    lines += difference_lines(results)
-    return [*lines, *unfinished_lines(results)]
-
-
-def learn_markdown(results: Row) -> str:
-    """The same as Markdown: seeds, means with intervals, differences with intervals."""
-    model, patients = results["model"] or {}, results["patients"]
-    head = ["Arm", "Seed", *MEASURE_LABELS.values()]
-    body = [row for part in table_parts(results) for row in part]
-    rows = [head, ["---", "---", *["---:"] * len(MEASURE_LABELS)], *body]
-    about = (
-        f"{model.get('name', 'unknown model')} ({model.get('description', 'no description')}); "
-        f"{patients['n']} test patients, {patients['num_positives']} positive; brackets are 95 % "
-        "intervals over test patients and seeds."
+def learn_table(results: Results) -> list[str]:
+    """The lines of the experiment's table for the terminal: arms, differences, what is missing."""
+    measures = [name for name in TERMINAL_MEASURES if _is_measured(results, name)]
+    lines = _aligned(
+        [
+            ["Arm", "Seeds", *(MEASURES[name] for name in measures), "Minutes"],
+            *(
+                [
+                    arm["label"],
+                    seeds_text(arm),
+                    *(estimate_text(arm["measures"][name], name) for name in measures),
+                    _minutes(arm),
+                ]
+                for arm in results["arms"]
+            ),
+            *(
+                [
+                    row["label"],
+                    "",
+                    *(estimate_text(row["measures"].get(name), name) for name in measures),
+                    "",
+                ]
+                for row in results["references"]
+            ),
+        ]
     )
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    notes = [f"- {line}" for line in (*difference_lines(results), *unfinished_lines(results))]
-    return "\n\n".join([about, table, "\n".join(notes)]) + "\n"
+    if results["differences"]:
+        lines += ["", *_aligned([DIFFERENCE_COLUMNS, *difference_cells(results)])]
+    return [*lines, *unfinished_lines(results), *results["problems"]]
 
 
-def table_parts(results: Row) -> tuple[list[list[str]], ...]:
-    """Cells of the units' rows, of the arms' means, and of what they are read against."""
-    return _unit_cells(results), _mean_cells(results), _reference_cells(results)
+def learn_markdown(results: Results) -> str:
+    """The experiment as Markdown for the documents: facts, every seed, differences, ceilings."""
+    rows, references = arm_rows(results), reference_rows(results)
+    parts = ["\n".join(f"- {fact}" for fact in facts(results)), _markdown(rows, 2)]
+    if results["references"]:
+        parts.append(_markdown(references, 1))
+    if results["differences"]:
+        parts.append(_markdown([DIFFERENCE_COLUMNS, *difference_cells(results)], 2))
+    missing = [*unfinished_lines(results), *results["problems"]]
+    if missing:
+        parts.append("\n".join(f"- {line}" for line in missing))
+    return "\n\n".join(parts) + "\n"
 
 
-def difference_lines(results: Row) -> list[str]:
-    """A line a paired difference: point, interval, what could have been seen, each seed."""
+def arm_rows(results: Results) -> list[list[str]]:
+    """The table of all arms with its heading: means with intervals, below each its seeds."""
+    measures = [name for name in MEASURES if _is_measured(results, name)]
+    rows = [["Arm", "Seed", *(MEASURES[name] for name in measures), *EFFORT_COLUMNS]]
+    for arm in results["arms"]:
+        has_one = arm["num_planned_seeds"] == 1
+        cells = [estimate_text(arm["measures"][name], name) for name in measures]
+        effort = effort_cells(arm["units"][0]) if has_one else [_minutes(arm), "", ""]
+        seeds = str(arm["units"][0]["seed"]) if has_one else f"mean of {seeds_text(arm)}"
+        rows.append([arm["label"], seeds, *cells, *effort])
+        for unit in [] if has_one else arm["units"]:
+            cells = [value_text(as_object(unit["measures"][name]), name) for name in measures]
+            rows.append(["", str(unit["seed"]), *cells, *effort_cells(unit)])
+    return rows
+
+
+def reference_rows(results: Results) -> list[list[str]]:
+    """What the arms are read against, with its heading."""
+    references = results["references"]
+    known = [name for name in MEASURES if any(name in row["measures"] for row in references)]
+    return [
+        ["Read against", *(MEASURES[name] for name in known)],
+        *(
+            [row["label"], *(estimate_text(row["measures"].get(name), name) for name in known)]
+            for row in references
+        ),
+    ]
+
+
+def facts(results: Results) -> list[str]:
+    """What an experiment's numbers are about, a sentence each."""
+    patients = f"{results['num_patients']:,} test patients, {results['num_positives']:,} positive"
+    left_out = results["num_patients_left_out"]
+    samples = results["num_samples"]
+    return [
+        f"Model: {results['model']}.",
+        f"Cohort: {results['cohort']}, {results['task']}; {patients}"
+        + (f"; {left_out} that not every unit answered left out." if left_out else "."),
+        f"Prompt: {results['prompt']}, {results['format']} format; "
+        + ("greedy answers." if samples == 1 else f"the mean of {samples} sampled answers."),
+        f"R: {format_number(results['accuracy_weight'], 2)} R_cls + "
+        f"{format_number(1 - results['accuracy_weight'], 2)} R_att for every arm, whatever it was "
+        "trained on.",
+        f"Brackets: 95 % intervals over patients and seeds ({results['num_resamples']:,} "
+        "resamples), over patients only where an arm has one seed; a few seeds say little about "
+        "seeds. ECE before any recalibration.",
+    ]
+
+
+EFFORT_COLUMNS = ("Minutes", "Tokens sampled", "Clip by entropy")
+"""What a unit took; the last is the share of trained tokens where the adaptive bound decided."""
+
+
+def effort_cells(unit: Mapping[str, Any]) -> list[str]:
+    """One unit's cells in the order of `EFFORT_COLUMNS`."""
+    return [
+        _minutes(unit),
+        format_number(unit["tokens"]["sampled"], 0),
+        format_percentage(unit["step_means"]["clip/adaptive_share"]),
+    ]
+
+
+def _minutes(row: Mapping[str, Any]) -> str:
+    return format_number(row["seconds"] / 60, 1)
+
+
+DIFFERENCE_COLUMNS = ["Difference", "Measure", "Value [95 %]", "Detectable", "Seeds", "n"]
+"""`Detectable`: smallest true difference that such a comparison finds with 80 % power (5 %)."""
+
+
+def difference_cells(results: Results) -> list[list[str]]:
+    """The paired differences in the order of `DIFFERENCE_COLUMNS`."""
+    labels = {arm["arm"]: arm["label"] for arm in results["arms"]}
+    return [
+        [
+            f"{labels[row['arm']]} - {labels[row['minus']]}",
+            MEASURES[row["measure"]],
+            estimate_text({**row, "value": row["difference"]}, row["measure"], is_signed=True),
+            format_number(row["minimal_detectable"]),
+            str(len(row["seeds"])),
+            str(row["n"]),
+        ]
+        for row in results["differences"]
+    ]
+
+
+def unfinished_lines(results: Results) -> list[str]:
+    """A sentence for each unit that is not finished and enters no number."""
     lines = []
-    for row in results["differences"]:
-        seeds = ", ".join(_signed(value) for value in row["by_seed"])
-        lines.append(
-            f"{arm_label(row['arm'])} minus {arm_label(row['minus'])}, "
-            f"{MEASURE_LABELS[row['measure']]}: {_signed(row['difference'])} "
-            f"[{_signed(row['low'])}, {_signed(row['high'])}]"
-            f", detectable {format_number(row['minimal_detectable'])}; by seed {seeds}"
-        )
+    for unit in results["unfinished"]:
+        planned = finite_number(unit["planned_steps"])
+        steps = f"{unit['steps']} of {planned:.0f} steps" if planned else f"{unit['steps']} steps"
+        at = unit["state"] if unit["stage"] is None else f"{unit['stage']} {unit['state']}, {steps}"
+        lines.append(f"unfinished: {unit['label']}, seed {unit['seed']} ({at})")
     return lines
 
 
-def unfinished_lines(results: Row) -> list[str]:
-    """Units that are in no figure, and how far they are."""
-    return [
-        f"unfinished, in no figure: {arm_label(unit['arm'])} seed {unit['seed']} "
-        f"({unit['steps']} steps committed)"
-        for unit in results["unfinished"]
-    ]
+def seeds_text(arm: Mapping[str, Any]) -> str:
+    """How many of an arm's seeds are finished."""
+    done, planned = arm["num_seeds"], arm["num_planned_seeds"]
+    return str(done) if done == planned else f"{done} of {planned}"
 
 
-def arm_label(arm: object) -> str:
-    """An arm as tables name it."""
-    return "Untrained" if arm == "untrained" else method_label(arm)
+def value_text(found: Mapping[str, Any], measure: str, *, is_signed: bool = False) -> str:
+    """A value without its interval."""
+    value = finite_number(found.get("value"))
+    if measure in SHARES:
+        return format_percentage(value)
+    if is_signed and value is not None:
+        return f"{value:+.3f}"
+    return format_number(value)
 
 
-def _unit_cells(results: Row) -> list[list[str]]:
-    return [[arm_label(unit["arm"]), str(unit["seed"]), *_cells(unit)] for unit in results["units"]]
+def estimate_text(found: object, measure: str, *, is_signed: bool = False) -> str:
+    """A value with its interval: `0.712 [0.511, 0.893]`."""
+    row = as_object(found)
+    low, high = finite_number(row.get("low")), finite_number(row.get("high"))
+    text = value_text(row, measure, is_signed=is_signed)
+    if low is None or high is None:
+        return text
+    if measure in SHARES:
+        return f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{text} [{low:+.3f}, {high:+.3f}]" if is_signed else f"{text} [{low:.3f}, {high:.3f}]"
 
 
-def _mean_cells(results: Row) -> list[list[str]]:
-    return [
-        [f"{arm_label(row['arm'])}, mean of {len(row['seeds'])}", "", *_cells(row)]
-        for row in results["arms"]
-    ]
+def _is_measured(results: Results, name: str) -> bool:
+    """Whether any arm has the measure."""
+    return any(arm["measures"][name] is not None for arm in results["arms"])
 
 
-def _reference_cells(results: Row) -> list[list[str]]:
-    return [
-        [REFERENCE_LABELS.get(row["name"], method_label(row["name"])), "", *_cells(row)]
-        for row in results["references"]
-    ]
-
-
-def _signed(value: object) -> str:
-    number = finite_number(value)
-    return "-" if number is None else f"{number:+.3f}"
-
-
-def _cells(row: Row) -> list[str]:
-    cells = []
-    for name in MEASURE_LABELS:
-        text = format_number(row.get(name))
-        low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-        bounds = f" [{format_number(low)}, {format_number(high)}]" if low is not None else ""
-        cells.append(text + bounds)
-    return cells
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as text in columns, the first to the left, a rule below the headings."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    text = [
         "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for line in lines
     ]
+    return [text[0], "  ".join("-" * width for width in widths), *text[1:]]
+
+
+def _markdown(lines: Sequence[Sequence[str]], num_left: int) -> str:
+    """Lines of cells as a Markdown table whose first columns are aligned to the left."""
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    rule = [*("---" for _ in range(num_left)), *("---:" for _ in lines[0][num_left:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [escaped[0], rule, *escaped[1:]])

@@ -1,169 +1,251 @@
+"""The results of an experiment, from folders as `eag-rl learn` leaves them."""
+
 import json
 import math
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from tests.learn_sample import answers, begin_unit, make_experiment, make_unit, with_failures
-from training.learn_results import MEASURES, PAIRED, learn_results, write_learn_results
+from ehr.config import RewardSection
+from ehr.errors import DataError
+from tests.experiment_folder_sample import SampleExperiment
+from training.learn_measures import Answered, Resamples, answered, constant_set, difference_of
+from training.learn_results import read_learn_results, write_learn_results
 from training.learn_table import learn_markdown, learn_table
-from training.report_learn import write_learn_page
-
-SKILLS = {"stage1": 0.2, "stage1_grpo": 0.3, "eag_rl": 0.9}
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_experiment(tmp_path_factory.mktemp("experiment"), SKILLS, (1, 2))
+@pytest.fixture
+def sample(tmp_path: Path) -> SampleExperiment:
+    experiment = SampleExperiment(tmp_path)
+    experiment.write_shared()
+    experiment.write_unit("vanilla", 17)
+    experiment.write_unit("stage1", 17)
+    for seed in (17, 18):
+        experiment.write_unit("stage1_grpo", seed)
+        experiment.write_unit("eag_rl", seed)
+    return experiment
 
 
-@pytest.fixture(scope="module")
-def results(experiment: Path) -> dict:
-    return write_learn_results(experiment)
+def by_arm(results: dict) -> dict:
+    return {arm["arm"]: arm for arm in results["arms"]}
 
 
-def of(rows: list[dict], **wanted: object) -> dict:
-    (found,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-    return found
+def test_every_measure_of_an_answer_is_what_it_is_by_hand() -> None:
+    predictions = pd.DataFrame(
+        {
+            "patient_id": ["b", "a"],
+            "label": [1, 0],
+            "probability": [0.8, 0.4],
+            "parse_failed": [False, True],
+            "features": [["pH", "Glucose"], []],
+            "salient": [["pH", "Weight"], ["pH", "Weight"]],
+            "reward_att": [1 / 3, 0.0],
+            "num_claims": [4, 0],
+            "wrong_claims": [["pH 9.1: not in the record"], []],
+        }
+    )
+    section = RewardSection(accuracy_weight=0.6, decision_threshold=0.5, margin_bonus=1.0)
+    resamples = Resamples.draw(2, 100, seed=0)
+    constant = constant_set([{"pH", "Weight"}, {"pH", "Weight"}], 5)
+
+    found = answered(predictions, ["a", "b"], section, resamples, constant)
+
+    readable = math.log(0.8) + 0.3
+    floor = math.log(0.01)
+    assert found.per_patient["reward_cls"].tolist() == pytest.approx([floor, readable])
+    assert found.per_patient["reward"].tolist() == pytest.approx(
+        [0.6 * floor, 0.6 * readable + 0.4 / 3]
+    )
+    assert found.per_patient["reward_att_excess"].tolist() == pytest.approx([-1, 1 / 3 - 1])
+    values = {name: found.measure(name) for name in ("grounding_error_rate", "auroc", "brier")}
+    assert [v[0] for v in values.values() if v is not None] == pytest.approx([0.25, 1.0, 0.1])
+    assert found.measure("truth_overlap") is None
 
 
-def test_every_unit_has_its_measures_and_every_arm_their_means(results: dict) -> None:
-    assert [(unit["arm"], unit["seed"]) for unit in results["units"]] == [
-        (arm, seed) for arm in SKILLS for seed in (1, 2)
-    ]
-    for row in results["arms"]:
-        units = [unit for unit in results["units"] if unit["arm"] == row["arm"]]
-        for name in MEASURES:
-            assert row[name] == pytest.approx(sum(unit[name] for unit in units) / 2)
-        for name in PAIRED:
-            assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
-    assert of(results["units"], arm="eag_rl", seed=1)["seconds"] == 80.0
-    assert of(results["units"], arm="eag_rl", seed=1)["learner_tokens"] == 3000.0
+def test_a_mean_is_that_of_the_seeds_and_both_are_shown(sample: SampleExperiment) -> None:
+    results = write_learn_results(sample.folder)
+
+    arm = by_arm(results)["eag_rl"]
+    seeds = [unit["measures"]["auroc"]["value"] for unit in arm["units"]]
+    assert [unit["seed"] for unit in arm["units"]] == [17, 18]
+    assert arm["measures"]["auroc"]["value"] == pytest.approx(np.mean(seeds))
+    assert arm["units"][0]["tokens"] == {
+        "prompt": 5000,
+        "sampled": 2500,
+        "trained": 1500,
+        "learner": 7500,
+    }
 
 
-def test_the_better_arm_wins_with_an_interval_clear_of_zero(results: dict) -> None:
-    row = of(results["differences"], minus="stage1_grpo", measure="true_overlap")
+@pytest.mark.parametrize("state", ["training", "evaluating"])
+def test_an_unfinished_unit_enters_no_number(sample: SampleExperiment, state) -> None:
+    before = write_learn_results(sample.folder)
+    sample.config = sample.config.model_copy(
+        update={"learn": sample.config.learn.model_copy(update={"seeds": (17, 18, 19)})}
+    )
+    sample.write_unit("eag_rl", 19, state)
 
-    assert row["low"] > 0
-    assert row["low"] <= row["difference"] <= row["high"]
-    assert row["seeds"] == [1, 2]
-    assert row["difference"] == pytest.approx(sum(row["by_seed"]) / 2)
+    after = write_learn_results(sample.folder)
 
-
-def test_what_is_known_of_the_cohort_stands_beside_the_arms(results: dict) -> None:
-    truth = of(results["references"], name="true_risk")
-    expert = of(results["references"], name="expert_salience")
-    constant = of(results["references"], name="constant_set")
-
-    assert truth["auroc"] == of(results["references"], name="concare")["auroc"]
-    assert expert["true_overlap"] == 1.0
-    assert 0 < constant["true_overlap"] < 1
+    assert by_arm(after)["eag_rl"]["measures"] == by_arm(before)["eag_rl"]["measures"]
+    assert after["differences"] == before["differences"]
+    (unit,) = after["unfinished"]
+    assert (unit["arm"], unit["seed"], unit["state"]) == ("eag_rl", 19, "running")
+    assert (unit["steps"], unit["planned_steps"]) == (2 if state == "training" else 5, 5)
 
 
-def test_equal_arms_differ_by_nothing_and_nothing_could_be_detected(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path, {}, ())
-    for arm in ("stage1_grpo", "eag_rl"):
-        for seed in (1, 2, 3):
-            make_unit(folder, arm, seed, answers("same", 0.5, seed))
+def test_results_before_any_unit_say_what_is_missing(tmp_path: Path) -> None:
+    SampleExperiment(tmp_path).write_shared()
 
-    for row in learn_results(folder)["differences"]:
-        assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
-        assert row["minimal_detectable"] is None
+    results = write_learn_results(tmp_path)
 
-
-def test_seeds_widen_an_interval_by_what_they_differ(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path, {}, ())
-    for seed, skill in ((1, 0.0), (2, 0.9)):
-        make_unit(folder, "eag_rl", seed, answers("eag_rl", skill, 5))
-        make_unit(folder, "stage1_grpo", seed, answers("eag_rl", 0.45, 5))
-    found = {row["arm"]: row for row in learn_results(folder)["arms"]}
-
-    widths = {arm: row["true_overlap_high"] - row["true_overlap_low"] for arm, row in found.items()}
-    assert widths["eag_rl"] > 1.5 * widths["stage1_grpo"]
+    assert results["arms"] == []
+    assert {unit["state"] for unit in results["unfinished"]} == {"not begun"}
+    assert any("EAG-RL, seed 18 (not begun)" in line for line in learn_table(results))
 
 
-def test_an_arm_that_is_asked_once_is_compared_with_every_seed(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path, {"eag_rl": 0.8}, (1, 2, 3))
-    make_unit(folder, "stage1", 1, answers("stage1", 0.3, 1))
+def test_equal_arms_differ_by_exactly_nothing(sample: SampleExperiment) -> None:
+    for seed in (17, 18):
+        sample.write_unit("stage1_grpo", seed, predictions=sample.predictions("eag_rl", seed))
 
-    row = of(learn_results(folder)["differences"], minus="stage1", measure="auroc")
+    results = write_learn_results(sample.folder)
 
-    assert row["seeds"] == [1, 2, 3]
-
-
-def test_only_seeds_that_both_arms_have_are_compared(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path, {"eag_rl": 0.8}, (1, 2, 3))
-    make_unit(folder, "stage1_grpo", 2, answers("stage1_grpo", 0.3, 2))
-
-    row = of(learn_results(folder)["differences"], minus="stage1_grpo", measure="reward")
-
-    assert row["seeds"] == [2]
+    rows = [row for row in results["differences"] if row["minus"] == "stage1_grpo"]
+    assert len(rows) == 5
+    assert {(row["difference"], row["low"], row["high"]) for row in rows} == {(0.0, 0.0, 0.0)}
+    assert {row["minimal_detectable"] for row in rows} == {None}
 
 
-def test_an_unfinished_unit_is_named_and_enters_no_figure(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path, {"eag_rl": 0.8}, (1,))
-    before = learn_results(folder)
-    begin_unit(folder, "eag_rl", 2, steps=4)
-
-    after = learn_results(folder)
-
-    assert after["unfinished"] == [{"arm": "eag_rl", "seed": 2, "steps": 4}]
-    assert after | {"unfinished": []} == before
-    assert "eag_rl" not in learn_table(after)[-1]
-    assert "EAG-RL seed 2 (4 steps committed)" in learn_table(after)[-1]
-
-
-def test_an_unreadable_answer_has_the_floor(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path, {}, ())
-    table = answers("eag_rl", 0.5, 1)
-    make_unit(folder, "eag_rl", 1, with_failures(table, len(table)))
-
-    (unit,) = learn_results(folder)["units"]
-
-    assert unit["reward_cls"] == pytest.approx(math.log(0.01))
-    assert unit["reward"] == pytest.approx(0.6 * math.log(0.01))
-    assert unit["parse_failure_rate"] == 1.0
-
-
-def test_answers_without_features_have_no_attention_reward(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path, {}, ())
-    table = answers("vanilla", 0.5, 1)
-    table["reward_att"] = None
-    make_unit(folder, "vanilla", 1, table)
-
-    (unit,) = learn_results(folder)["units"]
-
-    assert (unit["reward"], unit["reward_att_excess"], unit["true_overlap"]) == (None, None, None)
-    assert unit["auroc"] is not None
-    assert json.loads(json.dumps(unit, allow_nan=False)) == unit
-
-
-def test_an_experiment_without_any_unit_has_tables_and_a_page(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path, {}, ())
-    found = write_learn_results(folder)
-
-    assert found["units"] == []
-    assert "No unit is finished yet" in write_learn_page(folder).read_text()
-    assert learn_table(found)
-
-
-def test_tables_have_every_seed_and_interval(results: dict) -> None:
-    markdown = learn_markdown(results)
-
-    assert markdown.count("| EAG-RL | ") == 2
-    assert "EAG-RL, mean of 2" in markdown
-    assert "tiny (made up)" in markdown
-    assert "EAG-RL minus Stage-1 + GRPO, R_att: +" in markdown
-    assert "nan" not in markdown.lower()
-
-
-def test_the_page_shows_arms_differences_and_curves_and_loads_nothing(
-    experiment: Path, results: dict
+def test_the_difference_of_two_arms_in_excess_is_that_in_attention_reward(
+    sample: SampleExperiment,
 ) -> None:
-    page = write_learn_page(experiment).read_text()
+    results = write_learn_results(sample.folder)
 
-    assert "Mean reward of the rollouts" in page
-    assert "EAG-RL minus the others" in page
-    assert page.count("<svg") >= 6
-    assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "<script" not in page
+    arms = by_arm(results)
+    excess = [arms[name]["measures"]["reward_att_excess"]["value"] for name in ("eag_rl", "stage1")]
+    (row,) = (
+        row
+        for row in results["differences"]
+        if (row["minus"], row["measure"]) == ("stage1", "reward_att")
+    )
+    assert row["difference"] == pytest.approx(excess[0] - excess[1])
+    assert np.mean(row["by_seed"]) == pytest.approx(row["difference"])
+    assert row["seeds"] == [17, 18]  # Stage-1 was asked once and stands against each
+
+
+def test_arms_are_paired_by_seed(sample: SampleExperiment) -> None:
+    sample.write_unit("stage1_dapo", 18)
+
+    results = write_learn_results(sample.folder)
+
+    assert {
+        tuple(row["seeds"]) for row in results["differences"] if row["minus"] == "stage1_dapo"
+    } == {(18,)}
+
+
+def test_the_order_of_patients_changes_nothing(sample: SampleExperiment) -> None:
+    before = write_learn_results(sample.folder)
+    for seed in (17, 18):
+        shuffled = sample.predictions("eag_rl", seed).sample(frac=1, random_state=3)
+        sample.write_unit("eag_rl", seed, predictions=shuffled)
+
+    after = write_learn_results(sample.folder)
+    assert by_arm(after)["eag_rl"]["measures"] == by_arm(before)["eag_rl"]["measures"]
+    assert after["differences"] == before["differences"]
+
+
+def test_a_ceiling_stands_beside_the_arms(sample: SampleExperiment) -> None:
+    results = write_learn_results(sample.folder)
+
+    rows = {row["name"]: row["measures"] for row in results["references"]}
+    assert rows["true_risk"]["auroc"]["value"] > 0.5
+    assert rows["expert_salience"]["truth_overlap"]["value"] == pytest.approx(3 / 7)
+    assert rows["constant_set"].keys() == {"reward_att", "truth_overlap"}
+    assert {"concare", "logistic_regression"} <= rows.keys()
+
+
+def test_a_cohort_without_truth_has_no_overlap_with_it(sample: SampleExperiment) -> None:
+    (sample.folder / "cohort" / "truth.parquet").unlink()
+
+    results = write_learn_results(sample.folder)
+
+    assert all(arm["measures"]["truth_overlap"] is None for arm in results["arms"])
+    assert "Overlap with truth" not in learn_markdown(results)
+
+
+def test_a_table_that_cannot_be_read_is_named_and_left_out(sample: SampleExperiment) -> None:
+    place = "arms/eag_rl/seed-18/evaluate/predictions.parquet"
+    (sample.folder / place).write_text("not a table")
+
+    results = write_learn_results(sample.folder)
+
+    assert by_arm(results)["eag_rl"]["num_seeds"] == 1
+    assert any(place in problem for problem in results["problems"])
+
+
+def test_one_class_has_no_ranking_and_the_file_is_strict_json(sample: SampleExperiment) -> None:
+    for arm in ("vanilla", "stage1", "stage1_grpo", "eag_rl"):
+        for seed in (17, 18) if arm in ("stage1_grpo", "eag_rl") else (17,):
+            table = sample.predictions(arm, seed).assign(label=0)
+            sample.write_unit(arm, seed, predictions=table)
+
+    write_learn_results(sample.folder)
+
+    text = (sample.folder / "learn" / "results.json").read_text()
+    results = json.loads(text, parse_constant=pytest.fail)
+    assert by_arm(results)["eag_rl"]["measures"]["auroc"] is None
+    assert by_arm(results)["eag_rl"]["measures"]["brier"] is not None
+
+
+def test_patients_that_a_unit_lacks_are_left_out_of_all(sample: SampleExperiment) -> None:
+    sample.write_unit("eag_rl", 18, predictions=sample.predictions("eag_rl", 18).iloc[3:])
+
+    results = write_learn_results(sample.folder)
+
+    assert results["num_patients_left_out"] == 3
+    assert {row["n"] for row in results["differences"]} == {len(sample.patients) - 3}
+
+
+def test_units_without_a_shared_patient_are_refused(sample: SampleExperiment) -> None:
+    table = sample.predictions("eag_rl", 18)
+    table["patient_id"] = [f"other-{patient}" for patient in table["patient_id"]]
+    sample.write_unit("eag_rl", 18, predictions=table)
+
+    with pytest.raises(DataError, match="share none of"):
+        write_learn_results(sample.folder)
+
+
+def test_the_tables_name_what_was_measured(sample: SampleExperiment) -> None:
+    sample.write_unit("stage1_grpo", 18, "training")
+    (sample.folder / "arms/stage1_grpo/seed-18/evaluate/stage.json").unlink()
+    results = write_learn_results(sample.folder)
+
+    markdown, table = learn_markdown(results), "\n".join(learn_table(results))
+
+    assert "SmolLM2-135M-Instruct, Q4_1 GGUF" in markdown
+    assert f"{len(sample.patients)} test patients" in markdown
+    assert "| EAG-RL | mean of 2 |" in markdown
+    assert "|  | 18 |" in markdown
+    assert "unfinished: Stage-1 + GRPO, seed 18 (grpo running, 2 of 5 steps)" in markdown
+    assert "EAG-RL - Stage-1 + GRPO" in table
+    assert "True risk" in table
+
+
+def test_results_that_were_never_written_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="eag-rl learn"):
+        read_learn_results(tmp_path)
+
+
+def test_arms_without_a_shared_seed_or_measure_are_not_compared() -> None:
+    resamples = Resamples.draw(2, 100, seed=0)
+    each = Answered(
+        labels=np.array([0, 1]),
+        probabilities=np.array([0.2, 0.7]),
+        resamples=resamples,
+        per_patient={},
+    )
+
+    assert difference_of("auroc", {17: each}, {18: each}) is None
+    assert difference_of("reward", {17: each}, {17: each}) is None

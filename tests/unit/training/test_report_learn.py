@@ -1,0 +1,83 @@
+"""The page of an experiment, while it runs and afterwards."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.experiment_folder_sample import SampleExperiment
+from tests.report_page import EVIL, Page
+from training.learn_results import write_learn_results
+from training.report_learn import write_learn_page
+from training.report_learn_figures import mean_curve
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SampleExperiment:
+    experiment = SampleExperiment(tmp_path_factory.mktemp("experiment"))
+    experiment.write_shared()
+    experiment.write_unit("vanilla", 17)
+    experiment.write_unit("stage1", 17)
+    experiment.write_unit("stage1_grpo", 17)
+    experiment.write_unit("stage1_grpo", 18, "training")
+    for seed in (17, 18):
+        experiment.write_unit("eag_rl", seed)
+    write_learn_results(experiment.folder)
+    return experiment
+
+
+def page_of(folder: Path) -> Page:
+    return Page(write_learn_page(folder).read_text("utf-8"))
+
+
+def test_the_page_has_the_table_the_figures_and_the_units(whole: SampleExperiment) -> None:
+    estimate = {"eag_rl/seed-17": {"learner_tokens": 123_456}}
+    (whole.folder / "learn" / "estimate.json").write_text(json.dumps(estimate))
+
+    page = page_of(whole.folder)
+
+    assert page.open == []
+    assert page.scripts == []
+    for words in (
+        "mean of 2",
+        "AUROC: EAG-RL minus ...",
+        "R_att above the best constant set",
+        "True risk",
+        "123,456",
+        "1 unit is not finished",
+        "Stage-1 + GRPO, seed 18 (grpo running, 2 of 5 steps)",
+    ):
+        assert words in page.text
+    assert not [value for name, value in page.attributes if name in ("src", "onclick", "onerror")]
+
+
+@pytest.mark.parametrize("begun", [None, "training", "evaluating"])
+def test_the_page_needs_no_finished_unit(tmp_path: Path, begun) -> None:
+    experiment = SampleExperiment(tmp_path)
+    experiment.write_shared()
+    if begun is not None:
+        experiment.write_unit("eag_rl", 17, begun)
+
+    page = page_of(tmp_path)
+
+    assert "No unit has finished yet." in page.text
+    assert ("No unit has trained a step yet." in page.text) == (begun is None)
+
+
+def test_hostile_names_stay_text(whole: SampleExperiment, tmp_path: Path) -> None:
+    experiment = SampleExperiment(tmp_path)
+    run = experiment.config.run.model_copy(update={"name": EVIL})
+    experiment.config = experiment.config.model_copy(update={"run": run})
+    experiment.write_shared()
+
+    page = page_of(tmp_path)
+
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert "alert('x')" in page.text
+
+
+def test_a_mean_curve_ends_with_its_shortest_seed() -> None:
+    curves = [[(1.0, 2.0), (2.0, 4.0), (3.0, 5.0)], [(1.0, 4.0), (2.0, 8.0)]]
+
+    assert mean_curve(curves) == [(1.0, 3.0), (2.0, 6.0)]

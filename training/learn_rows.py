@@ -1,0 +1,338 @@
+"""The results of an experiment: every arm over its seeds, paired differences, ceilings.
+
+What an interval covers: patients are resampled with replacement, and in each resample the seeds
+too (a two-way bootstrap: A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2),
+2007), with the same draws for all arms, which are paired by seed. So it says how far the mean over
+seeds would move with other patients of this cohort and other seeds of the arm's own training. It
+counts what patient and seed do together more than once (conservative); but a few seeds cannot show
+how much seeds matter: with three, resampling sees two thirds of their variance, and those three
+are all that it knows. An arm with one seed has patients only. Not covered: another Stage 1,
+another expert, another split, another sample of an answer; the best constant set is held fixed.
+"""
+# pandas annotates results of indexing too widely for the checker.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ehr.errors import DataError
+from ehr.rewards import classification_reward
+from training.arms import ARMS
+from training.evaluation import EXPERT_METHODS
+from training.learn_measures import (
+    DIFFERENCE_MEASURES,
+    MEASURES,
+    Answered,
+    ConstantSet,
+    Resamples,
+    answered,
+    constant_set,
+    difference_of,
+    estimate,
+    overlaps,
+    salient_sets,
+)
+from training.learn_units import ExperimentRecords, UnitRecords, model_description
+from training.result_table import finite_number, method_label
+
+REFERENCES = ("eag_rl", "stage1_dapo", "stage1_grpo", "stage1", "sft")
+"""The first of these that an experiment plans is compared with every other arm."""
+
+TOKEN_KEYS = {
+    "prompt": ("tokens/prompt",),
+    "sampled": ("tokens/response",),
+    "trained": ("tokens/trained", "sft/tokens"),
+    "learner": ("tokens/learner",),
+}
+"""Tokens of a unit's training, summed over its steps: read by the generator, written by it, in the
+loss, and passed through the learner. An answer that was not trained on counts too."""
+
+STEP_MEANS = ("clip/adaptive_share", "clip/high_share", "rollout/parse_failure_rate")
+"""Metrics of a unit's steps that are also given as means over its steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """All finished units on the patients that all of them answered."""
+
+    patients: list[str]
+    num_left_out: int
+    units: Mapping[str, Mapping[int, Answered]]
+    """By arm, in the order of `ARMS`, then seed."""
+    resamples: Resamples
+    salient: list[frozenset[str]]
+    constant: ConstantSet
+    most_names: int
+
+
+def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
+    """The results as JSON: facts, arms, differences, references, unfinished units, problems.
+
+    Only finished units are measured. A value that does not exist is null.
+    """
+    config = records.config
+    measured = _measure(records)
+    reference = next((arm for arm in REFERENCES if arm in _planned(records)), None)
+    results: dict[str, Any] = {
+        "name": config.run.name,
+        "created": records.record.get("created"),
+        "commit": records.record.get("commit"),
+        "model": model_description(records),
+        "cohort": config.cohort.source,
+        "task": str(config.cohort.task),
+        "prompt": config.prompt.kind,
+        "format": config.prompt.format,
+        "seeds": list(config.learn.seeds),
+        "accuracy_weight": config.reward.accuracy_weight,
+        "num_samples": config.evaluate.num_samples,
+        "num_resamples": config.evaluate.num_resamples,
+        "resample_seed": config.evaluate.seed,
+        "num_patients": 0,
+        "num_positives": 0,
+        "num_patients_left_out": 0,
+        "reference": reference,
+        "arms": [],
+        "differences": [],
+        "references": [],
+        "unfinished": [_unfinished(unit) for unit in records.units if not unit.is_finished],
+        "problems": list(records.problems),
+    }
+    if measured is not None:
+        labels = next(iter(next(iter(measured.units.values())).values())).labels
+        results |= {
+            "num_patients": len(labels),
+            "num_positives": int(labels.sum()),
+            "num_patients_left_out": measured.num_left_out,
+            "arms": [_arm(arm, records, measured) for arm in measured.units],
+            "differences": [] if reference is None else _differences(reference, measured),
+            "references": _references(records, measured, labels),
+        }
+    return results
+
+
+def _planned(records: ExperimentRecords) -> set[str]:
+    return {unit.arm for unit in records.units}
+
+
+def _measure(records: ExperimentRecords) -> _Measured | None:
+    config = records.config
+    tables = {
+        (unit.arm, unit.seed): unit.predictions.assign(
+            patient_id=unit.predictions["patient_id"].astype(str)
+        )
+        for unit in records.units
+        if unit.predictions is not None
+    }
+    if not tables:
+        return None
+    asked = [set(table["patient_id"]) for table in tables.values()]
+    patients = sorted(set.intersection(*asked))
+    if not patients:
+        raise DataError(
+            "the experiment's finished units must have answered the same test patients, but share "
+            f"none of {len(set.union(*asked))}; evaluate them again with --redo evaluate"
+        )
+    sample = next(iter(tables.values())).set_index("patient_id").loc[patients]
+    salient = salient_sets(sample)
+    named = [len(names) for table in tables.values() for names in table["features"]]
+    most = max(config.expert.num_salient_features, *named)
+    constant = constant_set(salient, most)
+    resamples = Resamples.draw(len(patients), config.evaluate.num_resamples, config.evaluate.seed)
+    units: dict[str, dict[int, Answered]] = {}
+    for unit in records.units:
+        if unit.predictions is not None:
+            units.setdefault(unit.arm, {})[unit.seed] = answered(
+                tables[unit.arm, unit.seed],
+                patients,
+                config.reward,
+                resamples,
+                constant,
+                records.truth,
+                unit.faithfulness,
+            )
+    return _Measured(
+        patients=patients,
+        num_left_out=len(set.union(*asked)) - len(patients),
+        units=units,
+        resamples=resamples,
+        salient=salient,
+        constant=constant,
+        most_names=most,
+    )
+
+
+def _arm(arm: str, records: ExperimentRecords, measured: _Measured) -> dict[str, Any]:
+    units = measured.units[arm]
+    known = {unit.seed: unit for unit in records.units if unit.arm == arm}
+    rows = [
+        {
+            "seed": seed,
+            "measures": _estimates([each]),
+            **_effort(known[seed]),
+        }
+        for seed, each in units.items()
+    ]
+    return {
+        "arm": arm,
+        "label": arm_label(arm),
+        "text": ARMS[arm].text,
+        "num_seeds": len(units),
+        "num_planned_seeds": len(known),
+        "trains": ARMS[arm].own_stage is not None,
+        "measures": _estimates(list(units.values())),
+        "seconds": fmean(row["seconds"] for row in rows),
+        "units": rows,
+    }
+
+
+def _estimates(units: Sequence[Answered]) -> dict[str, Any]:
+    """Every measure's mean over the units (seeds) with its interval; null where one lacks it."""
+    found: dict[str, Any] = {}
+    for name in MEASURES:
+        values = [each for unit in units if (each := unit.measure(name)) is not None]
+        mean = units[0].resamples.over_seeds(values) if len(values) == len(units) else None
+        known = None if mean is None else estimate(mean)
+        found[name] = None if known is None or known.value is None else asdict(known)
+    return found
+
+
+def _effort(unit: UnitRecords) -> dict[str, Any]:
+    tokens = {
+        name: None if not (found := _numbers(unit, keys)) else int(sum(found))
+        for name, keys in TOKEN_KEYS.items()
+    }
+    means = {
+        key: None if not (found := _numbers(unit, (key,))) else fmean(found) for key in STEP_MEANS
+    }
+    return {
+        "seconds": round(sum(unit.seconds.values()), 1),
+        "stage_seconds": dict(unit.seconds),
+        "steps": len(unit.steps),
+        "tokens": tokens,
+        "step_means": means,
+    }
+
+
+def _numbers(unit: UnitRecords, keys: Sequence[str]) -> list[float]:
+    return [
+        value
+        for step in unit.steps
+        for key in keys
+        if (value := finite_number(step.get(key))) is not None
+    ]
+
+
+def _differences(reference: str, measured: _Measured) -> list[dict[str, Any]]:
+    if reference not in measured.units:
+        return []
+    ours = measured.units[reference]
+    rows = []
+    for arm, theirs in measured.units.items():
+        if arm == reference:
+            continue
+        # An arm without training of its own was asked once: it stands against every seed.
+        once = None if ARMS[arm].own_stage is not None else next(iter(theirs.values()))
+        paired = theirs if once is None else dict.fromkeys(ours, once)
+        seeds = sorted(ours.keys() & paired.keys())
+        for name in DIFFERENCE_MEASURES:
+            found = difference_of(name, ours, paired)
+            if found is not None:
+                rows.append(
+                    {
+                        "arm": reference,
+                        "minus": arm,
+                        "measure": name,
+                        **asdict(found),
+                        "n": len(measured.patients),
+                        "seeds": seeds,
+                    }
+                )
+    return rows
+
+
+def _references(
+    records: ExperimentRecords, measured: _Measured, labels: np.ndarray
+) -> list[dict[str, Any]]:
+    """What the numbers are read against, on the same patients."""
+    rows: list[dict[str, Any]] = []
+    section, resamples = records.config.reward, measured.resamples
+
+    def risk_row(name: str, label: str, risks: np.ndarray) -> dict[str, Any]:
+        pairs = zip(risks.tolist(), labels.tolist(), strict=True)
+        rewards = np.array([classification_reward(p, y, section) for p, y in pairs])
+        each = Answered(
+            labels=labels,
+            probabilities=risks,
+            resamples=resamples,
+            per_patient={"reward_cls": rewards},
+        )
+        return {"name": name, "label": label, "measures": _existing(each)}
+
+    def set_row(name: str, label: str, of_measure: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        each = Answered(
+            labels=labels,
+            probabilities=labels.astype(float),  # names alone predict nothing: not shown
+            resamples=resamples,
+            per_patient=of_measure,
+        )
+        found = _existing(each)
+        return {"name": name, "label": label, "measures": {key: found[key] for key in of_measure}}
+
+    for method in EXPERT_METHODS:
+        table = records.expert_predictions
+        if table is None:
+            continue
+        own = table[table["method"] == method]
+        risks = dict(zip(own["patient_id"].astype(str), own["probability"], strict=True))
+        if set(measured.patients) <= risks.keys():
+            values = np.array([risks[patient] for patient in measured.patients], dtype=float)
+            rows.append(risk_row(method, method_label(method), values))
+    constants = [measured.constant.names] * len(measured.patients)
+    against = {"reward_att": overlaps(constants, measured.salient)}
+    if records.truth is not None:
+        truth = records.truth
+        risks = np.array([truth.risks[patient] for patient in measured.patients])
+        sets = [truth.salient[patient] for patient in measured.patients]
+        rows.append(risk_row("true_risk", "True risk", risks))
+        rows.append(
+            set_row(
+                "expert_salience",
+                "The expert's salient features",
+                {
+                    "reward_att": np.ones(len(sets)),
+                    "truth_overlap": overlaps(measured.salient, sets),
+                },
+            )
+        )
+        # A floor for each question: the constant that is best against the truth.
+        best = constant_set(sets, measured.most_names).names
+        against["truth_overlap"] = overlaps([best] * len(sets), sets)
+    rows.append(set_row("constant_set", "Best constant set", against))
+    return rows
+
+
+def _existing(answers: Answered) -> dict[str, Any]:
+    found = _estimates([answers])
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _unfinished(unit: UnitRecords) -> dict[str, Any]:
+    return {
+        "arm": unit.arm,
+        "label": arm_label(unit.arm),
+        "seed": unit.seed,
+        "stage": unit.stage,
+        "state": unit.state,
+        "steps": len(unit.steps),
+        "planned_steps": unit.planned_steps,
+        "seconds": round(sum(unit.seconds.values()), 1),
+    }
+
+
+def arm_label(arm: str) -> str:
+    """What tables call an arm."""
+    return "Untrained" if arm == "untrained" else method_label(arm)

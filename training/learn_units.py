@@ -1,0 +1,186 @@
+"""What an experiment's run folder holds: units, finished or not, and what they are compared with.
+
+Everything is read as it lies there, while units are missing or running; what cannot be read is
+named instead of stopping the reader.
+"""
+# pandas annotates results of indexing too widely for the checker.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ehr.cohort import load_cohort
+from ehr.errors import EagRlError
+from ehr.truth import true_risks, true_sets
+from training.arms import ARMS, units_of
+from training.config import RunConfig
+from training.evaluation import PREDICTION_COLUMNS
+from training.report_data import EXPERT_PREDICTION_COLUMNS, RunReader, as_object
+from training.result_table import finite_number
+from training.run_folder import RunFolder
+
+OWN_STAGES = ("grpo", "direct_sft", "evaluate")
+"""Stages that a unit may have of its own, in the order in which it takes them."""
+
+FAITHFULNESS_COLUMNS = (
+    "patient_id",
+    "original",
+    "without_named",
+    "without_unnamed",
+    "unjudged",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitRecords:
+    """One arm with one seed, as far as it has come."""
+
+    arm: str
+    seed: int
+    stage: str | None
+    """The last of its own stages that began; None = none has."""
+    state: str
+    """Of that stage: `running` (also after a stop) or `done`; `not begun` before any."""
+    is_finished: bool
+    """Its evaluation is done; only then does it enter a result."""
+    steps: Sequence[Mapping[str, Any]] = ()
+    """Lines of its training's `metrics.jsonl`."""
+    planned_steps: int | None = None
+    """Steps of its training by its configuration; None = it has none, or they depend on data."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of its own stages, all attempts."""
+    predictions: pd.DataFrame | None = None
+    """Its answers, with `PREDICTION_COLUMNS`; None before the evaluation is done."""
+    faithfulness: pd.DataFrame | None = None
+    """Its answers with a feature deleted, where they were asked for."""
+
+    @property
+    def name(self) -> str:
+        """Its folder below RUN/arms."""
+        return f"{self.arm}/seed-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """What is known of the patients of a generated cohort."""
+
+    risks: Mapping[str, float]
+    """The probability that each test patient's label was drawn with."""
+    salient: Mapping[str, frozenset[str]]
+    """The features that truly carry it, as many as C_exp has at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentRecords:
+    """Everything of an experiment that its results need."""
+
+    record: Mapping[str, Any]
+    """`config.json` of the run."""
+    config: RunConfig
+    units: Sequence[UnitRecords]
+    """Planned ones and those found, by arm in the order of `ARMS`, then seed."""
+    expert_predictions: pd.DataFrame | None = None
+    """Risks of the models that read the record, of the test patients."""
+    truth: Truth | None = None
+    problems: tuple[str, ...] = ()
+    """One sentence for each file that exists and cannot be read."""
+
+
+def collect(run_dir: Path) -> ExperimentRecords:
+    """Reads an experiment's run folder.
+
+    Raises:
+        RunFolderError: if the folder has no configuration of this release.
+    """
+    config = RunFolder(run_dir).read_config()
+    reader = RunReader(run_dir)
+    expert = reader.table("expert/predictions.parquet", EXPERT_PREDICTION_COLUMNS)
+    truth = _truth(run_dir, config, reader.problems)
+    units = [_unit(reader, config, arm, seed) for arm, seed in _names(run_dir, config)]
+    return ExperimentRecords(
+        record=reader.json_object("config.json") or {},
+        config=config,
+        units=units,
+        expert_predictions=None if expert is None else expert[expert["split"] == "test"],
+        truth=truth,
+        problems=tuple(reader.problems),
+    )
+
+
+def _names(run_dir: Path, config: RunConfig) -> list[tuple[str, int]]:
+    planned = {(unit.arm.name, unit.seed) for unit in units_of(config)}
+    found = {
+        (folder.parent.name, int(seed))
+        for folder in (run_dir / "arms").glob("*/seed-*")
+        if (seed := folder.name.removeprefix("seed-")).isdecimal() and folder.parent.name in ARMS
+    }
+    order = list(ARMS)
+    return sorted(planned | found, key=lambda name: (order.index(name[0]), name[1]))
+
+
+def _unit(reader: RunReader, config: RunConfig, arm: str, seed: int) -> UnitRecords:
+    place = f"arms/{arm}/seed-{seed}"
+    records = {
+        stage: record
+        for stage in OWN_STAGES
+        if (record := reader.json_object(f"{place}/{stage}/stage.json")) is not None
+    }
+    last = next((stage for stage in reversed(OWN_STAGES) if stage in records), None)
+    is_done = records.get("evaluate", {}).get("state") == "done"
+    predictions = faithfulness = None
+    if is_done:
+        predictions = reader.table(f"{place}/evaluate/predictions.parquet", PREDICTION_COLUMNS)
+        name = f"{place}/evaluate/faithfulness.parquet"
+        faithfulness = reader.table(name, FAITHFULNESS_COLUMNS)
+        methods = set() if predictions is None else set(predictions["method"])
+        if len(methods) > 1:
+            reader.problems.append(
+                f"{place}/evaluate/predictions.parquet holds the methods {sorted(methods)[:5]}; "
+                "a unit has one."
+            )
+            predictions = None
+    training = ARMS[arm].own_stage
+    return UnitRecords(
+        arm=arm,
+        seed=seed,
+        stage=last,
+        state="not begun" if last is None else str(records[last].get("state")),
+        is_finished=predictions is not None,
+        steps=() if training is None else reader.json_lines(f"{place}/{training}/metrics.jsonl"),
+        planned_steps=config.grpo.steps if training == "grpo" else None,
+        seconds={
+            stage: seconds
+            for stage, record in records.items()
+            if (seconds := finite_number(record.get("seconds"))) is not None
+        },
+        predictions=predictions,
+        faithfulness=faithfulness,
+    )
+
+
+def _truth(run_dir: Path, config: RunConfig, problems: list[str]) -> Truth | None:
+    if not (run_dir / "cohort" / "truth.parquet").is_file():
+        return None
+    try:
+        cohort = load_cohort(run_dir / "cohort")
+    except EagRlError as error:
+        problems.append(f"the cohort cannot be read: {error}")
+        return None
+    patients = list(cohort.splits.get("test", ()))
+    if cohort.truth is None or not patients:
+        return None
+    sets = true_sets(cohort, patients, config.expert.num_salient_features)
+    return Truth(
+        risks=dict(zip(patients, true_risks(cohort, patients).tolist(), strict=True)),
+        salient=dict(zip(patients, sets, strict=True)),
+    )
+
+
+def model_description(records: ExperimentRecords) -> str:
+    """The language model and what its weights were made from."""
+    model = as_object(records.record.get("model"))
+    return str(model.get("description") or model.get("name") or records.config.model.name)
