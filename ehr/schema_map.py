@@ -38,14 +38,14 @@ _MOLAR_SCALE = {
 }
 """Divided by the molar mass: the factor from a mass to an amount of substance."""
 
-_NOTES = {
+_NOTES: dict[frozenset[str], str] = {
     frozenset(("Hypersensitive cardiac troponinI", "Troponin I")): (
         "one substance, assays of different generations: small values are not comparable"
     ),
 }
 """What is to be known of a pair besides its units, by its two names."""
 
-_OTHER_QUANTITIES = {
+_OTHER_QUANTITIES: dict[frozenset[str], str] = {
     frozenset(("PH value", "pH")): (
         "most values of the Tongji workbook's column are of urine: their median is 6.5"
     ),
