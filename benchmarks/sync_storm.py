@@ -37,11 +37,10 @@ from services.types import (
     Sampling,
     Scored,
 )
-from tests.learner_fakes import grpo_inputs
+from tests.learner_fakes import LINEAGE, grpo_inputs
 from training.checkpoints import PolicyFolder
 from training.config import GrpoSection
 from training.grpo_controller import GrpoController, GrpoState
-from training.grpo_inputs import LINEAGE
 from training.grpo_orders import NewPolicy, OrderKind
 
 RUN_ID = "storm"

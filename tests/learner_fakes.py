@@ -196,11 +196,15 @@ def grpo_patients(num: int, in_stage1: Sequence[int] = ()) -> tuple[GrpoPatient,
     )
 
 
+LINEAGE = "grpo"
+"""Of the policies of `grpo_inputs`."""
+
+
 def grpo_inputs(folder: Path, model_path: Path = Path("unused"), **changes: Any) -> GrpoInputs:
     """Inputs of a small Stage-2 without Stage-1; `changes` replace fields."""
     defaults: dict[str, Any] = {
         "run_id": "test",
-        "lineage": "grpo",
+        "lineage": LINEAGE,
         "model_path": model_path,
         "dtype": "float32",
         "patients": grpo_patients(6),

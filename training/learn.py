@@ -6,7 +6,7 @@ a run folder reads a unit's. A unit that is finished is not run again; an interr
 behind its last committed step.
 """
 
-import json
+import logging
 from pathlib import Path
 
 from rich.console import Console
@@ -35,6 +35,8 @@ from training.run_folder import RunFolder, write_json
 from training.session import Session
 from training.stages import Pipeline, Stage
 
+logger = logging.getLogger(__name__)
+
 SHARED = ("cohort", "expert", "search", "sft")
 """Stages of which a unit has links to the run's."""
 
@@ -62,6 +64,7 @@ def learn(config: RunConfig, run_dir: Path, redo: str | None = None) -> list[str
     reporter = Reporter()
     if not config.learn.train_patients:
         return _one_experiment(config, RunFolder(run_dir), reporter, redo)
+    RunFolder(run_dir).create()
     lines: list[str] = []
     for size in config.learn.train_patients:
         sized = config.cohort.model_copy(update={"train_patients": size})
@@ -120,7 +123,6 @@ class _Experiment:
         waiting = [unit for unit in self._units if shared or self._todo(unit)]
         if not shared and not waiting:
             reporter.say("every unit is done; nothing to run")
-            self._write()
             return
         session.folder.write_config(session.config, describe_model(session))
         if shared_redo is not None:
@@ -134,12 +136,13 @@ class _Experiment:
         reporter.say(cost_line(costs, self._finished()))
         for unit in waiting:
             self._run_unit(unit)
-            self._write()
+            self._write_early()
             done = self._finished()
             reporter.say(left_line(seconds_left(costs, done), len(costs) - len(done)))
 
     def lines(self) -> list[str]:
-        """The table of all finished units, and where the page is."""
+        """The table of all finished units, and where the page is; both are written."""
+        self._write()
         run_dir = self._session.folder.path
         return [*learn_table(read_learn_results(run_dir)), f"page: {run_dir / 'learn.html'}"]
 
@@ -210,13 +213,13 @@ class _Experiment:
         write_json(session.folder.path / "learn" / "estimate.json", known)
         return costs
 
+    def _write_early(self) -> None:
+        try:
+            self._write()
+        except Exception:  # a page is not worth a run; `lines` writes it again and raises
+            logger.exception("the experiment's results could not be written yet")
+
     def _write(self) -> None:
         run_dir = self._session.folder.path
         write_learn_results(run_dir)
         write_learn_page(run_dir)
-
-
-def read_estimate(run_dir: Path) -> dict[str, dict[str, int]]:
-    """Tokens of each unit as they were estimated before; empty where nothing was."""
-    path = run_dir / "learn" / "estimate.json"
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -32,11 +32,10 @@ from services import clients, policy_store
 from services.clients import GeneratorClient
 from services.types import Completion, GenerateRequest, PolicyVersion, Sampling
 from tests.control_plane import TIMEOUT_S, Application, Network, StoreActor
-from tests.learner_fakes import grpo_inputs
+from tests.learner_fakes import LINEAGE, grpo_inputs
 from training.checkpoints import PolicyFolder
 from training.config import GrpoSection
 from training.grpo_controller import GrpoController, GrpoState
-from training.grpo_inputs import LINEAGE
 from training.grpo_orders import NewPolicy, Order, OrderKind
 
 RESPONSE_TOKENS = 4
