@@ -265,6 +265,8 @@ class Application:
         self._wrong = wrong
         self._num_started = 0
         self.replicas: list[Replica] = []
+        self.told: list[Replica] = []
+        """Who was there when the replicas were told of a policy last."""
         self._methods = {"generate": Remote(self._generate)}
 
     @property
@@ -296,6 +298,8 @@ class Application:
 
     def broadcast(self, method: str, *arguments: Any) -> "_Broadcast":
         """Call a method of every replica that runs now."""
+        if method == "sync":
+            self.told = self.running
         calls: list[asyncio.Future[Any]] = []
         for replica in self.running:
             future = self._network.loop.create_future()

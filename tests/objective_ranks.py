@@ -1,5 +1,6 @@
 """The objective on a tiny policy, whole or in parts; as a program one of two gloo ranks."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,4 +50,7 @@ if __name__ == "__main__":
         dist.all_reduce(value)
     if rank == "0":
         torch.save(found, Path(out))
+    dist.barrier()
     dist.destroy_process_group()
+    # A thread of gloo that is not quite done aborts an interpreter that is being taken down.
+    os._exit(0)

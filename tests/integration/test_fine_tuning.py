@@ -15,6 +15,7 @@ from tests.learner_fakes import LEARNER, tiny_model
 from tests.scripted import FRAME, CharTokenizer
 from training.config import RunConfig
 from training.fine_tuning import fine_tune_on_predictions
+from training.run_folder import RunFolder
 
 
 class CohortSession:
@@ -38,13 +39,12 @@ class CohortSession:
             description="",
             chat=FRAME,
         )
-        self.folder = folder
-        self.run_id = f"fine-tuning-{folder.name}"
+        self.folder = RunFolder(folder)
         self.train_storage = folder / "ray_train"
         self.asked = []
 
     def path(self, stage):
-        return self.folder / stage
+        return self.folder.path / stage
 
     def connect(self):
         """Ray is up."""

@@ -2,7 +2,8 @@
 
 Store, followers, clients and controller are the product's own; `tests.control_plane` stands in for
 Ray, Serve and the engine. A schedule is drawn by hypothesis; at its end everything that is under
-way arrives, and the generators must serve what the learner committed last.
+way arrives, and the generators must serve what the learner committed last (one that joined while
+it was published: from its next request on).
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from actors.rollouts import Rollout, RolloutBatch, RolloutPrompt
 from ehr.errors import StalePolicyError
 from services import clients, policy_store
 from services.clients import GeneratorClient
+from services.following import PolicyFollower
 from services.types import Completion, GenerateRequest, PolicyVersion, Sampling
 from tests.control_plane import TIMEOUT_S, Application, Network, StoreActor
 from tests.learner_fakes import LINEAGE, grpo_inputs
@@ -55,6 +57,12 @@ def new_policy(step: int, attempt: int) -> NewPolicy:
         adapter_config="{}",
         scaling=1.0 + 10 * step + attempt,
     )
+
+
+def short_request(least: PolicyVersion) -> GenerateRequest:
+    """A request of one prompt token."""
+    sampling = Sampling(max_tokens=2, temperature=1.0, seed=0)
+    return GenerateRequest(prompt_token_ids=(1,), sampling=sampling, least=least, session="p")
 
 
 class Learner:
@@ -219,6 +227,9 @@ class ControlPlane(RuleBasedStateMachine):
         assert self.application.running == self.application.replicas
         for replica in self.application.running:
             assert replica.follower is not None
+            if replica not in self.application.told:
+                # It joined while the policy was published: its next request tells it.
+                self.let_answer(replica.follower, newest)
             served = replica.follower.policy()
             assert (served.version, served.checksum) == (newest, self.committed[-1])
         for task in self.asked:
@@ -294,13 +305,13 @@ class ControlPlane(RuleBasedStateMachine):
 
     def request(self, version: int) -> None:
         least = PolicyVersion(lineage=LINEAGE, version=version)
-        request = GenerateRequest(
-            prompt_token_ids=(1,),
-            sampling=Sampling(max_tokens=2, temperature=1.0, seed=0),
-            least=least,
-            session="p",
-        )
-        self.asked.append(self.network.start(self.client.generate(request)))
+        self.asked.append(self.network.start(self.client.generate(short_request(least))))
+
+    def let_answer(self, follower: PolicyFollower, least: PolicyVersion) -> None:
+        asked = self.network.start(follower.generate(short_request(least)))
+        while not asked.done():
+            assert self.network.deliver(0), "a request was never answered"
+        asked.result()
 
     async def sample_groups(self, batch: RolloutBatch) -> list[list[Rollout]]:
         """Rollouts of one request each: the controller's sampler."""
