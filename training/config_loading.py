@@ -135,5 +135,5 @@ def _explain(error: ValidationError) -> str:
         where = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
         message = item["msg"].removeprefix("Value error, ")
         got = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
-        problems.append(f"{where}: {message}{got}")
+        problems.append(f"{where}: {message}{got}" if where else message)
     return "configuration does not fit: " + "; ".join(problems)
