@@ -4,7 +4,7 @@
 everything and stop strings end a call. The pieces of both read alike, so one parser reads both.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,8 +20,6 @@ from actors.reading import (
     without_control_tokens,
 )
 from ehr.guided import (
-    FEATURES_REGEX,
-    FINAL_REGEX,
     LINE_REGEX,
     LINE_STOP,
     PROBABILITY_REGEX,
@@ -138,8 +136,10 @@ class _LineLimits:
 class GuidedSearchFormat:
     """The guided format (ehr.guided), one request a step and one for the final."""
 
-    def __init__(self, tokenizer: TextTokenizer, section: SearchSection) -> None:
-        self._layout = GuidedFormat(tokenizer)
+    def __init__(
+        self, tokenizer: TextTokenizer, section: SearchSection, names: Sequence[str] = ()
+    ) -> None:
+        self._layout = GuidedFormat(tokenizer, names)
         self._section = section
         self._limits = _LineLimits(tokenizer, section)
 
@@ -198,7 +198,7 @@ class GuidedSearchFormat:
             Ask(
                 max_tokens=self._section.final_tokens,
                 stop=("</Final answer",),
-                regex=FINAL_REGEX,
+                regex=self._layout.final_regex,
             )
         )
         final = read_final(completion.text)
@@ -210,7 +210,11 @@ class GuidedSearchFormat:
         """Names and probability in two requests: names that run too long lose the last one."""
         layout = self._layout
         names = await ask(
-            Ask(max_tokens=self._section.final_tokens, stop=(LINE_STOP,), regex=FEATURES_REGEX)
+            Ask(
+                max_tokens=self._section.final_tokens,
+                stop=(LINE_STOP,),
+                regex=layout.features_regex,
+            )
         )
         features = layout.line(self._names(names))
         probability = await ask(
@@ -340,10 +344,20 @@ class FreeSearchFormat:
         return Piece.of(self._tokenizer, text, Author.MODEL)
 
 
-def search_format(name: str, tokenizer: TextTokenizer, section: SearchSection) -> SearchFormat:
-    """The format that `prompt.format` names."""
-    formats = {"guided": GuidedSearchFormat, "free": FreeSearchFormat}
-    return formats[name](tokenizer, section)
+def search_format(
+    name: str, tokenizer: TextTokenizer, section: SearchSection, names: Sequence[str] = ()
+) -> SearchFormat:
+    """The format that `prompt.format` names.
+
+    Args:
+        name: `prompt.format`.
+        tokenizer: the model's.
+        section: limits of what is written.
+        names: names that guided finals may use for features; none = any.
+    """
+    if name == "guided":
+        return GuidedSearchFormat(tokenizer, section, names)
+    return FreeSearchFormat(tokenizer, section)
 
 
 def _final_question(text: str) -> str:

@@ -42,6 +42,8 @@ class RolloutPlan:
     temperature: float
     think_tokens: int = 128
     """Budget of a guided Think-then-Answer's reasoning."""
+    feature_names: tuple[str, ...] = ()
+    """Names that guided answers may use for features; none = any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,8 @@ class RolloutSampler:
     def __init__(self, generator: Generator, tokenizer: TextTokenizer, plan: RolloutPlan) -> None:
         self._generator = generator
         self._plan = plan
-        self._layout = GuidedFormat(tokenizer) if plan.format == "guided" else None
+        is_guided = plan.format == "guided"
+        self._layout = GuidedFormat(tokenizer, plan.feature_names) if is_guided else None
         self._slots = _Slots()
 
     async def sample_rollout(

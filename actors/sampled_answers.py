@@ -7,7 +7,7 @@ teacher, and the only teacher for answers that have no steps to search over.
 import asyncio
 from dataclasses import replace
 
-from actors.case_prompts import CasePrompt, PromptKind
+from actors.case_prompts import CasePrompt
 from actors.config import SearchSection
 from actors.judge import Judge
 from actors.request_log import RequestLog
@@ -17,6 +17,7 @@ from actors.steps import Step
 from actors.trajectories import SearchedTrajectory, rank_trajectories
 from actors.tree import Candidate, Node, backpropagate, expand
 from ehr.pieces import TextTokenizer
+from ehr.prompts import PromptContext
 from ehr.trajectory import FINAL_SENTENCE, parse_trajectory
 from services.types import Completion, GenerateRequest, PolicyVersion
 
@@ -24,22 +25,23 @@ _ROOM_FOR_CHOICES = 8
 """Tokens beside those of the lines: choices, the probability."""
 
 
-def sampling_plan(section: SearchSection, kind: PromptKind, layout: str) -> RolloutPlan:
+def sampling_plan(section: SearchSection, context: PromptContext) -> RolloutPlan:
     """How a patient's answers are sampled: within the limits of a search, at one temperature.
 
     Args:
         section: limits, depth, and `question_temperature`, at which all of an answer is sampled.
-        kind: `prompt.kind`.
-        layout: `prompt.format`.
+        context: of the prompts: which kind of answer, and its format.
     """
-    steps = 0 if kind == "short_answer" else section.max_depth - 1
+    prompt = context.section
+    steps = 0 if prompt.kind == "short_answer" else section.max_depth - 1
     lines = steps * (section.question_tokens + section.answer_tokens)
     return RolloutPlan(
-        format="guided" if layout == "guided" else "free",
-        kind=kind,
+        format=prompt.format,
+        kind=prompt.kind,
         max_depth=section.max_depth,
         max_new_tokens=lines + section.final_tokens + _ROOM_FOR_CHOICES + section.max_depth,
         temperature=section.question_temperature,
+        feature_names=context.listed_names,
     )
 
 

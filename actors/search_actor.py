@@ -172,7 +172,9 @@ class SearchActor:
         self._ask_salience = setup.make_ask_salience()
         self._context = PromptContext.of(cohort, setup.prompt)
         self._matcher = FeatureMatcher(cohort.features)
-        self._layout = search_format(setup.prompt.format, self._tokenizer, setup.search)
+        self._layout = search_format(
+            setup.prompt.format, self._tokenizer, setup.search, self._context.listed_names
+        )
         self._limits = SearchLimits(
             section=setup.search, max_model_len=setup.max_model_len, least=setup.least
         )
@@ -239,7 +241,7 @@ class SearchActor:
         """Cache that a patient's search needs, in tokens, and what makes the search."""
         section, least = self._setup.search, self._setup.least
         if section.method == "samples":
-            plan = sampling_plan(section, self._setup.prompt.kind, self._setup.prompt.format)
+            plan = sampling_plan(section, self._context)
 
             def sample(log: RequestLog, judge: Judge) -> SampledAnswers:
                 return SampledAnswers(prompt, log, self._tokenizer, judge, section, plan, least)

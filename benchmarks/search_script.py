@@ -6,7 +6,7 @@ Ray workers import them by name.
 import asyncio
 import random
 
-from ehr.guided import FINAL_REGEX, USEFULNESS_REGEX, step_regex
+from ehr.guided import USEFULNESS_REGEX, final_regex, step_regex
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel
 from services.types import BASE_POLICY, Completion, GenerateRequest, Policy
@@ -52,7 +52,7 @@ def _written(regex: str, seed: int) -> tuple[str, int]:
         about = f"{rng.choice(_NAMES)} change between visits {rng.randrange(9)} and"
         question = f"How did {about} {rng.randrange(10, 99)}, and does that raise the risk?"
         return f"Subquestion {_STEPS[regex]}>\n{question}\n", _QUESTION_TOKENS
-    if regex == FINAL_REGEX:
+    if regex == final_regex():
         names = ", ".join(rng.sample(_NAMES, 5))
         probability = f"0.{rng.randrange(5, 96):02d}"
         text = f"{names}\n</Important Features>\n<Final answer>\n{probability}\n"

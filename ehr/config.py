@@ -88,6 +88,10 @@ class PromptSection(Section):
     samples`, or no Stage 1)."""
     format: Literal["free", "guided"] = "guided"
     """`free`: the model writes everything; `guided`: the caller writes the tags (small models)."""
+    feature_names: Literal["free", "listed"] = "free"
+    """`free`: an answer names features in its own words; `listed`: the five names are the record's,
+    by a pattern (guided format only). A model of this size that has never seen the task writes
+    almost no readable name of its own, and then the attention reward teaches nothing."""
     units: bool = False
     """Append each feature's unit to its name."""
     reference_ranges: bool = False
@@ -102,6 +106,15 @@ class PromptSection(Section):
     """Share of feature lines whose order is shuffled (EXP#2)."""
     think_budget_tokens: int = Field(default=128, ge=8)
     """Token budget of the reasoning in Think-then-Answer."""
+
+    @model_validator(mode="after")
+    def _names_by_pattern(self) -> "PromptSection":
+        if self.feature_names == "listed" and self.format == "free":
+            raise ValueError(
+                "prompt.feature_names=listed needs prompt.format=guided: only there do patterns "
+                "say what is written"
+            )
+        return self
 
 
 class RewardSection(Section):

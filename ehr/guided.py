@@ -42,15 +42,11 @@ _CHOICE_WORDS = {SUBQUESTION: "Subquestion", FINAL: "Final"}
 LINE_REGEX = r"[^<\n]+\n"
 """A question or an answer. The line end is part of it, so that no stop falls inside a token."""
 _NAME_REGEX = r"[^,<\n]{1,64}"
-FEATURES_REGEX = rf"{_NAME_REGEX}(, {_NAME_REGEX}){{{NUM_IMPORTANT_FEATURES - 1}}}\n"
-"""Five names of at most 64 characters."""
 PROBABILITY_REGEX = r"0\.[0-9]{2}\n"
 LINE_STOP = "\n"
 """Stop string of every line; it belongs to the line (keep it in text and tokens)."""
 
 _FEATURES_TO_ANSWER = "</Important Features>\n<Final answer>\n"
-FINAL_REGEX = FEATURES_REGEX + _FEATURES_TO_ANSWER + PROBABILITY_REGEX
-"""Features and probability in one request, after `GuidedFormat.final_opening`."""
 USEFULNESS_REGEX = r"100|[1-9][0-9]?"
 """A score of 1 to 100, after `ehr.prompts.USEFULNESS_OPENING`."""
 
@@ -62,6 +58,22 @@ _MIN_LINE_TOKENS = 4
 def step_regex(i: int) -> str:
     """Choice and question of step i in one request, after `<`."""
     return rf"(Subquestion {i}>\n{LINE_REGEX}|Final subquestion>)"
+
+
+def features_regex(names: Sequence[str] = ()) -> str:
+    """Five names: any of at most 64 characters, or any of `names` (repeats are not excluded)."""
+    name = f"({'|'.join(map(_escaped, names))})" if names else _NAME_REGEX
+    return rf"{name}(, {name}){{{NUM_IMPORTANT_FEATURES - 1}}}\n"
+
+
+def final_regex(names: Sequence[str] = ()) -> str:
+    """Features and probability in one request, after `GuidedFormat.final_opening`."""
+    return features_regex(names) + _FEATURES_TO_ANSWER + PROBABILITY_REGEX
+
+
+def _escaped(name: str) -> str:
+    # `re.escape` also escapes spaces, which engines' own regular expressions do not know.
+    return re.sub(r"[][.^$*+?{}\\|()]", r"\\\g<0>", name)
 
 
 def choice_tokens(tokenizer: TextTokenizer) -> dict[str, int]:
@@ -109,7 +121,7 @@ def read_step(text: str, i: int) -> str | None:
 
 
 def read_final(text: str) -> FinalText | None:
-    """Contents of a completion of `FINAL_REGEX`; None if it was cut off before the probability."""
+    """Contents of a completion of `final_regex`; None if it was cut off before the probability."""
     features, found, probability = text.partition(_FEATURES_TO_ANSWER)
     if not found or not re.fullmatch(r"0\.[0-9]{2}", probability.strip()):
         return None
@@ -117,13 +129,19 @@ def read_final(text: str) -> FinalText | None:
 
 
 class GuidedFormat:
-    """Fixed pieces of the guided format in one tokenizer's tokens.
+    """Fixed pieces of the guided format in one tokenizer's tokens, and the patterns of a final.
+
+    Args:
+        tokenizer: the model's.
+        names: the names that features may have; none = any.
 
     Raises:
         ModelError: if the tokenizer cannot express the choice as one token.
     """
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, names: Sequence[str] = ()) -> None:
+        self.features_regex = features_regex(names)
+        self.final_regex = final_regex(names)
         self._tokenizer = tokenizer
         self._fixed: dict[str, Piece] = {}
         self.choices = choice_tokens(tokenizer)
@@ -346,7 +364,7 @@ class ShortAnswerWriter(Writer):
         """What to ask the model next; None when the answer is complete."""
         match self._next:
             case CallKind.FEATURES:
-                return _features_call(self._features_tokens)
+                return _features_call(self._layout, self._features_tokens)
             case CallKind.PROBABILITY:
                 return _probability_call()
             case _:
@@ -407,7 +425,7 @@ class GuidedWriter(Writer):
                     allowed_token_ids=tuple(self._layout.choices.values()),
                 )
             case CallKind.FEATURES:
-                return _features_call(self._features_tokens)
+                return _features_call(self._layout, self._features_tokens)
             case CallKind.PROBABILITY:
                 return _probability_call()
             case kind:
@@ -464,8 +482,8 @@ class GuidedWriter(Writer):
         return self._line_budget // num_lines
 
 
-def _features_call(max_tokens: int) -> GuidedCall:
-    return _line_call(CallKind.FEATURES, FEATURES_REGEX, max_tokens)
+def _features_call(layout: GuidedFormat, max_tokens: int) -> GuidedCall:
+    return _line_call(CallKind.FEATURES, layout.features_regex, max_tokens)
 
 
 def _probability_call() -> GuidedCall:

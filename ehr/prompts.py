@@ -54,6 +54,13 @@ class PromptContext:
         )
 
     @property
+    def listed_names(self) -> tuple[str, ...]:
+        """The names that answers may use for features; empty if they may use any."""
+        if self.section.feature_names == "free":
+            return ()
+        return (*(feature.name for feature in self.features), "Age")
+
+    @property
     def outcome(self) -> str:
         """The event of the task, as a predicate of the patient."""
         return _OUTCOMES[self.task].format(days=self.horizon_days)

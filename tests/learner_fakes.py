@@ -212,6 +212,7 @@ def grpo_inputs(folder: Path, model_path: Path = Path("unused"), **changes: Any)
         "num_salient_features": 5,
         "format": "guided",
         "kind": "question_decomposition",
+        "feature_names": (),
         "learner": LEARNER,
         "grpo": GrpoSection(steps=2, group_size=4, max_depth=2, max_new_tokens=400),
         "reward": RewardSection(),

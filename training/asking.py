@@ -11,6 +11,7 @@ import ray
 from actors.case_prompts import CasePrompt, PromptKind
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
 from ehr.cohort import Cohort, PatientCase
+from ehr.prompts import PromptContext
 from services.types import PolicyVersion
 from training.evaluation import Answers
 from training.session import Session
@@ -65,18 +66,21 @@ class Asker:
 
     def patients(self, patient_ids: list[str], tell: Callable[[int], None]) -> Answers:
         """Answers about patients of the cohort; `tell` hears how many there are."""
-        return self._ask(self._session.case_prompts(patient_ids, self.kind), tell)
+        return self._ask(
+            self._session.case_prompts(patient_ids, self.kind), self._session.cohort, tell
+        )
 
     def patients_of(
         self, cohort: Cohort, patient_ids: list[str], tell: Callable[[int], None]
     ) -> Answers:
         """Answers about patients of another cohort, shown in that cohort's own features."""
         cases = {patient: cohort.cases[patient] for patient in patient_ids}
-        return self._ask(self._session.prompts_of(cases, self.kind, cohort), tell)
+        return self._ask(self._session.prompts_of(cases, self.kind, cohort), cohort, tell)
 
     def cases(self, cases: Mapping[str, PatientCase]) -> Answers:
         """Answers to changed records, asked for as those about the patients they came from."""
-        return self._ask(self._session.prompts_of(cases, self.kind), lambda done: None)
+        session = self._session
+        return self._ask(session.prompts_of(cases, self.kind), session.cohort, lambda done: None)
 
     @cached_property
     def _least(self) -> PolicyVersion:
@@ -90,7 +94,9 @@ class Asker:
         )
         return session.serve_adapter(version, session.path(stages[self._method]) / "adapter")
 
-    def _ask(self, shown: Mapping[str, CasePrompt], tell: Callable[[int], None]) -> Answers:
+    def _ask(
+        self, shown: Mapping[str, CasePrompt], cohort: Cohort, tell: Callable[[int], None]
+    ) -> Answers:
         session, config = self._session, self._session.config
         least, num_samples = self._least, config.evaluate.num_samples
         plan = RolloutPlan(
@@ -100,6 +106,7 @@ class Asker:
             max_new_tokens=config.evaluate.max_new_tokens,
             temperature=0.0 if num_samples == 1 else 1.0,
             think_tokens=config.prompt.think_budget_tokens,
+            feature_names=PromptContext.of(cohort, config.prompt).listed_names,
         )
         prompts = tuple(
             RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)

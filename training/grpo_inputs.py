@@ -61,6 +61,8 @@ class GrpoInputs:
     """`prompt.format`."""
     kind: PromptKind
     """`prompt.kind`."""
+    feature_names: tuple[str, ...]
+    """`RolloutPlan.feature_names`."""
     learner: LearnerSection
     grpo: GrpoSection
     reward: RewardSection
@@ -88,4 +90,5 @@ class GrpoInputs:
             max_depth=self.grpo.max_depth,
             max_new_tokens=self.grpo.max_new_tokens,
             temperature=self.grpo.temperature,
+            feature_names=self.feature_names,
         )

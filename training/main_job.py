@@ -14,6 +14,7 @@ from actors.pool import run_search
 from actors.search_actor import SearchSetup
 from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.loaders import build_cohort
+from ehr.prompts import PromptContext
 from ehr.rewards import RewardContext, Salience
 from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
@@ -228,6 +229,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
         num_salient_features=config.expert.num_salient_features,
         format=config.prompt.format,
         kind=config.prompt.kind,
+        feature_names=PromptContext.of(session.cohort, config.prompt).listed_names,
         learner=config.learner,
         grpo=config.grpo,
         reward=config.reward,

@@ -1,6 +1,7 @@
 """The teacher without a tree, with a scripted model."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from actors.config import SearchSection
 from actors.request_log import RequestLog
 from actors.sampled_answers import SampledAnswers, samples_tokens, sampling_plan
 from actors.search_result import PatientResult
+from ehr.prompts import PromptContext
 from services.types import BASE_POLICY
 from tests.scripted import (
     CONTEXT,
@@ -54,10 +56,16 @@ def sample(
             CharTokenizer(),
             judge_of(plan),
             SECTION,
-            sampling_plan(SECTION, kind, layout),
+            sampling_plan(SECTION, asked(kind, layout)),
             BASE_POLICY,
         )
         return asyncio.run(answers.run())
+
+
+def asked(kind: str, layout: str = "guided", **settings: str) -> PromptContext:
+    """What prompts of a kind and format are made of."""
+    changes = {"kind": kind, "format": layout, **settings}
+    return replace(CONTEXT, section=CONTEXT.section.model_copy(update=changes))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,8 +149,18 @@ def test_a_free_answer_that_is_cut_off_is_unreadable(tmp_path: Path) -> None:
     assert result.counts.unreadable_finals == SECTION.num_rollouts
 
 
+def test_listed_names_are_those_of_the_record() -> None:
+    section = asked("short_answer", feature_names="listed")
+
+    assert sampling_plan(SECTION, asked("short_answer")).feature_names == ()
+    assert sampling_plan(SECTION, section).feature_names == (
+        *(feature.name for feature in CONTEXT.features),
+        "Age",
+    )
+
+
 def test_an_answer_may_be_as_long_as_what_a_search_may_write() -> None:
-    short, whole = (sampling_plan(SECTION, kind, "guided") for kind in KINDS)
+    short, whole = (sampling_plan(SECTION, asked(kind)) for kind in KINDS)
     prompt = case_prompt(case_of(), "short_answer", CONTEXT, CharTokenizer(), FRAME)
 
     assert short.max_new_tokens < whole.max_new_tokens

@@ -132,7 +132,7 @@ def write_run(folder: Path, method: str, script=sensible, config: RunConfig = CO
     files = SearchFolder(folder / "search")
     prompt = case_prompt(case_of(), "question_decomposition", CONTEXT, CharTokenizer(), FRAME)
     patient_id = prompt.case.patient_id
-    plan = sampling_plan(section, "question_decomposition", "guided")
+    plan = sampling_plan(section, CONTEXT)
     judge = judge_of(SearchPlan(section=section))
     with RequestLog(files.requests(patient_id), ScriptedGenerator(script=script)) as log:
         answers = SampledAnswers(prompt, log, CharTokenizer(), judge, section, plan, BASE_POLICY)

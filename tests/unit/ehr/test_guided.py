@@ -2,11 +2,10 @@ import re
 
 import pytest
 
+from ehr.catalogue import KNOWN_FEATURES
 from ehr.errors import ConfigurationError, ModelError
 from ehr.guided import (
-    FEATURES_REGEX,
     FINAL,
-    FINAL_REGEX,
     LINE_REGEX,
     PROBABILITY_REGEX,
     SUBQUESTION,
@@ -18,6 +17,8 @@ from ehr.guided import (
     GuidedWriter,
     ShortAnswerWriter,
     choice_tokens,
+    features_regex,
+    final_regex,
     read_final,
     read_step,
     step_regex,
@@ -80,7 +81,7 @@ def test_calls_come_in_order_with_their_patterns():
         (CallKind.CHOICE, None, ()),
         (CallKind.QUESTION, LINE_REGEX, ("\n",)),
         (CallKind.ANSWER, LINE_REGEX, ("\n",)),
-        (CallKind.FEATURES, FEATURES_REGEX, ("\n",)),
+        (CallKind.FEATURES, features_regex(), ("\n",)),
         (CallKind.PROBABILITY, PROBABILITY_REGEX, ("\n",)),
     ]
     assert calls[0].max_tokens == 1
@@ -265,11 +266,38 @@ def test_a_tokenizer_whose_first_tokens_tell_nothing_is_refused(tokenizer):
 def test_patterns_take_what_the_format_allows():
     assert re.fullmatch(LINE_REGEX, "Is pH > 7?\n")
     assert not re.fullmatch(LINE_REGEX, "a</Answer>\n")
-    assert re.fullmatch(FEATURES_REGEX, NAMES)
-    assert not re.fullmatch(FEATURES_REGEX, "a, b, c, d\n")
-    assert not re.fullmatch(FEATURES_REGEX, f"{'x' * 65}, b, c, d, e\n")
+    assert re.fullmatch(features_regex(), NAMES)
+    assert not re.fullmatch(features_regex(), "a, b, c, d\n")
+    assert not re.fullmatch(features_regex(), f"{'x' * 65}, b, c, d, e\n")
     assert re.fullmatch(PROBABILITY_REGEX, "0.85\n")
     assert [n for n in range(200) if re.fullmatch(USEFULNESS_REGEX, str(n))] == list(range(1, 101))
+
+
+def test_listed_names_are_the_only_ones():
+    pattern = features_regex(("pH", "Eosinophils (%)", "C++ [a|b]", "a-b.c"))
+
+    assert re.fullmatch(pattern, "pH, pH, C++ [a|b], Eosinophils (%), a-b.c\n")
+    assert not re.fullmatch(pattern, "pH, pH, pH, pH, lactate\n")
+    assert not re.fullmatch(pattern, "pH, pH, pH, pH, a-bXc\n")
+    assert not re.fullmatch(pattern, "pH, pH, pH, pH\n")
+
+
+def test_the_engine_knows_the_pattern_of_every_name_of_the_catalogue():
+    xgrammar = pytest.importorskip("xgrammar")
+    names = [feature.name for feature in KNOWN_FEATURES]
+
+    assert not [
+        name
+        for name in names
+        if not re.fullmatch(features_regex([name]), f"{name}, " * 4 + f"{name}\n")
+    ]
+    xgrammar.Grammar.from_regex(final_regex(names))
+
+
+def test_a_writer_asks_for_the_listed_names():
+    writer = ShortAnswerWriter(GuidedFormat(TOKENIZER, ("pH", "Weight")), 60)
+
+    assert writer.next_request().regex == features_regex(("pH", "Weight"))
 
 
 def test_a_step_in_one_request_is_a_question_or_the_final():
@@ -285,7 +313,7 @@ def test_a_step_in_one_request_is_a_question_or_the_final():
 def test_a_final_in_one_request_is_read_back():
     text = NAMES + "</Important Features>\n<Final answer>\n0.85\n"
 
-    assert re.fullmatch(FINAL_REGEX, text)
+    assert re.fullmatch(final_regex(), text)
     assert read_final(text) == FinalText(features=NAMES.strip(), probability="0.85")
     assert read_final(text[:-4]) is None
     assert read_final("pH, Glu") is None
