@@ -114,6 +114,9 @@ class GrpoSection(Section):
     """Steps of linear warm-up up to the learning rate."""
     accuracy_weight: float | None = Field(default=None, ge=0, le=1)
     """Overrides reward.accuracy_weight in Stage-2 only; 1 = without the attention reward."""
+    scale_parts: bool = False
+    """Bring R_cls and R_att to deviation 1 within each group before lambda weighs them (not in the
+    paper); false = Eq. 7, where the part that varies more decides nearly alone."""
     shuffle_salience: bool = False
     """Give each patient another patient's C_exp (a control)."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)

@@ -18,7 +18,7 @@ from ehr.pieces import TextTokenizer
 from ehr.rewards import Reward, RewardContext, reward
 from ehr.trajectory import ParsedTrajectory, parse_trajectory
 from training.config import GrpoSection
-from training.objective.advantage import group_advantages, is_dead
+from training.objective.advantage import group_advantages, is_dead, weigh_parts
 from training.objective.entropy import salient_token_mask
 from training.packing import TokenGroup
 
@@ -57,11 +57,29 @@ class ScoredGroup:
 
     patient: GrpoPatient
     rollouts: tuple[ScoredRollout, ...]
+    accuracy_weight: float | None
+    """lambda for parts of one scale (`grpo.scale_parts`); None = R weighs them as they are."""
 
     @property
     def rewards(self) -> torch.Tensor:
-        """Total reward of each rollout, float64."""
-        return torch.tensor([each.reward.total for each in self.rollouts], dtype=torch.float64)
+        """What each rollout's advantage is made of, float64: R, or its parts at one scale.
+
+        Raises:
+            TrainingError: if a part is not finite; names the patient.
+        """
+        if self.accuracy_weight is None:
+            return torch.tensor([each.reward.total for each in self.rollouts], dtype=torch.float64)
+        parts = [
+            torch.tensor([each.reward.cls for each in self.rollouts], dtype=torch.float64),
+            torch.tensor([each.reward.att for each in self.rollouts], dtype=torch.float64),
+        ]
+        weights = (self.accuracy_weight, 1 - self.accuracy_weight)
+        return weigh_parts(parts, weights, self.rollout_names)
+
+    @property
+    def rollout_names(self) -> list[str]:
+        """Names of the rollouts for messages."""
+        return [f"patient {self.patient.patient_id} rollout {i}" for i in range(len(self.rollouts))]
 
     @property
     def is_dead(self) -> bool:
@@ -165,9 +183,18 @@ def score_group(
     rollouts: Sequence[Rollout],
     section: RewardSection,
     matcher: FeatureMatcher,
-    accuracy_weight: float | None,
+    grpo: GrpoSection,
 ) -> ScoredGroup:
-    """Reward every rollout of a patient; a truncated one is a format failure."""
+    """Reward every rollout of a patient; a truncated one is a format failure.
+
+    Args:
+        patient: whose label and C_exp.
+        rollouts: at least two.
+        section: the reward.
+        matcher: of the cohort's features.
+        grpo: overrides lambda, and says whether the parts come to one scale first.
+    """
+    weight = section.accuracy_weight if grpo.accuracy_weight is None else grpo.accuracy_weight
     scored = []
     for rollout in rollouts:
         parsed = parse_trajectory(rollout.text)
@@ -177,10 +204,14 @@ def score_group(
             ScoredRollout(
                 rollout=rollout,
                 parsed=parsed,
-                reward=reward(parsed, patient.context, section, matcher, accuracy_weight),
+                reward=reward(parsed, patient.context, section, matcher, weight),
             )
         )
-    return ScoredGroup(patient=patient, rollouts=tuple(scored))
+    return ScoredGroup(
+        patient=patient,
+        rollouts=tuple(scored),
+        accuracy_weight=weight if grpo.scale_parts else None,
+    )
 
 
 def training_batch(
@@ -218,8 +249,7 @@ def _sequences(
     group: ScoredGroup, section: GrpoSection, tokenizer: TextTokenizer, matcher: FeatureMatcher
 ) -> tuple[TrainedSequence, ...]:
     patient_id = group.patient.patient_id
-    names = [f"patient {patient_id} rollout {i}" for i in range(len(group.rollouts))]
-    advantages = group_advantages(group.rewards, names).tolist()
+    advantages = group_advantages(group.rewards, group.rollout_names).tolist()
     sequences = []
     for each, advantage in zip(group.rollouts, advantages, strict=True):
         rollout = each.rollout

@@ -200,7 +200,7 @@ class RolloutCollector:
                     rollouts,
                     self._inputs.reward,
                     self._matcher,
-                    self._section.accuracy_weight,
+                    self._section,
                 )
             self._num_refused += 1
         found = min(rollout.oldest_policy for rollout in rollouts)

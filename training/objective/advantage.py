@@ -42,6 +42,35 @@ def group_advantages(
     return centred / centred.square().mean().sqrt()
 
 
+def weigh_parts(
+    parts: Sequence[Float[Tensor, " group"]],
+    weights: Sequence[float],
+    sample_ids: Sequence[str] | None = None,
+) -> Float[Tensor, " group"]:
+    """One reward from parts that are brought to the same scale within the group first.
+
+    Not in the paper: Eq. 7 weighs the parts as they are, so that the part that varies more decides
+    nearly alone. Here a weight is the share of a part whatever its scale; a part that is equal for
+    all trajectories counts for nothing.
+
+    Args:
+        parts: each part of the reward of each trajectory of one patient.
+        weights: one for each part.
+        sample_ids: as in `group_advantages`.
+
+    Returns:
+        float64, in the order of the trajectories.
+
+    Raises:
+        TrainingError: if a part is NaN or infinite.
+    """
+    scaled = [group_advantages(part, sample_ids) for part in parts]
+    return sum(
+        (weight * part for weight, part in zip(weights, scaled, strict=True)),
+        start=torch.zeros_like(scaled[0]),
+    )
+
+
 def is_dead(reward: Float[Tensor, " group"]) -> bool:
     """Whether the rewards of a group are all equal, so that it teaches nothing."""
     return bool(reward.max() - reward.min() <= DEAD_GROUP_SPAN)

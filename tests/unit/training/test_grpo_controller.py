@@ -375,19 +375,41 @@ def test_a_truncated_rollout_is_a_format_failure():
     text = "<Important Features>\npH\n</Important Features>\n<Final answer>\n0.90\n</Final answer>"
     rollouts = [rollout(text), rollout(text, truncated=True)]
 
-    group = score_group(grpo_patients(2)[1], rollouts, RewardSection(), MATCHER, None)
+    group = score_group(grpo_patients(2)[1], rollouts, RewardSection(), MATCHER, GrpoSection())
 
     assert [each.reward.format_failure for each in group.rollouts] == [None, "truncated"]
     assert group.rewards[1] == pytest.approx(0.6 * math.log(0.01))
 
 
 def test_a_reward_that_is_not_finite_names_the_patient():
-    group = score_group(grpo_patients(1)[0], [rollout(), rollout()], RewardSection(), MATCHER, None)
+    group = score_group(
+        grpo_patients(1)[0], [rollout(), rollout()], RewardSection(), MATCHER, GrpoSection()
+    )
     broken = replace(group.rollouts[0], reward=replace(group.rollouts[0].reward, total=math.nan))
     group = replace(group, rollouts=(broken, group.rollouts[1]))
 
     with pytest.raises(TrainingError, match="patient p0 rollout 0=nan"):
         training_batch(1, [group], GrpoSection(), CharTokenizer(), MATCHER)
+
+
+def test_parts_of_one_scale_are_what_advantages_are_made_of():
+    answers = ["pH", "sodium", "pH"]  # C_exp has pH
+    texts = [
+        f"<Important Features>\n{name}\n</Important Features>\n<Final answer>\n{p}\n</Final answer>"
+        for name, p in zip(answers, ("0.90", "0.90", "0.10"), strict=True)
+    ]
+    section = GrpoSection(scale_parts=True)
+
+    group = score_group(
+        grpo_patients(2)[1], [rollout(text) for text in texts], RewardSection(), MATCHER, section
+    )
+
+    att = [each.reward.att for each in group.rollouts]
+    assert att[0] == att[2] > att[1]
+    # Each part tells one answer from two others: both span 3 / sqrt(2) at deviation 1.
+    span = 3 / math.sqrt(2)
+    assert group.rewards[0] - group.rewards[1] == pytest.approx(0.4 * span)
+    assert abs(group.rewards[0] - group.rewards[2]) == pytest.approx(0.6 * span)
 
 
 def test_a_merged_sync_at_a_tiny_learning_rate_is_warned_about(tmp_path, caplog):

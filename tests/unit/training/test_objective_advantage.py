@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ehr.errors import TrainingError
-from training.objective.advantage import group_advantages, is_dead
+from training.objective.advantage import group_advantages, is_dead, weigh_parts
 
 
 def test_advantages_have_mean_zero_and_population_deviation_one():
@@ -34,6 +34,24 @@ def test_a_live_group_with_a_tiny_span_is_still_normalized():
     torch.testing.assert_close(
         group_advantages(reward), torch.tensor([-1.0, 1.0], dtype=torch.float64)
     )
+
+
+def test_parts_weigh_what_their_weight_says_whatever_their_scale():
+    cls, att = torch.tensor([-4.0, 0.0, -4.0, 0.0]), torch.tensor([0.01, 0.01, 0.02, 0.02])
+
+    found = weigh_parts([cls, att], [0.6, 0.4])
+
+    expected = torch.tensor([-1.0, 0.2, -0.2, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_equal_part_counts_for_nothing():
+    reward = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+
+    found = weigh_parts([reward, torch.full((3,), 0.1 + 0.2)], [0.6, 0.4])
+
+    torch.testing.assert_close(group_advantages(found), group_advantages(reward))
+    assert is_dead(weigh_parts([torch.ones(3), torch.zeros(3)], [0.6, 0.4]))
 
 
 def test_a_group_of_one_is_refused():

@@ -4,6 +4,7 @@ from ehr.config import RewardSection
 from ehr.names import FeatureMatcher
 from services.types import PolicyVersion
 from tests.learner_fakes import grpo_patients
+from training.config import GrpoSection
 from training.grpo_batch import rollout_samples, score_group
 
 MATCHER = FeatureMatcher(BENCHMARK_17)
@@ -30,7 +31,7 @@ def rollout(patient_id, index):
 
 def scored(patient, size=8):
     rollouts = [rollout(patient.patient_id, index) for index in range(size)]
-    return score_group(patient, rollouts, RewardSection(), MATCHER, None)
+    return score_group(patient, rollouts, RewardSection(), MATCHER, GrpoSection())
 
 
 GROUPS = [scored(patient) for patient in grpo_patients(6)]
