@@ -36,7 +36,7 @@ REFERENCE_COLOURS = {
 }
 
 CURVES = (
-    ("reward/mean", "R of the rollouts"),
+    ("reward/mean", "R of the rollouts, as the arm is rewarded"),
     ("reward/cls_mean", "R_cls of the rollouts"),
     ("reward/att_mean", "R_att of the rollouts"),
     ("reward/excess", "R_att above the best constant set"),
