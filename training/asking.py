@@ -124,7 +124,8 @@ class Asker:
         actor: Any = session.rollout_actor
         sampling = actor.sample_groups.remote(plan, batch)
         while not ray.wait([sampling], timeout=_WATCH_INTERVAL_S)[0]:
-            tell(ray.get(actor.num_done.remote()) // num_samples)  # as many patients
+            num_answers: Any = ray.get(actor.num_done.remote())
+            tell(num_answers // num_samples)
         groups = ray.get(sampling)
         return Answers(
             kind=self.kind,
