@@ -102,9 +102,13 @@ class SampledAnswers:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._sample(node)) for node in nodes]
+                # In their order, whichever comes first: a mean's last bits depend on it.
+                answers = [
+                    self._valued(node, await task) for node, task in zip(nodes, tasks, strict=True)
+                ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        ranked = rank_trajectories([task.result() for task in tasks], self._section)
+        ranked = rank_trajectories(answers, self._section)
         best = tuple(map(int, ranked[0].path.split("/")))
         return PatientResult(
             patient_id=self._prompt.patient_id,
@@ -114,13 +118,12 @@ class SampledAnswers:
             root_value=self.root.value,
         )
 
-    async def _sample(self, node: Node[Step]) -> SearchedTrajectory:
+    async def _sample(self, node: Node[Step]) -> Rollout:
         (index,) = node.path
         sampler = RolloutSampler(_LoggedCalls(self._log, index), self._tokenizer, self._plan)
-        rollout = await sampler.sample_rollout(
+        return await sampler.sample_rollout(
             self._prompt, least=self._least, seed=self._section.seed, index=index
         )
-        return self._valued(node, rollout)
 
     def _valued(self, node: Node[Step], rollout: Rollout) -> SearchedTrajectory:
         step = node.content

@@ -12,7 +12,7 @@ from actors.request_log import RequestLog
 from actors.sampled_answers import SampledAnswers, samples_tokens, sampling_plan
 from actors.search_result import PatientResult
 from ehr.prompts import PromptContext
-from services.types import BASE_POLICY
+from services.types import BASE_POLICY, Completion, GenerateRequest
 from tests.scripted import (
     CONTEXT,
     FRAME,
@@ -113,11 +113,29 @@ def test_what_was_logged_before_a_fault_is_not_asked_again(tmp_path: Path) -> No
     assert len(rest.requests) == len(whole.requests) - 5
 
 
+class InOrder(ScriptedGenerator):
+    """Answers are finished in a given order."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self._order = order
+        self._num_asked = 0
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        place = self._num_asked
+        self._num_asked += 1
+        if place < len(self._order):  # its first part; the rest follows at once
+            await asyncio.sleep(0.02 * self._order.index(place))
+        return await super().generate(request)
+
+
 def test_neither_latency_nor_order_changes_an_answer(tmp_path: Path) -> None:
     quick = sample(tmp_path / "quick", ScriptedGenerator())
     slow = sample(tmp_path / "slow", ScriptedGenerator(latency_s=0.01))
 
     assert quick == slow
+    # An order in which these rewards add up to another last bit.
+    assert quick == sample(tmp_path / "turned", InOrder((4, 5, 1, 2, 0, 3)))
 
 
 def test_label_and_salient_features_reach_no_request(tmp_path: Path) -> None:
