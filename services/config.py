@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ehr.base import Section
+from services.precision import Dtype
 
 
 class ModelSection(Section):
@@ -14,8 +15,10 @@ class ModelSection(Section):
     """A packaged model's name (`smollm2-135m`), a local folder, or a hub id."""
     max_model_len: int = Field(default=4096, ge=256)
     """Longest prompt + answer in tokens."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Parameter type of the served model and of the learner's frozen base."""
+    dtype: Dtype = "auto"
+    """Parameter type of the served model and of the learner's frozen base. `auto`: bfloat16 on GPUs
+    and on CPUs with bfloat16 instructions, float32 on others, where bfloat16 is many times
+    slower."""
     cache_dir: str | None = None
     """Where converted packaged models are kept; null = ~/.cache/eag-rl."""
 

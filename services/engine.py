@@ -21,6 +21,7 @@ from services.adapters import read_pairs, verify_policy, write_peft_folder
 from services.config import GeneratorSection, ModelSection
 from services.environment import prepare_cpu_engine
 from services.models import LocalModel
+from services.precision import parameter_type
 from services.types import BASE_POLICY, Completion, GenerateRequest, Policy, PolicyVersion
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class VllmEngine:
         section = self._section
         arguments: dict[str, Any] = {
             "model": str(self._model.path),
-            "dtype": self._model_section.dtype,
+            "dtype": parameter_type(self._model_section.dtype, on_gpu=self._on_gpu),
             "max_model_len": self._model_section.max_model_len,
             "max_num_seqs": section.max_num_seqs,
             "enforce_eager": section.enforce_eager,

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ehr.errors import EagRlError
+from services.precision import cpu_features, has_native_bfloat16
 from training.config import RunConfig
 from training.run_folder import versions
 
@@ -19,9 +20,6 @@ LEAST_MEMORY_GIB = 12
 
 LEAST_DISK_GIB = 5
 """Converted model, Ray's session folder and a run folder."""
-
-AVX512_BF16_FLAG = "avx512_bf16"
-"""Without it bfloat16 matrix products on x86 are emulated."""
 
 
 class Verdict(StrEnum):
@@ -103,15 +101,16 @@ def _machine() -> Iterator[Finding]:
         str(cores),
         "" if cores >= 2 else "the demo is sized for 2",
     )
-    flags = _cpu_flags()
-    if flags and AVX512_BF16_FLAG not in flags:
-        best = next((f for f in ("avx512f", "avx2") if f in flags), "neither avx512f nor avx2")
+    if has_native_bfloat16():
+        yield Finding(Verdict.GOOD, "cpu features", "native bfloat16")
+    elif features := cpu_features():
+        best = next((f for f in ("avx512f", "avx2") if f in features), "no native bfloat16")
         yield Finding(
-            Verdict.NOTE, "cpu features", best, "no native bfloat16: expect slow generation"
+            Verdict.NOTE,
+            "cpu features",
+            best,
+            "no native bfloat16: models run in float32 (model.dtype=auto)",
         )
-    elif flags:
-        amx = ", amx_bf16" if "amx_bf16" in flags else ""
-        yield Finding(Verdict.GOOD, "cpu features", f"{AVX512_BF16_FLAG}{amx}")
     import torch
 
     if torch.cuda.is_available():
@@ -216,14 +215,6 @@ def _pins(target: str) -> dict[str, str]:
         return {}
     pairs = (line.strip().split("==", 1) for line in pins.read_text().splitlines() if "==" in line)
     return {name: version.removesuffix("+cpu") for name, version in pairs}
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _available_memory_gib() -> float:

@@ -11,6 +11,7 @@ from ehr.catalogue import Feature
 from ehr.config import RewardSection
 from ehr.pieces import TextTokenizer
 from services.policy_store import PolicyRecord
+from services.precision import Dtype
 from services.types import Acknowledgement, Generator, PolicyVersion, Scored
 from training.config import GrpoSection, LearnerSection
 from training.grpo_batch import GrpoPatient
@@ -50,7 +51,7 @@ class GrpoInputs:
     lineage: str
     """Of the policies of Stage-2; its version 0 is Stage-1's policy."""
     model_path: Path
-    dtype: str
+    dtype: Dtype
     """Of the frozen base: `model.dtype`."""
     patients: tuple[GrpoPatient, ...]
     """Training patients that Stage-2 may draw."""

@@ -183,4 +183,5 @@ def _truth(run_dir: Path, config: RunConfig, problems: list[str]) -> Truth | Non
 def model_description(records: ExperimentRecords) -> str:
     """The language model and what its weights were made from."""
     model = as_object(records.record.get("model"))
-    return str(model.get("description") or model.get("name") or records.config.model.name)
+    name = str(model.get("description") or model.get("name") or records.config.model.name)
+    return f"{name}; computed in {model['dtype']}" if "dtype" in model else name

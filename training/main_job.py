@@ -18,6 +18,7 @@ from ehr.prompts import PromptContext
 from ehr.rewards import RewardContext, Salience
 from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
+from services.precision import parameter_type
 from services.types import BASE_POLICY
 from training.config import RunConfig
 from training.evaluation import OTHER_COHORT_FILE
@@ -81,12 +82,13 @@ class _GrowingReport:
 
 def describe_model(session: Session) -> dict[str, str]:
     """The language model, for config.json."""
-    model = session.model
+    model, config = session.model, session.config.model
     return {
         "name": model.name,
         "source": model.source,
         "sha256": model.sha256,
         "description": model.description,
+        "dtype": parameter_type(config.dtype, on_gpu=session.config.generator.gpus_per_replica > 0),
     }
 
 

@@ -16,6 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ehr.errors import ModelError
+from services.precision import Dtype, parameter_type
 from training.attention import ATTENTION_NAME, attend_shared_prompt
 from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.config import LearnerSection
@@ -85,7 +86,7 @@ def load_policy_model(
     model_path: Path,
     section: LearnerSection,
     *,
-    dtype: str,
+    dtype: Dtype,
     seed: int,
     device: torch.device | None = None,
 ) -> PolicyModel:
@@ -94,7 +95,7 @@ def load_policy_model(
     Args:
         model_path: folder in transformers' format.
         section: rank, alpha and checkpointing.
-        dtype: of the base, "bfloat16" or "float32".
+        dtype: of the base, `model.dtype`; `auto` is decided by the device.
         seed: of the adapter's initial weights.
         device: where to put it; the CPU by default.
 
@@ -103,11 +104,12 @@ def load_policy_model(
             fully (sliding window, linear attention): packed rows would be wrong there.
     """
     config = _checked_config(model_path)
+    on_gpu = device is not None and device.type == "cuda"
     try:
         base = AutoModelForCausalLM.from_pretrained(
             model_path,
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, parameter_type(dtype, on_gpu=on_gpu)),
             attn_implementation=ATTENTION_NAME,
         )
     except (OSError, ValueError) as error:

@@ -28,6 +28,7 @@ def header(records: RunRecords) -> list[tuple[str, str]]:
         ("Task", task),
         ("Cohort", shown(records.setting("cohort", "source"))),
         ("Language model", shown(model.get("name") or records.setting("model", "name"))),
+        ("Parameter type", shown(model.get("dtype"))),
         ("Answer format", shown(records.setting("prompt", "format"))),
         ("Commit", shown(records.config.get("commit"))),
         ("Created", shown(records.config.get("created"))),

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ehr.errors import TrainingError
+from services.precision import Dtype
 from training.config import FineTuneSection, LearnerSection
 from training.metrics_file import MetricsFile
 from training.packing import PackedRow, TokenGroup
@@ -44,7 +45,7 @@ class SftInputs:
     held_out: tuple[SftExample, ...]
     """Of other patients: their loss is measured after every epoch."""
     model_path: Path
-    dtype: str
+    dtype: Dtype
     """Of the frozen base: `model.dtype`."""
     learner: LearnerSection
     sft: FineTuneSection
