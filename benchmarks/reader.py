@@ -1,0 +1,249 @@
+"""A small model that reads synthetic records: `python -m benchmarks.reader CONFIG FOLDER`.
+
+A pretrained language model large enough to read a record is too slow for experiments on two cores.
+This one is trained from scratch, in minutes, on the short answers' prompts about *other* generated
+patients than the experiment's. It learns what a pretrained model would bring along: the layout, how
+values go together, and to predict somewhat. The features that it names are drawn at random among
+those recorded, so nothing of the expert's or the true salience is in it: what Stage 1 and Stage 2
+teach about them can be measured.
+"""
+
+import argparse
+import math
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from actors.case_prompts import case_prompt
+from ehr.chat import ChatFrame
+from ehr.cohort import Cohort
+from ehr.errors import ConfigurationError
+from ehr.guided import GuidedFormat, ShortAnswerWriter
+from ehr.prompts import PromptContext, short_answer_prompt
+from ehr.synthetic import generate
+from ehr.trajectory import NUM_IMPORTANT_FEATURES
+from services.environment import prepare_process
+from services.models import load_tokenizer
+from training.config import RunConfig
+from training.config_loading import load_config
+
+OTHER_PATIENTS = 1_000_000
+"""Added to `cohort.seed`: the generated patients are others."""
+
+_USER, _END, _ASSISTANT = "<|user|>", "<|end|>", "<|assistant|>"
+_FRAME = ChatFrame(prefix=f"{_USER}\n", suffix=f"{_END}\n{_ASSISTANT}\n")
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    f"{_USER}\n{{{{ message['content'] }}}}{_END}\n"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{_ASSISTANT}\n{{% endif %}}"
+)
+_TOKENIZER_PATIENTS = 500
+_HEAD_SIZE = 32
+_WARMUP = 0.05
+_TELL_EVERY = 20
+
+_NOTHING, _RECORD, _NAMES, _PROBABILITY = range(4)
+_PARTS = (_RECORD, _NAMES, _PROBABILITY)
+"""Of a lesson; the instructions and the words of the caller are none of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderSize:
+    """Sizes of the model and of its training."""
+
+    vocabulary: int = 1024
+    hidden: int = 128
+    layers: int = 4
+    patients: int = 16000
+    """Whom it reads about, once each."""
+    batch: int = 32
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lesson:
+    """One patient's record and an answer to it."""
+
+    token_ids: tuple[int, ...]
+    parts: tuple[int, ...]
+    """What each token belongs to: `_NOTHING` or one of `_PARTS`."""
+
+
+def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
+    """Trains the model and writes it in transformers' format.
+
+    Args:
+        config: of the experiment: its cohort (synthetic) and its prompts.
+        folder: receives tokenizer and weights.
+        size: of the model and its training.
+
+    Raises:
+        ConfigurationError: if the cohort is not generated.
+    """
+    if config.cohort.source != "synthetic":
+        raise ConfigurationError(
+            "a reader is trained on generated patients: expected cohort.source=synthetic, got "
+            f"{config.cohort.source!r}"
+        )
+    # Outcomes of other patients: the experiment's own are another draw of the generator.
+    section = config.cohort.model_copy(
+        update={
+            "num_patients": size.patients,
+            "seed": config.cohort.seed + OTHER_PATIENTS,
+            "train_patients": None,
+        }
+    )
+    cohort = generate(section)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tokenizer(cohort, config, folder, size.vocabulary)
+    lessons = _lessons(cohort, config, folder, size.seed)
+    model = _new_model(folder, size, config.model.max_model_len)
+    _train(model, lessons, size)
+    model.save_pretrained(folder)
+
+
+def _write_tokenizer(cohort: Cohort, config: RunConfig, folder: Path, vocabulary: int) -> None:
+    context = PromptContext.of(cohort, config.prompt)
+    patients = list(cohort.cases)[:_TOKENIZER_PATIENTS]
+    texts = [short_answer_prompt(cohort.cases[patient], context) for patient in patients]
+    texts.append("\n".join(context.listed_names * len(texts)))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [
+            pre_tokenizers.Split("\n", "merged_with_previous"),
+            pre_tokenizers.Split(", ", "isolated"),
+            pre_tokenizers.Split(Regex(r"\d+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[_END, _USER, _ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_END, pad_token=_END, chat_template=_CHAT_TEMPLATE
+    ).save_pretrained(folder)
+
+
+def _lessons(cohort: Cohort, config: RunConfig, folder: Path, seed: int) -> list[_Lesson]:
+    tokenizer = load_tokenizer(folder)
+    context = PromptContext.of(cohort, config.prompt)
+    layout = GuidedFormat(tokenizer, context.listed_names)
+    prompts = {
+        patient: case_prompt(case, "short_answer", context, tokenizer, _FRAME)
+        for patient, case in cohort.cases.items()
+    }
+    shared = len(os.path.commonprefix([prompt.token_ids for prompt in prompts.values()]))
+    generator = random.Random(seed)
+    lessons = []
+    for patient, prompt in prompts.items():
+        charted = ~np.isnan(prompt.case.values).all(axis=0)
+        recorded = [f.name for f, found in zip(cohort.features, charted, strict=True) if found]
+        names = generator.sample([*recorded, "Age"], NUM_IMPORTANT_FEATURES)
+        low, high = (50, 99) if cohort.labels[patient] else (1, 50)
+        writer = ShortAnswerWriter(layout, config.grpo.max_new_tokens)
+        for line in (f"{', '.join(names)}\n", f"0.{generator.randint(low, high):02d}\n"):
+            writer.accept(tokenizer.encode(line), line)
+        names_end = len(writer.pieces[0].token_ids) + len(writer.pieces[1].token_ids)
+        answer = [
+            (_NAMES if i < names_end else _PROBABILITY) if by_model else _NOTHING
+            for i, by_model in enumerate(writer.model_mask)
+        ]
+        record = [_NOTHING] * shared + [_RECORD] * (len(prompt.token_ids) - shared)
+        lessons.append(
+            _Lesson(token_ids=prompt.token_ids + writer.token_ids, parts=(*record, *answer))
+        )
+    return lessons
+
+
+def _new_model(folder: Path, size: ReaderSize, max_model_len: int) -> LlamaForCausalLM:
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(size.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size.vocabulary,
+            hidden_size=size.hidden,
+            intermediate_size=3 * size.hidden,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.hidden // _HEAD_SIZE,
+            num_key_value_heads=size.hidden // _HEAD_SIZE,
+            max_position_embeddings=max_model_len,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.encode(_END)[0],
+            pad_token_id=tokenizer.encode(_END)[0],
+        )
+    )
+
+
+def _train(model: LlamaForCausalLM, lessons: Sequence[_Lesson], size: ReaderSize) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
+    num_steps = len(lessons) // size.batch
+    started = time.monotonic()
+    for step in range(1, num_steps + 1):
+        rate = min(step / (_WARMUP * num_steps), 0.5 * (1 + math.cos(math.pi * step / num_steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = size.learning_rate * rate
+        tokens, parts = _batch(lessons[(step - 1) * size.batch : step * size.batch])
+        logits = model(input_ids=tokens[:, :-1]).logits
+        found = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        # Each part counts alike, however many tokens it has: the outcome is in one or two of some
+        # two hundred.
+        losses = [found[parts[:, 1:] == part].mean() for part in _PARTS]
+        torch.stack(losses).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % _TELL_EVERY == 0 or step == num_steps:
+            record, names, probability = (float(loss.detach()) for loss in losses)
+            seconds = time.monotonic() - started
+            print(
+                f"{step}/{num_steps} loss of record {record:.3f}, names {names:.3f}, probability "
+                f"{probability:.3f}; about {seconds / step * (num_steps - step):.0f} s left",
+                flush=True,
+            )
+
+
+def _batch(
+    lessons: Sequence[_Lesson],
+) -> tuple[Int[Tensor, "lessons tokens"], Int[Tensor, "lessons tokens"]]:
+    # Behind an answer nothing is read: what stands there does not matter.
+    tokens = [torch.tensor(lesson.token_ids) for lesson in lessons]
+    parts = [torch.tensor(lesson.parts) for lesson in lessons]
+    return pad_sequence(tokens, batch_first=True), pad_sequence(parts, batch_first=True)
+
+
+def main() -> None:
+    """Trains the reader of a configuration."""
+    prepare_process(verbose=False)
+    usual = ReaderSize()
+    parser = argparse.ArgumentParser(description="train a small model on synthetic records")
+    parser.add_argument("config", type=Path, help="the experiment's configuration")
+    parser.add_argument("folder", type=Path, help="receives the model, as model.name names it")
+    parser.add_argument("--patients", type=int, default=usual.patients)
+    parser.add_argument("--seed", type=int, default=usual.seed)
+    given = parser.parse_args()
+    size = ReaderSize(patients=given.patients, seed=given.seed)
+    write_reader(load_config([given.config]), given.folder, size)
+
+
+if __name__ == "__main__":
+    main()
