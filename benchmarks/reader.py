@@ -10,7 +10,6 @@ teach about them can be measured.
 
 import argparse
 import math
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -151,12 +150,16 @@ def _lessons(cohort: Cohort, config: RunConfig, folder: Path, seed: int) -> list
         patient: case_prompt(case, "short_answer", context, tokenizer, _FRAME)
         for patient, case in cohort.cases.items()
     }
-    shared = len(os.path.commonprefix([prompt.token_ids for prompt in prompts.values()]))
+    columns = zip(*(prompt.token_ids for prompt in prompts.values()), strict=False)
+    instructions = next(i for i, column in enumerate(columns) if len(set(column)) > 1)
     generator = random.Random(seed)
     lessons = []
     for patient, prompt in prompts.items():
-        charted = ~np.isnan(prompt.case.values).all(axis=0)
-        recorded = [f.name for f, found in zip(cohort.features, charted, strict=True) if found]
+        recorded = [
+            feature.name
+            for feature, values in zip(cohort.features, prompt.case.values.T, strict=True)
+            if not np.isnan(values).all()
+        ]
         names = generator.sample([*recorded, "Age"], NUM_IMPORTANT_FEATURES)
         low, high = (50, 99) if cohort.labels[patient] else (1, 50)
         writer = ShortAnswerWriter(layout, config.grpo.max_new_tokens)
@@ -167,7 +170,7 @@ def _lessons(cohort: Cohort, config: RunConfig, folder: Path, seed: int) -> list
             (_NAMES if i < names_end else _PROBABILITY) if by_model else _NOTHING
             for i, by_model in enumerate(writer.model_mask)
         ]
-        record = [_NOTHING] * shared + [_RECORD] * (len(prompt.token_ids) - shared)
+        record = [_NOTHING] * instructions + [_RECORD] * (len(prompt.token_ids) - instructions)
         lessons.append(
             _Lesson(token_ids=prompt.token_ids + writer.token_ids, parts=(*record, *answer))
         )

@@ -1,0 +1,116 @@
+"""The small model that reads synthetic records: what it is taught, and that the stages can use it."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.reader import (
+    _NAMES,
+    _NOTHING,
+    _PROBABILITY,
+    _RECORD,
+    OTHER_PATIENTS,
+    ReaderSize,
+    _lessons,
+    write_reader,
+)
+from ehr.errors import ConfigurationError
+from ehr.synthetic import generate
+from services.config import ModelSection
+from services.models import load_tokenizer, resolve_model
+from training.config import RunConfig
+
+CONFIG = RunConfig.model_validate(
+    {
+        "cohort": {"num_visits": 1},
+        "prompt": {"kind": "short_answer", "feature_names": "listed", "worked_example": False},
+        "search": {"method": "samples"},
+    }
+)
+SIZE = ReaderSize(patients=192, batch=16, hidden=32, layers=1, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reader")
+    write_reader(CONFIG, folder, SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(reader):
+    section = CONFIG.cohort.model_copy(update={"num_patients": 40, "seed": OTHER_PATIENTS})
+    cohort = generate(section)
+    return cohort, _lessons(cohort, CONFIG, reader, seed=1)
+
+
+def test_an_answer_names_five_recorded_features_and_sides_with_the_outcome(reader, taught):
+    tokenizer = load_tokenizer(reader)
+    cohort, lessons = taught
+    for (patient, case), lesson in zip(cohort.cases.items(), lessons, strict=True):
+        names = text_of(tokenizer, lesson, _NAMES).strip().split(", ")
+        probability = float(text_of(tokenizer, lesson, _PROBABILITY))
+        assert len(set(names)) == 5
+        for name in set(names) - {"Age"}:
+            column = [feature.name for feature in cohort.features].index(name)
+            assert (case.values[:, column] == case.values[:, column]).any()
+        assert (probability >= 0.5) if cohort.labels[patient] else (probability <= 0.5)
+
+
+def test_every_token_of_the_record_counts_and_none_of_the_instructions(reader, taught):
+    tokenizer = load_tokenizer(reader)
+    for lesson in taught[1]:
+        assert text_of(tokenizer, lesson, _RECORD).startswith(("- Sex", "male", "female", "Sex"))
+        told = text_of(tokenizer, lesson, _NOTHING)
+        assert "Give a probability" in told
+        assert told.endswith("</Final answer>")
+
+
+def test_it_learns(reader, taught):
+    model = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
+    torch.manual_seed(0)
+    untrained = AutoModelForCausalLM.from_config(model.config)
+    for part in (_RECORD, _NAMES, _PROBABILITY):
+        assert loss(model, taught[1], part) < loss(untrained, taught[1], part) - 1
+
+
+def test_the_same_seed_gives_the_same_model(reader, tmp_path):
+    write_reader(CONFIG, tmp_path, SIZE)
+    first, again = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (reader, tmp_path)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_run_can_use_its_folder(reader, taught, tmp_path):
+    section = ModelSection(name=str(reader), cache_dir=str(tmp_path))
+    frame = resolve_model(section).chat
+    tokenizer = load_tokenizer(reader)
+    for lesson in taught[1][:3]:
+        text = tokenizer.decode(lesson.token_ids)
+        assert text.startswith(frame.prefix + "Predict from this record")
+        assert frame.suffix + "<Important Features>" in text
+
+
+def test_other_patients_are_needed_so_only_a_generated_cohort_will_do(tmp_path):
+    cohort = CONFIG.cohort.model_copy(update={"source": "tjh"})
+    config = CONFIG.model_copy(update={"cohort": cohort})
+    with pytest.raises(ConfigurationError, match=r"cohort\.source=synthetic, got 'tjh'"):
+        write_reader(config, tmp_path, SIZE)
+
+
+def text_of(tokenizer, lesson, part):
+    chosen = [t for t, p in zip(lesson.token_ids, lesson.parts, strict=True) if p == part]
+    return tokenizer.decode(chosen)
+
+
+@torch.no_grad()
+def loss(model, lessons, part):
+    found = []
+    for lesson in lessons[:20]:
+        tokens = torch.tensor(lesson.token_ids)
+        logp = model(input_ids=tokens[None]).logits[0].log_softmax(-1)
+        scores = logp[:-1].gather(1, tokens[1:, None])[:, 0]
+        found.append(-scores[torch.tensor(lesson.parts)[1:] == part].mean())
+    return float(torch.stack(found).mean())
