@@ -55,6 +55,15 @@ class RolloutPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PatternSpan:
+    """Tokens of a response that were sampled under a pattern."""
+
+    start: int
+    stop: int
+    regex: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One answer, exactly as sampled."""
 
@@ -67,8 +76,10 @@ class Rollout:
     generator_logprobs: tuple[float, ...]
     """The generator's log-probability of each token, 0.0 where the caller wrote it."""
     constrained: tuple[bool, ...]
-    """Whether each token was sampled under a pattern or a list of allowed tokens: not from the
-    policy's own distribution, and vLLM gives a pattern's log-probabilities renormalised."""
+    """Whether each token was sampled under a pattern or a list of allowed tokens: not from all
+    tokens, and vLLM gives a pattern's log-probabilities renormalised."""
+    patterns: tuple[PatternSpan, ...] = ()
+    """Which of them were sampled under which pattern."""
     text: str
     truncated: bool
     """Whether the answer ended at a token limit: a format failure."""
@@ -190,6 +201,7 @@ class RolloutSampler:
     async def _guided(self, calls: "_Calls", writer: Writer) -> "_Response":
         logprobs: list[float] = []
         constrained: list[bool] = []
+        patterns: list[PatternSpan] = []
         truncated = False
         while (call := writer.next_request()) is not None:
             sampling = Sampling(
@@ -209,6 +221,10 @@ class RolloutSampler:
             is_constrained = call.regex is not None or call.allowed_token_ids is not None
             logprobs += [*[0.0] * num_callers, *completion.logprobs]
             constrained += [False] * num_callers + [is_constrained] * len(completion.logprobs)
+            if call.regex is not None:
+                start = len(writer.token_ids)
+                stop = start + len(completion.token_ids)
+                patterns.append(PatternSpan(start=start, stop=stop, regex=call.regex))
             writer.accept(completion.token_ids, completion.text)
         num_callers = len(writer.token_ids) - len(logprobs)
         logprobs += [0.0] * num_callers
@@ -218,6 +234,7 @@ class RolloutSampler:
             model_written=writer.model_mask,
             logprobs=logprobs,
             constrained=constrained,
+            patterns=tuple(patterns),
             text=writer.text,
             truncated=truncated,
             num_cut_lines=writer.num_cut_lines,
@@ -304,6 +321,7 @@ class _Calls:
             model_written=response.model_written,
             generator_logprobs=tuple(response.logprobs),
             constrained=tuple(response.constrained),
+            patterns=response.patterns,
             text=response.text,
             truncated=response.truncated,
             oldest_policy=min(self._versions),
@@ -321,4 +339,5 @@ class _Response:
     constrained: Sequence[bool]
     text: str
     truncated: bool
+    patterns: tuple[PatternSpan, ...] = ()
     num_cut_lines: int = 0

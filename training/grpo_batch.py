@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from actors.rollouts import Rollout
+from actors.rollouts import PatternSpan, Rollout
 from ehr.config import RewardSection
 from ehr.errors import DataError
 from ehr.metrics import excess_jaccard
@@ -107,6 +107,8 @@ class TrainedSequence:
     generator_logprobs: tuple[float, ...]
     constrained: tuple[bool, ...]
     """Sampled under a pattern or a list of allowed tokens (`Rollout.constrained`)."""
+    patterns: tuple[PatternSpan, ...] = ()
+    """Which tokens of the response under which pattern."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +264,7 @@ def _sequences(
                 salient=tuple(itertools.compress(salient, written)),
                 generator_logprobs=tuple(itertools.compress(rollout.generator_logprobs, written)),
                 constrained=tuple(itertools.compress(rollout.constrained, written)),
+                patterns=rollout.patterns,
             )
         )
     return tuple(sequences)

@@ -384,13 +384,6 @@ def _warn_about_settings(inputs: GrpoInputs) -> None:
             section.learning_rate,
             _MERGED_MIN_LEARNING_RATE,
         )
-    if section.max_staleness > 0 and inputs.format == "guided":
-        logger.warning(
-            "max_staleness=%d with prompt.format=guided: tokens that are sampled under a pattern "
-            "carry no importance weight, so what a sync changes between sampling and training "
-            "stays in the gradient",
-            section.max_staleness,
-        )
     if section.updates_per_step < 2:
         logger.warning(
             "the clip is inert with updates_per_step=%d: every ratio is 1", section.updates_per_step

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ray.exceptions import GetTimeoutError
 
 from ehr.errors import EagRlError, TrainingError
+from training.allowed_tokens import AllowedTokens
 from training.checkpoints import CheckpointFolder
 from training.grpo_batch import TrainingBatch
 from training.grpo_inputs import Canary, GrpoInputs
@@ -72,7 +73,9 @@ class Rank:
         if inputs.stage1_adapter is not None:
             load_adapter(model, inputs.stage1_adapter)
         learner = Learner(model, self._section)
-        trainer = BatchTrainer(learner, inputs.grpo, self._section.max_row_tokens)
+        trainer = BatchTrainer(
+            learner, inputs.grpo, self._section.max_row_tokens, AllowedTokens(inputs.model_path)
+        )
         start = self._join(learner)
         if start.step > 0:
             self._load(learner, start.step)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ehr.errors import TrainingError
+from training.allowed_tokens import AllowedTokens
 from training.config import GrpoSection
 from training.grpo_batch import TrainedSequence, TrainingBatch
 from training.learner import Learner
@@ -20,7 +21,7 @@ from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy
 from training.objective.importance import generator_log_ratio, truncated_importance_weights
 from training.objective.loss import LossDenominators, policy_loss
-from training.packing import PackedRow, deal, pack
+from training.packing import EVERY_TOKEN, PackedRow, TokenGroup, deal, pack
 from training.update_totals import UpdateTotals
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,18 @@ class BatchTrainer:
         learner: the rank's learner.
         section: objective and learning rate.
         max_row_tokens: token budget of a packed row.
+        allowed_tokens: what patterns leave to choose from.
     """
 
-    def __init__(self, learner: Learner, section: GrpoSection, max_row_tokens: int) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        section: GrpoSection,
+        max_row_tokens: int,
+        allowed_tokens: AllowedTokens,
+    ) -> None:
         self._learner = learner
+        self._allowed_tokens = allowed_tokens
         self._section = section
         self._max_row_tokens = max_row_tokens
 
@@ -86,8 +95,19 @@ class BatchTrainer:
 
     def _rows(self, batch: TrainingBatch) -> Iterator[tuple[tuple[int, ...], list[PackedRow]]]:
         for update in batch.updates:
-            rows = pack([batch.groups[i] for i in update], self._max_row_tokens)
+            groups = [self._with_allowed(batch, i) for i in update]
+            rows = pack(groups, self._max_row_tokens)
             yield update, deal(rows, self._learner.num_ranks)[self._learner.rank]
+
+    def _with_allowed(self, batch: TrainingBatch, number: int) -> TokenGroup:
+        group = batch.groups[number]
+        allowed = tuple(
+            self._allowed_tokens.of(response, trained, sequence.patterns)
+            for response, trained, sequence in zip(
+                group.responses, group.trained, batch.sequences[number], strict=True
+            )
+        )
+        return replace(group, allowed=allowed)
 
     def _frozen(
         self,
@@ -116,12 +136,13 @@ class BatchTrainer:
             numbers=numbers,
             sequences=sequences,
             old_logprobs=logprobs,
-            importance=self._importance(logprobs, mask, sequences, totals),
+            importance=self._importance(logprobs, row, mask, sequences, totals),
         )
 
     def _importance(
         self,
         old_logprobs: Tensor,
+        row: PackedRow,
         mask: Tensor,
         sequences: list[TrainedSequence],
         totals: UpdateTotals,
@@ -129,6 +150,10 @@ class BatchTrainer:
         device = mask.device
         generated = _padded([s.generator_logprobs for s in sequences], torch.float32, device)
         constrained = _padded([s.constrained for s in sequences], torch.bool, device) & mask
+        if row.allowed is not None:
+            # Learner and generator chose from the same tokens there.
+            is_followed = (row.allowed != EVERY_TOKEN).any(1).to(device)
+            constrained &= ~row.padded(is_followed)
         measured = mask & ~constrained
         log_ratio = generator_log_ratio(old_logprobs, generated, measured, _names(sequences))
         totals.add_mismatch(log_ratio[measured], (generated - old_logprobs)[constrained])

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from ehr.errors import TrainingError
+
+EVERY_TOKEN = -1
+"""A word of `allowed` with all bits set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,9 @@ class TokenGroup:
     responses: tuple[tuple[int, ...], ...]
     trained: tuple[tuple[bool, ...], ...]
     """Per response token: the model wrote it, so it is trained; the rest is context."""
+    allowed: tuple[Int32[Tensor, "trained words"] | None, ...] = ()
+    """Per response: which tokens each trained one was chosen from (`training.allowed_tokens`); None
+    or nothing at all = from every token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,8 @@ class PackedRow:
     """Number of each response in the batch, in row order; empty in a filler row."""
     lengths: tuple[int, ...]
     """Trained tokens of each of those responses."""
+    allowed: Int32[Tensor, "targets words"] | None = None
+    """Which tokens each target was chosen from, a bit each; None = all, from every token."""
 
     @property
     def num_tokens(self) -> int:
@@ -76,6 +84,7 @@ class PackedRow:
             targets=self.targets.to(device),
             sequences=self.sequences,
             lengths=self.lengths,
+            allowed=None if self.allowed is None else self.allowed.to(device),
         )
 
 
@@ -176,6 +185,7 @@ def _row(pieces: Sequence[_Piece]) -> PackedRow:
     targets: list[int] = []
     sequences: list[int] = []
     lengths: list[int] = []
+    allowed: list[Tensor | None] = []
     for piece in pieces:
         prompt = piece.group.prompt
         start = len(ids)
@@ -195,6 +205,7 @@ def _row(pieces: Sequence[_Piece]) -> PackedRow:
             targets += [response[i] for i in wanted]
             sequences.append(piece.first_sequence + member)
             lengths.append(len(wanted))
+            allowed.append(piece.group.allowed[member] if piece.group.allowed else None)
         spans.append(Span((start, stop), tuple(responses)))
     return PackedRow(
         token_ids=torch.tensor(ids),
@@ -204,4 +215,17 @@ def _row(pieces: Sequence[_Piece]) -> PackedRow:
         targets=torch.tensor(targets, dtype=torch.long),
         sequences=tuple(sequences),
         lengths=tuple(lengths),
+        allowed=_together(allowed, lengths),
+    )
+
+
+def _together(allowed: Sequence[Tensor | None], lengths: Sequence[int]) -> Tensor | None:
+    given = next((each for each in allowed if each is not None), None)
+    if given is None:
+        return None
+    return torch.cat(
+        [
+            given.new_full((length, given.shape[1]), EVERY_TOKEN) if each is None else each
+            for each, length in zip(allowed, lengths, strict=True)
+        ]
     )

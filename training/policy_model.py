@@ -78,6 +78,7 @@ class PolicyModel(nn.Module):
             hidden.index_select(0, row.predictors),
             head.weight,
             row.targets,
+            allowed=row.allowed,
             with_entropy=with_entropy,
         )
 

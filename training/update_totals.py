@@ -81,7 +81,8 @@ class UpdateTotals:
     def metrics(self) -> dict[str, Any]:
         """Means and shares over all ranks; None where there was nothing to measure.
 
-        `mismatch/*` is about freely sampled tokens, `constraint/gap_mean` about the others;
+        `mismatch/*` is about tokens that learner and generator chose from the same alternatives,
+        `constraint/gap_mean` about the others;
         `tis/*` is about all trained tokens, and left out while importance sampling is off.
         """
         # float32: not every accelerator has float64, and the counts are far below its 2^24.

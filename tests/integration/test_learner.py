@@ -15,8 +15,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from actors.rollouts import PatternSpan
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
+from training.allowed_tokens import AllowedTokens
 from training.config import GrpoSection
 from training.grpo_batch import TrainedSequence, TrainingBatch
 from training.packing import pack
@@ -53,10 +55,24 @@ def learner(path):
     return Learner(model(path), SECTION)
 
 
-def trainer(path, section=GRPO):
+def trainer(path, section=GRPO, allowed_tokens=None):
     from training.grpo_updates import BatchTrainer
 
-    return BatchTrainer(learner(path), section, 80)
+    return BatchTrainer(learner(path), section, 80, allowed_tokens or AllowedTokens(path))
+
+
+class OneOfSixtyFour:
+    """A pattern that leaves 64 of the 256 characters to each token, its own among them."""
+
+    def of(self, token_ids, trained, patterns):
+        if not patterns:
+            return None
+        words = torch.zeros(len(token_ids), 8, dtype=torch.int32)
+        for place, token in enumerate(token_ids):
+            words[place, [token // 32, (token // 32 + 1) % 8]] = -1
+        for span in patterns:
+            words[: span.start], words[span.stop :] = -1, -1
+        return words[torch.tensor(trained)]
 
 
 def row_loss(row, logprobs, total):
@@ -102,7 +118,7 @@ def test_a_restored_learner_goes_on_bit_by_bit(path, tmp_path):
     assert largest_difference(train(second, [3, 4]), expected) == 0.0
 
 
-def batch(advantages=(1.0, -1.0, 0.0), generator_logprob=UNIFORM, constrained=()):
+def batch(advantages=(1.0, -1.0, 0.0), generator_logprob=UNIFORM, constrained=(), patterns=()):
     """Two groups of three; the tokens at `constrained` of every response were sampled under one."""
     groups = tuple(token_groups(2, 3))
     sequences = tuple(
@@ -113,6 +129,7 @@ def batch(advantages=(1.0, -1.0, 0.0), generator_logprob=UNIFORM, constrained=()
                 salient=tuple(k % 2 == 0 for k in range(sum(trained))),
                 generator_logprobs=(generator_logprob,) * sum(trained),
                 constrained=tuple(k in constrained for k in range(sum(trained))),
+                patterns=patterns,
             )
             for trained, advantage in zip(group.trained, advantages, strict=True)
         )
@@ -176,6 +193,30 @@ def test_where_every_token_is_constrained_there_is_no_mismatch_to_report(path):
     assert metrics["mismatch/k3"] is metrics["mismatch/mean_abs"] is None
     assert metrics["mismatch/max_abs"] is None
     assert metrics["tis/mean_weight"] == 1
+
+
+def test_tokens_of_a_pattern_are_judged_among_what_it_allowed(path):
+    everything = (PatternSpan(start=0, stop=99, regex="any"),)
+    some = batch(generator_logprob=-math.log(64), constrained=range(99), patterns=everything)
+
+    metrics = trainer(path, allowed_tokens=OneOfSixtyFour()).train(some)
+
+    # Learner and generator have the same alternatives, so what is left is a mismatch.
+    assert metrics["mismatch/measured_share"] == 1
+    assert metrics["constraint/gap_mean"] is None
+    assert metrics["mismatch/mean_abs"] < 0.5
+    assert metrics["entropy/all_mean"] == pytest.approx(math.log(64), abs=0.1)
+
+
+def test_a_token_off_every_pattern_stays_out_of_the_mismatch(path):
+    first = (PatternSpan(start=0, stop=1, regex="any"),)
+    some = batch(generator_logprob=-math.log(64), constrained=range(99), patterns=first)
+
+    metrics = trainer(path, allowed_tokens=OneOfSixtyFour()).train(some)
+
+    counts = [sum(trained) for group in some.groups for trained in group.trained]
+    assert metrics["mismatch/measured_share"] == pytest.approx(len(counts) / sum(counts))
+    assert metrics["constraint/gap_mean"] == pytest.approx(math.log(256 / 64), abs=0.5)
 
 
 def test_the_importance_weights_scale_the_gradient_and_null_turns_them_off(path):

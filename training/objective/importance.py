@@ -26,9 +26,9 @@ def generator_log_ratio(
     Args:
         old_logp: the learner's log-probabilities under pi_old.
         generator_logp: those of the generator that sampled the tokens.
-        measured: tokens that the model wrote and sampled freely. Under a pattern or a list of
-            allowed tokens the generator drew from a renormalised distribution: that ratio is the
-            constraint's, not a mismatch.
+        measured: tokens that the model wrote and that both chose from the same alternatives: all,
+            or those of a pattern that the learner follows. Elsewhere the ratio is that of the
+            alternatives, not a mismatch.
         sample_ids: names of the trajectories for messages.
 
     Raises:

@@ -4,10 +4,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+FORBIDDEN = -1e9
+"""Score of a token that could not be chosen: its probability is exactly 0, and 0 times its
+log-probability is not NaN."""
 
 
 def response_logprobs(
@@ -15,6 +19,7 @@ def response_logprobs(
     head_weight: Float[Tensor, "vocabulary width"],
     targets: Int[Tensor, " tokens"],
     *,
+    allowed: Int32[Tensor, "tokens words"] | None = None,
     chunk: int = 128,
     with_entropy: bool = False,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
@@ -30,20 +35,31 @@ def response_logprobs(
         hidden: states that predict the targets.
         head_weight: output embedding.
         targets: the tokens in question.
+        allowed: the tokens that each was chosen from, bit i % 32 of word i // 32 for token i:
+            log-probability and entropy are those of the distribution over these alone. None = all.
         chunk: tokens per application of the head.
-        with_entropy: also return full-vocabulary entropies in nats, without gradient.
+        with_entropy: also return entropies in nats, without gradient.
 
     Returns:
         float32 log-probabilities, and entropies or None.
     """
     if not (torch.is_grad_enabled() and head_weight.requires_grad):
-        logprob, entropy = _FrozenHead.apply(hidden, head_weight, targets, chunk, with_entropy)
+        logprob, entropy = _FrozenHead.apply(
+            hidden, head_weight, targets, allowed, chunk, with_entropy
+        )
         return logprob, entropy if with_entropy else None
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
-    for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+    for start in range(0, max(1, len(targets)), chunk):
+        part = slice(start, start + chunk)
         logprob, entropy = checkpoint(
-            _chunk_logprobs, states, head_weight, wanted, with_entropy, use_reentrant=False
+            _chunk_logprobs,
+            hidden[part],
+            head_weight,
+            targets[part],
+            None if allowed is None else allowed[part],
+            with_entropy,
+            use_reentrant=False,
         )
         logprobs.append(logprob)
         if entropy is not None:
@@ -55,15 +71,29 @@ def _chunk_logprobs(
     hidden: Float[Tensor, "tokens width"],
     head_weight: Float[Tensor, "vocabulary width"],
     targets: Int[Tensor, " tokens"],
+    allowed: Int32[Tensor, "tokens words"] | None,
     with_entropy: bool,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
-    every = F.log_softmax(F.linear(hidden, head_weight).float(), -1)
+    scores = F.linear(hidden, head_weight).float()
+    if allowed is not None:
+        scores = scores.masked_fill(_forbidden(allowed, head_weight.shape[0]), FORBIDDEN)
+    every = F.log_softmax(scores, -1)
     logprob = every.gather(-1, targets[:, None])[:, 0]
     return logprob, _entropy(every.detach()) if with_entropy else None
 
 
 def _entropy(logprobs: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, " tokens"]:
     return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def _forbidden(
+    allowed: Int32[Tensor, "tokens words"], vocabulary: int
+) -> Bool[Tensor, "tokens vocabulary"]:
+    # By bytes: an eighth of the memory that whole words would take. Bits of a word follow one
+    # another in its bytes on every machine that torch runs on.
+    in_bytes = allowed.contiguous().view(torch.uint8)
+    bits = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=allowed.device)
+    return (in_bytes[:, :, None] & bits == 0).flatten(1)[:, :vocabulary]
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -73,6 +103,7 @@ class _FrozenHead(torch.autograd.Function):
         hidden: Float[Tensor, "tokens width"],
         head_weight: Float[Tensor, "vocabulary width"],
         targets: Int[Tensor, " tokens"],
+        allowed: Int32[Tensor, "tokens words"] | None,
         chunk: int,
         with_entropy: bool,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " entropies"]]:
@@ -90,6 +121,8 @@ class _FrozenHead(torch.autograd.Function):
             rows = slice(0, part.stop - start)
             torch.mm(hidden[part], head_weight.t(), out=low[rows])
             scores[rows] = low[rows]
+            if allowed is not None:
+                scores[rows].masked_fill_(_forbidden(allowed[part], vocabulary), FORBIDDEN)
             torch.log_softmax(scores[rows], -1, out=every[rows])
             logprobs[part] = every[rows].gather(-1, targets[part, None])[:, 0]
             if with_entropy:
@@ -107,4 +140,4 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, " tokens"], _: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        return slopes * grad[:, None].to(slopes.dtype), None, None, None, None
+        return slopes * grad[:, None].to(slopes.dtype), None, None, None, None, None

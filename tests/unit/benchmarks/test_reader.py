@@ -1,4 +1,4 @@
-"""The small model that reads synthetic records: what it is taught, and that the stages can use it."""
+"""The small model that reads synthetic records: what it is taught, and that a run can use it."""
 
 import pytest
 import torch

@@ -54,6 +54,86 @@ def test_a_frozen_head_gives_the_same_values_and_state_gradient(chunk, with_entr
     assert entropy is None or not entropy.requires_grad
 
 
+def random_allowed(tokens, vocabulary, targets):
+    """Which tokens may be chosen, as flags and as bits; the target always may."""
+    generator = torch.Generator().manual_seed(1)
+    flags = torch.rand(tokens, vocabulary, generator=generator) < 0.4
+    flags[torch.arange(tokens), targets] = True
+    padded = torch.nn.functional.pad(flags, (0, -vocabulary % 32)).long().unflatten(1, (-1, 32))
+    words = (padded << torch.arange(32)).sum(-1)
+    return flags, torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+@pytest.mark.parametrize("vocabulary", [11, 32, 71])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_allowed_tokens_alone_share_the_probability(vocabulary, chunk, is_frozen):
+    hidden, _, _ = inputs()
+    generator = torch.Generator().manual_seed(2)
+    head_weight = torch.randn(vocabulary, 5, generator=generator)
+    targets = torch.randint(0, vocabulary, (7,), generator=generator)
+    flags, allowed = random_allowed(7, vocabulary, targets)
+    weights = torch.arange(-3.0, 4.0)
+    scores = hidden @ head_weight.T
+    every = scores - torch.where(flags, scores, -torch.inf).logsumexp(-1, keepdim=True)
+    expected = every.gather(-1, targets[:, None])[:, 0]
+    expected_entropy = -torch.where(flags, every.exp() * every, 0.0).sum(-1)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), hidden)
+
+    logprob, entropy = response_logprobs(
+        hidden,
+        head_weight.requires_grad_(not is_frozen),
+        targets,
+        allowed=allowed,
+        chunk=chunk,
+        with_entropy=True,
+    )
+    (gradient,) = torch.autograd.grad((logprob * weights).sum(), hidden)
+
+    torch.testing.assert_close(logprob, expected)
+    torch.testing.assert_close(entropy, expected_entropy.detach())
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_a_token_that_had_no_alternative_is_certain_and_teaches_nothing():
+    hidden, head_weight, targets = inputs()
+    words = (torch.ones(7, dtype=torch.int32) << targets.int())[:, None]
+
+    logprob, entropy = response_logprobs(
+        hidden, head_weight.detach(), targets, allowed=words, with_entropy=True
+    )
+    (gradient,) = torch.autograd.grad(logprob.sum(), hidden)
+
+    assert logprob.tolist() == entropy.tolist() == [0.0] * 7
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+
+
+def test_what_could_not_be_chosen_is_neither_pushed_up_nor_down():
+    hidden, head_weight, targets = inputs()
+    allowed = random_allowed(7, 11, targets)[1] & ~(1 << 4)
+    kept = targets != 4
+
+    logprob, _ = response_logprobs(hidden[kept], head_weight, targets[kept], allowed=allowed[kept])
+    (gradient,) = torch.autograd.grad(-logprob.sum(), head_weight)
+    free, _ = response_logprobs(hidden[kept], head_weight, targets[kept])
+    (free_gradient,) = torch.autograd.grad(-free.sum(), head_weight)
+
+    assert (gradient[4] == 0).all()
+    assert (gradient != 0).any()
+    assert (free_gradient[4] != 0).any()
+
+
+def test_words_with_all_bits_change_nothing():
+    hidden, head_weight, targets = inputs()
+    every = torch.full((7, 1), -1, dtype=torch.int32)
+
+    for head in (head_weight, head_weight.detach()):
+        free = response_logprobs(hidden, head, targets, with_entropy=True)
+        torch.testing.assert_close(
+            response_logprobs(hidden, head, targets, allowed=every, with_entropy=True), free
+        )
+
+
 def test_entropy_is_left_out_unless_wanted():
     assert response_logprobs(*inputs())[1] is None
 
