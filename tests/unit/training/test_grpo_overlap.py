@@ -235,12 +235,6 @@ def test_rollouts_that_lag_need_the_importance_weight():
         GrpoSection(max_staleness=1, importance_cap=None)
 
 
-def test_guided_rollouts_that_lag_are_warned_about(tmp_path, caplog):
-    Run(tmp_path)
-
-    assert "carry no importance weight" in caplog.text
-
-
 async def random_schedule(folder, rng, section, behind):
     """A run whose parts take their turns in a random order, with restarts, to its end."""
     run = Run(folder, section)
