@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from ehr.chat import encode_chat
 from ehr.errors import ModelError, ServiceError
 from services.models import FastTokenizer, LocalModel, load_tokenizer
+from services.precision import parameter_type
 from services.types import (
     BASE_POLICY,
     Completion,
@@ -209,8 +210,9 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_setting_to_change(
 
 
 def test_the_engine_says_how_much_its_cache_holds(engine: EngineThread) -> None:
-    # 1 GiB of 30 layers x 3 heads x 64 x (key and value) x 2 bytes, in whole blocks
-    assert engine.engine.cache_tokens == pytest.approx(2**30 / (30 * 3 * 64 * 2 * 2), rel=0.01)
+    size = {"bfloat16": 2, "float32": 4}[parameter_type("auto", on_gpu=False)]
+    # 1 GiB of 30 layers x 3 heads x 64 x (key and value), in whole blocks
+    assert engine.engine.cache_tokens == pytest.approx(2**30 / (30 * 3 * 64 * 2 * size), rel=0.01)
 
 
 def test_a_sync_changes_the_model_and_empties_the_prefix_cache(
