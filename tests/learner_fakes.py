@@ -7,7 +7,14 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from ehr.catalogue import BENCHMARK_17
 from ehr.config import RewardSection
@@ -52,6 +59,10 @@ def tiny_model(folder: Path, kind: str = "qwen2") -> Path:
     else:
         model = LlamaForCausalLM(LlamaConfig(**TINY))
     model.save_pretrained(folder)
+    characters = models.BPE({chr(i): i for i in range(VOCABULARY)}, [])
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(characters), eos_token=chr(0)
+    ).save_pretrained(folder)
     return folder
 
 
