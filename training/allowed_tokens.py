@@ -33,7 +33,6 @@ class AllowedTokens:
 
     def __init__(self, model_path: Path) -> None:
         self._model_path = model_path
-        self._compiled: dict[str, Any] = {}
 
     def of(
         self,
@@ -64,7 +63,8 @@ class AllowedTokens:
     ) -> None:
         import xgrammar
 
-        matcher = xgrammar.GrammarMatcher(self._grammar(span.regex))
+        # The compiler keeps what it has compiled.
+        matcher = xgrammar.GrammarMatcher(self._compiler.compile_regex(span.regex))
         for place, token in enumerate(token_ids):
             matcher.fill_next_token_bitmask(words, place)
             if not matcher.accept_token(token):
@@ -72,11 +72,6 @@ class AllowedTokens:
                 words[place:] = EVERY_TOKEN
                 logger.warning("token %d does not follow pattern %r", token, span.regex)
                 return
-
-    def _grammar(self, regex: str) -> Any:
-        if regex not in self._compiled:
-            self._compiled[regex] = self._compiler.compile_regex(regex)
-        return self._compiled[regex]
 
     @cached_property
     def _vocabulary(self) -> int:
