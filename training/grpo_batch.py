@@ -19,6 +19,7 @@ from ehr.rewards import Reward, RewardContext, reward
 from ehr.trajectory import ParsedTrajectory, parse_trajectory
 from training.config import GrpoSection
 from training.objective.advantage import group_advantages, is_dead, weigh_parts
+from training.objective.credit import features_are_named
 from training.objective.entropy import salient_token_mask
 from training.packing import TokenGroup
 
@@ -69,12 +70,14 @@ class ScoredGroup:
         """
         if self.accuracy_weight is None:
             return torch.tensor([each.reward.total for each in self.rollouts], dtype=torch.float64)
-        parts = [
-            torch.tensor([each.reward.cls for each in self.rollouts], dtype=torch.float64),
-            torch.tensor([each.reward.att for each in self.rollouts], dtype=torch.float64),
-        ]
+        attention = torch.tensor([each.reward.att for each in self.rollouts], dtype=torch.float64)
         weights = (self.accuracy_weight, 1 - self.accuracy_weight)
-        return weigh_parts(parts, weights, self.rollout_names)
+        return weigh_parts([self.classification_rewards, attention], weights, self.rollout_names)
+
+    @property
+    def classification_rewards(self) -> torch.Tensor:
+        """R_cls of each rollout, float64."""
+        return torch.tensor([each.reward.cls for each in self.rollouts], dtype=torch.float64)
 
     @property
     def rollout_names(self) -> list[str]:
@@ -102,7 +105,8 @@ class TrainedSequence:
     """What the loss needs to know of one response, per trained (model-written) token."""
 
     patient_id: str
-    advantage: float
+    advantages: tuple[float, ...]
+    """One number for all tokens, or two with `grpo.credit`."""
     salient: tuple[bool, ...]
     generator_logprobs: tuple[float, ...]
     constrained: tuple[bool, ...]
@@ -251,16 +255,25 @@ def _sequences(
     group: ScoredGroup, section: GrpoSection, tokenizer: TextTokenizer, matcher: FeatureMatcher
 ) -> tuple[TrainedSequence, ...]:
     patient_id = group.patient.patient_id
-    advantages = group_advantages(group.rewards, group.rollout_names).tolist()
+    names = group.rollout_names
+    advantages = group_advantages(group.rewards, names).tolist()
+    # What is still open once the features are named.
+    left = advantages
+    if section.credit == "reward_to_go":
+        left = group_advantages(group.classification_rewards, names).tolist()
     sequences = []
-    for each, advantage in zip(group.rollouts, advantages, strict=True):
+    for each, advantage, rest in zip(group.rollouts, advantages, left, strict=True):
         rollout = each.rollout
         salient = salient_token_mask(rollout.token_ids, tokenizer, section.salient_tokens, matcher)
         written = rollout.model_written
+        of_tokens = [advantage] * len(written)
+        if rest != advantage:
+            named = features_are_named(rollout.token_ids, tokenizer)
+            of_tokens = [rest if is_named else advantage for is_named in named]
         sequences.append(
             TrainedSequence(
                 patient_id=patient_id,
-                advantage=advantage,
+                advantages=tuple(itertools.compress(of_tokens, written)),
                 salient=tuple(itertools.compress(salient, written)),
                 generator_logprobs=tuple(itertools.compress(rollout.generator_logprobs, written)),
                 constrained=tuple(itertools.compress(rollout.constrained, written)),

@@ -197,7 +197,9 @@ class BatchTrainer:
             if not work.sequences:
                 self._learner.backward(logprobs.sum() * 0)
                 continue
-            advantage = torch.tensor([s.advantage for s in work.sequences], device=logprobs.device)
+            advantage = _padded(
+                [s.advantages for s in work.sequences], torch.float32, logprobs.device
+            )
             parts = policy_loss(
                 work.row.padded(logprobs),
                 work.old_logprobs,

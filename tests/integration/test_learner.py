@@ -125,7 +125,7 @@ def batch(advantages=(1.0, -1.0, 0.0), generator_logprob=UNIFORM, constrained=()
         tuple(
             TrainedSequence(
                 patient_id=group.patient_id,
-                advantage=advantage,
+                advantages=(advantage,) * sum(trained),
                 salient=tuple(k % 2 == 0 for k in range(sum(trained))),
                 generator_logprobs=(generator_logprob,) * sum(trained),
                 constrained=tuple(k in constrained for k in range(sum(trained))),

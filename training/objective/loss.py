@@ -45,7 +45,7 @@ class LossParts:
 def policy_loss(
     logp: Float[Tensor, "sequences tokens"],
     old_logp: Float[Tensor, "sequences tokens"],
-    advantage: Float[Tensor, " sequences"],
+    advantage: Float[Tensor, " sequences"] | Float[Tensor, "sequences tokens"],
     mask: Bool[Tensor, "sequences tokens"],
     clip_low: float,
     clip_high: Float[Tensor, " sequences"],
@@ -64,7 +64,7 @@ def policy_loss(
     Args:
         logp: log-probability of each token under the policy that is trained.
         old_logp: the same under pi_old, frozen.
-        advantage: A-hat of each trajectory.
+        advantage: A-hat of each trajectory, or of each of its tokens (`credit`).
         mask: tokens that the model wrote; whatever stands elsewhere is ignored.
         clip_low: epsilon of Eq. 16.
         clip_high: epsilon(tau) of each trajectory.
@@ -88,7 +88,9 @@ def policy_loss(
     # Before it is bounded: a log-probability of minus infinity would hide behind the bound.
     check_finite("log-ratio", log_ratio.detach().sum(1), sample_ids)
     ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    a = advantage.to(logp.dtype)[:, None]
+    a = advantage.to(logp.dtype)
+    if a.dim() == 1:
+        a = a[:, None]
     lower, upper = 1 - clip_low, (1 + clip_high.to(logp.dtype))[:, None]
     clipped = torch.minimum(ratio, upper).clamp(min=lower)
     surrogate = torch.minimum(ratio * a, clipped * a)
