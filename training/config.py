@@ -114,9 +114,12 @@ class GrpoSection(Section):
     """Steps of linear warm-up up to the learning rate."""
     accuracy_weight: float | None = Field(default=None, ge=0, le=1)
     """Overrides reward.accuracy_weight in Stage-2 only; 1 = without the attention reward."""
+    advantage_scale: Literal["group", "batch"] = "group"
+    """What a reward's difference from its group's mean is divided by: the group's deviation
+    (Eq. 14, which makes predicted risks overconfident), or one deviation for the whole batch."""
     scale_parts: bool = False
-    """Bring R_cls and R_att to deviation 1 within each group before lambda weighs them (not in the
-    paper); false = Eq. 7, where the part that varies more decides nearly alone."""
+    """Bring R_cls and R_att to deviation 1 (of `advantage_scale`) before lambda weighs them (not in
+    the paper); false = Eq. 7, where the part that varies more decides nearly alone."""
     credit: Literal["trajectory", "reward_to_go"] = "trajectory"
     """What a token's advantage is made of: the whole R for every token (Eq. 14), or what the token
     can still change: behind the features block R_att is settled and R_cls alone counts."""

@@ -18,10 +18,10 @@ from ehr.pieces import TextTokenizer
 from ehr.rewards import Reward, RewardContext, reward
 from ehr.trajectory import ParsedTrajectory, parse_trajectory
 from training.config import GrpoSection
-from training.objective.advantage import group_advantages, is_dead, weigh_parts
-from training.objective.credit import features_are_named
+from training.objective.advantage import is_dead
 from training.objective.entropy import salient_token_mask
 from training.packing import TokenGroup
+from training.rollout_advantages import RolloutAdvantage, rollout_advantages, token_advantages
 
 _NUM_SAMPLES = 4
 """Rollouts of a step that are kept for a person to read."""
@@ -58,26 +58,13 @@ class ScoredGroup:
 
     patient: GrpoPatient
     rollouts: tuple[ScoredRollout, ...]
-    accuracy_weight: float | None
-    """lambda for parts of one scale (`grpo.scale_parts`); None = R weighs them as they are."""
+    accuracy_weight: float
+    """lambda."""
 
     @property
     def rewards(self) -> torch.Tensor:
-        """What each rollout's advantage is made of, float64: R, or its parts at one scale.
-
-        Raises:
-            TrainingError: if a part is not finite; names the patient.
-        """
-        if self.accuracy_weight is None:
-            return torch.tensor([each.reward.total for each in self.rollouts], dtype=torch.float64)
-        attention = torch.tensor([each.reward.att for each in self.rollouts], dtype=torch.float64)
-        weights = (self.accuracy_weight, 1 - self.accuracy_weight)
-        return weigh_parts([self.classification_rewards, attention], weights, self.rollout_names)
-
-    @property
-    def classification_rewards(self) -> torch.Tensor:
-        """R_cls of each rollout, float64."""
-        return torch.tensor([each.reward.cls for each in self.rollouts], dtype=torch.float64)
+        """R of each rollout, float64."""
+        return torch.tensor([each.reward.total for each in self.rollouts], dtype=torch.float64)
 
     @property
     def rollout_names(self) -> list[str]:
@@ -216,7 +203,7 @@ def score_group(
     return ScoredGroup(
         patient=patient,
         rollouts=tuple(scored),
-        accuracy_weight=weight if grpo.scale_parts else None,
+        accuracy_weight=weight,
     )
 
 
@@ -235,6 +222,12 @@ def training_batch(
     order = list(range(len(groups)))
     random.Random(f"{section.seed} updates {step}").shuffle(order)
     num = section.updates_per_step
+    advantages = rollout_advantages(
+        [[each.reward for each in group.rollouts] for group in groups],
+        [group.accuracy_weight for group in groups],
+        section,
+        [group.rollout_names for group in groups],
+    )
     return TrainingBatch(
         step=step,
         groups=tuple(
@@ -246,33 +239,30 @@ def training_batch(
             )
             for group in groups
         ),
-        sequences=tuple(_sequences(group, section, tokenizer, matcher) for group in groups),
+        sequences=tuple(
+            _sequences(group, of_group, section, tokenizer, matcher)
+            for group, of_group in zip(groups, advantages, strict=True)
+        ),
         updates=tuple(tuple(order[i::num]) for i in range(num)),
     )
 
 
 def _sequences(
-    group: ScoredGroup, section: GrpoSection, tokenizer: TextTokenizer, matcher: FeatureMatcher
+    group: ScoredGroup,
+    advantages: Sequence[RolloutAdvantage],
+    section: GrpoSection,
+    tokenizer: TextTokenizer,
+    matcher: FeatureMatcher,
 ) -> tuple[TrainedSequence, ...]:
-    patient_id = group.patient.patient_id
-    names = group.rollout_names
-    advantages = group_advantages(group.rewards, names).tolist()
-    # What is still open once the features are named.
-    left = advantages
-    if section.credit == "reward_to_go":
-        left = group_advantages(group.classification_rewards, names).tolist()
     sequences = []
-    for each, advantage, rest in zip(group.rollouts, advantages, left, strict=True):
+    for each, advantage in zip(group.rollouts, advantages, strict=True):
         rollout = each.rollout
-        salient = salient_token_mask(rollout.token_ids, tokenizer, section.salient_tokens, matcher)
         written = rollout.model_written
-        of_tokens = [advantage] * len(written)
-        if rest != advantage:
-            named = features_are_named(rollout.token_ids, tokenizer)
-            of_tokens = [rest if is_named else advantage for is_named in named]
+        salient = salient_token_mask(rollout.token_ids, tokenizer, section.salient_tokens, matcher)
+        of_tokens = token_advantages(rollout.token_ids, tokenizer, advantage)
         sequences.append(
             TrainedSequence(
-                patient_id=patient_id,
+                patient_id=group.patient.patient_id,
                 advantages=tuple(itertools.compress(of_tokens, written)),
                 salient=tuple(itertools.compress(salient, written)),
                 generator_logprobs=tuple(itertools.compress(rollout.generator_logprobs, written)),

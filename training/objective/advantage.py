@@ -32,43 +32,73 @@ def group_advantages(
     Paper gap: all rewards equal leaves 0/0; every advantage is then 0. In float32, eight equal
     rewards differ from their mean by rounding, and dividing by a tiny deviation would blow it up.
     """
-    if reward.numel() < 2:
-        raise ValueError(f"expected a group of at least two rewards, got {reward.numel()}")
-    check_finite("reward", reward, sample_ids)
-    reward = reward.double()
-    if is_dead(reward):
-        return torch.zeros_like(reward)
-    centred = reward - reward.mean()
-    return centred / centred.square().mean().sqrt()
+    centred = _centred(reward, sample_ids)
+    deviation = centred.square().mean().sqrt()
+    return centred / deviation if deviation > 0 else centred
+
+
+def batch_advantages(
+    rewards: Sequence[Float[Tensor, " group"]], sample_ids: Sequence[Sequence[str]] | None = None
+) -> list[Float[Tensor, " group"]]:
+    """Advantages with one deviation for all groups of a batch: ours, beside Eq. 14.
+
+    Eq. 14 divides by each group's own deviation. A group has one label, so it then pushes a
+    probability up or down by the same amount however wrong it was, and the mean over patients of
+    equal risk is which label most of them have: R_cls, whose best answer is the risk, comes to
+    reward the extremes. With one divisor the push is as large as the reward's difference, and the
+    log-likelihood of Eq. 4 stays what is maximized. Source: Bereket & Leskovec 2025, "Uncalibrated
+    Reasoning: GRPO Induces Overconfidence for Stochastic Outcomes"; Liu et al. 2025, "Understanding
+    R1-Zero-Like Training" (Dr. GRPO).
+
+    Args:
+        rewards: of each trajectory, patient by patient.
+        sample_ids: names of the trajectories for messages.
+
+    Returns:
+        float64, in the order of `rewards`: mean 0 in every group, root mean square 1 over all;
+        exactly 0 for a dead group.
+
+    Raises:
+        ValueError: if a group has fewer than two trajectories.
+        TrainingError: if a reward is NaN or infinite.
+    """
+    names = sample_ids or [None] * len(rewards)
+    centred = [_centred(*each) for each in zip(rewards, names, strict=True)]
+    deviation = torch.cat(centred).square().mean().sqrt()
+    return [each / deviation if deviation > 0 else each for each in centred]
 
 
 def weigh_parts(
-    parts: Sequence[Float[Tensor, " group"]],
-    weights: Sequence[float],
-    sample_ids: Sequence[str] | None = None,
+    parts: Sequence[Float[Tensor, " group"]], weights: Sequence[float]
 ) -> Float[Tensor, " group"]:
-    """One reward from parts that are brought to the same scale within the group first.
+    """One reward from parts that were brought to the same scale (as advantages).
 
     Not in the paper: Eq. 7 weighs the parts as they are, so that the part that varies more decides
     nearly alone. Here a weight is the share of a part whatever its scale; a part that is equal for
     all trajectories counts for nothing.
 
     Args:
-        parts: each part of the reward of each trajectory of one patient.
+        parts: each part's advantages for the trajectories of one patient.
         weights: one for each part.
-        sample_ids: as in `group_advantages`.
 
     Returns:
-        float64, in the order of the trajectories.
-
-    Raises:
-        TrainingError: if a part is NaN or infinite.
+        In the order of the trajectories.
     """
-    scaled = [group_advantages(part, sample_ids) for part in parts]
     return sum(
-        (weight * part for weight, part in zip(weights, scaled, strict=True)),
-        start=torch.zeros_like(scaled[0]),
+        (weight * part for weight, part in zip(weights, parts, strict=True)),
+        start=torch.zeros_like(parts[0]),
     )
+
+
+def _centred(
+    reward: Float[Tensor, " group"], sample_ids: Sequence[str] | None
+) -> Float[Tensor, " group"]:
+    """Differences from the group's mean in float64, exactly 0 for a dead group."""
+    if reward.numel() < 2:
+        raise ValueError(f"expected a group of at least two rewards, got {reward.numel()}")
+    check_finite("reward", reward, sample_ids)
+    reward = reward.double()
+    return torch.zeros_like(reward) if is_dead(reward) else reward - reward.mean()
 
 
 def is_dead(reward: Float[Tensor, " group"]) -> bool:

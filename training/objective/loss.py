@@ -64,7 +64,7 @@ def policy_loss(
     Args:
         logp: log-probability of each token under the policy that is trained.
         old_logp: the same under pi_old, frozen.
-        advantage: A-hat of each trajectory, or of each of its tokens (`credit`).
+        advantage: A-hat of each trajectory, or of each of its tokens.
         mask: tokens that the model wrote; whatever stands elsewhere is ignored.
         clip_low: epsilon of Eq. 16.
         clip_high: epsilon(tau) of each trajectory.

@@ -21,7 +21,6 @@ from training.grpo_batch import (
 )
 from training.grpo_controller import GrpoController, GrpoState
 from training.grpo_orders import NewPolicy, OrderKind
-from training.objective.advantage import group_advantages
 
 EXACT = (-math.log(256),) * 4
 FRESH = NewPolicy(adapter=b"fresh", adapter_config="{}", scaling=1.0)
@@ -80,12 +79,6 @@ def rollout(text="", written=(True, True), truncated=False, patient_id="p0"):
         num_requests=1,
         num_cut_lines=0,
     )
-
-
-def spelled(text):
-    """A rollout of a character a token."""
-    ids = tuple(CharTokenizer().encode(text))
-    return replace(rollout(text, written=(True,) * len(ids)), token_ids=ids)
 
 
 async def test_without_stage1_the_learners_fresh_adapter_becomes_version_0(tmp_path):
@@ -397,64 +390,6 @@ def test_a_reward_that_is_not_finite_names_the_patient():
 
     with pytest.raises(TrainingError, match="patient p0 rollout 0=nan"):
         training_batch(1, [group], GrpoSection(), CharTokenizer(), MATCHER)
-
-
-def test_parts_of_one_scale_are_what_advantages_are_made_of():
-    answers = ["pH", "sodium", "pH"]  # C_exp has pH
-    texts = [
-        f"<Important Features>\n{name}\n</Important Features>\n<Final answer>\n{p}\n</Final answer>"
-        for name, p in zip(answers, ("0.90", "0.90", "0.10"), strict=True)
-    ]
-    section = GrpoSection(scale_parts=True)
-
-    group = score_group(
-        grpo_patients(2)[1], [rollout(text) for text in texts], RewardSection(), MATCHER, section
-    )
-
-    att = [each.reward.att for each in group.rollouts]
-    assert att[0] == att[2] > att[1]
-    # Each part tells one answer from two others: both span 3 / sqrt(2) at deviation 1.
-    span = 3 / math.sqrt(2)
-    assert group.rewards[0] - group.rewards[1] == pytest.approx(0.4 * span)
-    assert abs(group.rewards[0] - group.rewards[2]) == pytest.approx(0.6 * span)
-
-
-def test_reward_to_go_gives_the_tokens_behind_the_names_the_advantage_of_r_cls_alone():
-    open_block, close_block = "<Important Features>\n", "\n</Important Features>\n"
-    answers = [("pH", "0.90"), ("sodium", "0.90"), ("pH", "0.10")]  # C_exp has pH
-    texts = [
-        f"{open_block}{name}{close_block}<Final answer>\n{p}\n</Final answer>"
-        for name, p in answers
-    ]
-    section = GrpoSection(scale_parts=True, credit="reward_to_go")
-    group = score_group(
-        grpo_patients(2)[1], [spelled(text) for text in texts], RewardSection(), MATCHER, section
-    )
-
-    (sequences,) = training_batch(1, [group], section, CharTokenizer(), MATCHER).sequences
-
-    whole = group_advantages(group.rewards).tolist()
-    rest = group_advantages(group.classification_rewards).tolist()
-    assert rest[0] == rest[1] != rest[2]
-    assert whole[0] != whole[1]
-    for each, (name, _), advantage, left in zip(sequences, answers, whole, rest, strict=True):
-        num_naming = len(open_block + name) + 1  # the line break is inside the block
-        assert set(each.advantages[:num_naming]) == {advantage}
-        assert set(each.advantages[num_naming:]) == {left}
-
-
-def test_without_a_features_block_the_whole_answer_has_one_advantage():
-    section = GrpoSection(credit="reward_to_go")
-    texts = ["<Final answer>\n0.90\n</Final answer>", "no answer at all"]
-    group = score_group(
-        grpo_patients(1)[0], [spelled(text) for text in texts], RewardSection(), MATCHER, section
-    )
-
-    (sequences,) = training_batch(1, [group], section, CharTokenizer(), MATCHER).sequences
-
-    assert {len(set(each.advantages)) for each in sequences} == {1}
-    whole = group_advantages(group.rewards).tolist()
-    assert [each.advantages[0] for each in sequences] == pytest.approx(whole)
 
 
 def test_a_merged_sync_at_a_tiny_learning_rate_is_warned_about(tmp_path, caplog):

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from ehr.errors import TrainingError
-from training.objective.advantage import group_advantages, is_dead, weigh_parts
+from training.objective.advantage import (
+    batch_advantages,
+    group_advantages,
+    is_dead,
+    weigh_parts,
+)
 
 
 def test_advantages_have_mean_zero_and_population_deviation_one():
@@ -39,7 +44,7 @@ def test_a_live_group_with_a_tiny_span_is_still_normalized():
 def test_parts_weigh_what_their_weight_says_whatever_their_scale():
     cls, att = torch.tensor([-4.0, 0.0, -4.0, 0.0]), torch.tensor([0.01, 0.01, 0.02, 0.02])
 
-    found = weigh_parts([cls, att], [0.6, 0.4])
+    found = weigh_parts([group_advantages(cls), group_advantages(att)], [0.6, 0.4])
 
     expected = torch.tensor([-1.0, 0.2, -0.2, 1.0], dtype=torch.float64)
     torch.testing.assert_close(found, expected)
@@ -48,10 +53,47 @@ def test_parts_weigh_what_their_weight_says_whatever_their_scale():
 def test_an_equal_part_counts_for_nothing():
     reward = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
 
-    found = weigh_parts([reward, torch.full((3,), 0.1 + 0.2)], [0.6, 0.4])
+    equal = group_advantages(torch.full((3,), 0.1 + 0.2))
+
+    found = weigh_parts([group_advantages(reward), equal], [0.6, 0.4])
 
     torch.testing.assert_close(group_advantages(found), group_advantages(reward))
-    assert is_dead(weigh_parts([torch.ones(3), torch.zeros(3)], [0.6, 0.4]))
+    assert is_dead(weigh_parts([equal, equal], [0.6, 0.4]))
+
+
+def test_a_batch_has_one_deviation_for_all_groups():
+    small, large = torch.tensor([0.0, 1.0]), torch.tensor([10.0, 16.0])
+    dead = torch.full((3,), 0.1 + 0.2)
+
+    found = batch_advantages([small, dead, large])
+
+    # Differences from the means are .5 and 3; 7 trajectories share one mean square.
+    deviation = math.sqrt((2 * 0.5**2 + 2 * 3.0**2) / 7)
+    assert found[0].tolist() == pytest.approx([-0.5 / deviation, 0.5 / deviation])
+    assert found[1].tolist() == [0.0] * 3
+    assert found[2].tolist() == pytest.approx([-3 / deviation, 3 / deviation])
+    assert torch.cat(found).square().mean().item() == pytest.approx(1)
+    assert [each.tolist() for each in batch_advantages([dead, dead])] == [[0.0] * 3] * 2
+
+
+def test_one_deviation_keeps_the_log_score_where_the_risk_is_and_a_groups_own_does_not():
+    # Patients of risk .7, all answered .6 to .8: the log score's best answer is what is given.
+    answers = torch.tensor([0.6, 0.65, 0.7, 0.75, 0.8], dtype=torch.float64)
+    rewards = [answers.log()] * 7 + [(1 - answers).log()] * 3
+
+    def push_upwards(advantages):
+        return sum(float(each @ (answers - answers.mean())) for each in advantages)
+
+    by_group = push_upwards([group_advantages(reward) for reward in rewards])
+    by_batch = push_upwards(batch_advantages(rewards))
+
+    assert by_group > 10 * abs(by_batch)
+
+
+def test_a_batch_names_the_sample_that_is_not_finite():
+    names = [["p1/0", "p1/1"], ["p2/0", "p2/1"]]
+    with pytest.raises(TrainingError, match="p2/1=nan"):
+        batch_advantages([torch.ones(2), torch.tensor([0.0, math.nan])], names)
 
 
 def test_a_group_of_one_is_refused():

@@ -1,0 +1,110 @@
+import math
+
+import pytest
+import torch
+
+from ehr.rewards import Reward
+from tests.scripted import CharTokenizer
+from training.config import GrpoSection
+from training.objective.advantage import batch_advantages, group_advantages
+from training.rollout_advantages import RolloutAdvantage, rollout_advantages, token_advantages
+
+WEIGHT = 0.6
+
+
+def group(cls, att):
+    return [
+        Reward(total=WEIGHT * c + (1 - WEIGHT) * a, cls=c, att=a, format_failure=None)
+        for c, a in zip(cls, att, strict=True)
+    ]
+
+
+def advantages(groups, **settings):
+    names = [[f"p{i}/{k}" for k in range(len(each))] for i, each in enumerate(groups)]
+    return rollout_advantages(groups, [WEIGHT] * len(groups), GrpoSection(**settings), names)
+
+
+def whole(groups, **settings):
+    return [[each.whole for each in one] for one in advantages(groups, **settings)]
+
+
+def test_the_paper_has_one_advantage_of_the_whole_reward_for_every_token():
+    rewards = group((-1.0, -0.5, -3.0), (0.2, 0.1, 0.4))
+    total = torch.tensor([each.total for each in rewards], dtype=torch.float64)
+
+    (found,) = advantages([rewards])
+
+    assert [each.whole for each in found] == pytest.approx(group_advantages(total).tolist())
+    assert all(each.whole == each.behind_features for each in found)
+
+
+def test_parts_of_one_scale_weigh_what_lambda_says():
+    # Each part tells one answer from two others: both span 3 / sqrt(2) at deviation 1.
+    rewards = group((-1.0, -1.0, -4.0), (0.2, 0.1, 0.2))
+    span = 3 / math.sqrt(2)
+    scaled = torch.tensor([0.0, -0.4 * span, -0.6 * span], dtype=torch.float64)
+
+    (found,) = whole([rewards], scale_parts=True)
+
+    assert found == pytest.approx(group_advantages(scaled).tolist())
+
+
+def test_the_batchs_deviation_is_that_of_all_groups():
+    near, far = group((-1.0, -1.1), (0.0, 0.0)), group((-1.0, -4.0), (0.0, 0.0))
+    totals = [torch.tensor([each.total for each in one]).double() for one in (near, far)]
+
+    found = whole([near, far], advantage_scale="batch")
+
+    expected = [each.tolist() for each in batch_advantages(totals)]
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert found[1] == pytest.approx(expected[1], rel=1e-5)
+    assert found[1][0] / found[0][0] == pytest.approx(30, rel=1e-5)
+    assert whole([near, far])[0][0] == pytest.approx(whole([near, far])[1][0])
+
+
+def test_parts_of_one_scale_take_that_scale_from_the_batch_too():
+    near, far = group((-1.0, -1.1), (0.1, 0.3)), group((-1.0, -4.0), (0.1, 0.3))
+
+    found = whole([near, far], advantage_scale="batch", scale_parts=True)
+
+    # R_att alone tells as much in both groups; R_cls tells thirty times as much in the second.
+    cls = batch_advantages([torch.tensor([-1.0, -1.1]), torch.tensor([-1.0, -4.0])])
+    att = batch_advantages([torch.tensor([0.1, 0.3])] * 2)
+    mixed = [0.6 * c + 0.4 * a for c, a in zip(cls, att, strict=True)]
+    expected = [each.tolist() for each in batch_advantages(mixed)]
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    assert found[1] == pytest.approx(expected[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("scale_parts", [True, False])
+def test_reward_to_go_counts_r_cls_alone_behind_the_features(scale_parts):
+    rewards = group((-1.0, -1.0, -4.0), (0.2, 0.1, 0.2))
+
+    (found,) = advantages([rewards], credit="reward_to_go", scale_parts=scale_parts)
+
+    cls = torch.tensor([-1.0, -1.0, -4.0], dtype=torch.float64)
+    assert [each.behind_features for each in found] == group_advantages(cls).tolist()
+    assert found[0].whole != found[1].whole
+    (paper,) = whole([rewards], scale_parts=scale_parts)
+    assert [each.whole for each in found] == paper
+
+
+def test_tokens_behind_the_block_have_what_is_left():
+    named = "<Important Features>\npH, sodium\n"
+    text = f"{named}</Important Features>\n<Final answer>\n0.90\n</Final answer>"
+
+    found = token_advantages(
+        CharTokenizer().encode(text), CharTokenizer(), RolloutAdvantage(1.0, -2.0)
+    )
+
+    assert found[: len(named)] == [1.0] * len(named)
+    assert found[len(named) :] == [-2.0] * (len(text) - len(named))
+
+
+@pytest.mark.parametrize("text", ["<Final answer>\n0.90\n</Final answer>", "no answer", ""])
+def test_without_a_block_the_whole_answer_has_one_advantage(text):
+    found = token_advantages(
+        CharTokenizer().encode(text), CharTokenizer(), RolloutAdvantage(1.0, -2.0)
+    )
+
+    assert found == [1.0] * len(text)
