@@ -104,7 +104,7 @@ class GrpoSection(Section):
     group_size: int = Field(default=8, ge=2)
     """G: rollouts per patient."""
     updates_per_step: int = Field(default=2, ge=1)
-    """M: optimizer updates per rollout batch (mini-batches, shuffled by group)."""
+    """M: optimizer updates per rollout batch (mini-batches of groups, shuffled by class)."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Adam learning rate (the paper: 3e-6); with a schedule, its peak."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -111,7 +111,7 @@ class TrainingBatch:
     sequences: tuple[tuple[TrainedSequence, ...], ...]
     """Per group, the same order as its responses."""
     updates: tuple[tuple[int, ...], ...]
-    """Groups of each optimizer update."""
+    """Groups of each optimizer update, every class spread over them."""
 
 
 class PatientStream:
@@ -219,9 +219,6 @@ def training_batch(
     Raises:
         TrainingError: if a reward is not finite; names the patient.
     """
-    order = list(range(len(groups)))
-    random.Random(f"{section.seed} updates {step}").shuffle(order)
-    num = section.updates_per_step
     advantages = rollout_advantages(
         [[each.reward for each in group.rollouts] for group in groups],
         [group.accuracy_weight for group in groups],
@@ -243,8 +240,24 @@ def training_batch(
             _sequences(group, of_group, section, tokenizer, matcher)
             for group, of_group in zip(groups, advantages, strict=True)
         ),
-        updates=tuple(tuple(order[i::num]) for i in range(num)),
+        updates=_updates(step, [group.patient.context.label for group in groups], section),
     )
+
+
+def _updates(step: int, labels: Sequence[int], section: GrpoSection) -> tuple[tuple[int, ...], ...]:
+    """Groups of each update, shuffled, with as equal a share of positives as can be.
+
+    R_cls of four patients, three of them positive, is raised fastest by higher probabilities for
+    everybody: chance in a small update's shares would move the mean prediction to and fro.
+    """
+    draw = random.Random(f"{section.seed} updates {step}")
+    order = list(range(len(labels)))
+    draw.shuffle(order)
+    order.sort(key=lambda number: labels[number])  # stable: random within a class
+    num = section.updates_per_step
+    updates = [tuple(order[i::num]) for i in range(num)]
+    draw.shuffle(updates)
+    return tuple(updates)
 
 
 def _sequences(

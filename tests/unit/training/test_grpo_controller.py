@@ -392,6 +392,42 @@ def test_a_reward_that_is_not_finite_names_the_patient():
         training_batch(1, [group], GrpoSection(), CharTokenizer(), MATCHER)
 
 
+def test_every_update_has_its_share_of_positives():
+    section = GrpoSection(patients_per_step=16, updates_per_step=4)
+    patients = grpo_patients(16)
+    groups = [
+        score_group(patient, [rollout(), rollout()], RewardSection(), MATCHER, section)
+        for patient in patients
+    ]
+
+    steps = [
+        training_batch(step, groups, section, CharTokenizer(), MATCHER).updates
+        for step in range(1, 9)
+    ]
+
+    for updates in steps:
+        assert sorted(i for update in updates for i in update) == list(range(16))
+        for update in updates:
+            assert sum(patients[i].context.label for i in update) == 2
+    assert len(set(steps)) == 8  # shuffled anew in every step
+
+
+def test_no_class_has_the_last_update_of_every_step():
+    section = GrpoSection(patients_per_step=2, updates_per_step=2)
+    patients = grpo_patients(2)
+    groups = [
+        score_group(patient, [rollout(), rollout()], RewardSection(), MATCHER, section)
+        for patient in patients
+    ]
+
+    last = {
+        training_batch(step, groups, section, CharTokenizer(), MATCHER).updates[-1]
+        for step in range(1, 17)
+    }
+
+    assert last == {(0,), (1,)}
+
+
 def test_a_merged_sync_at_a_tiny_learning_rate_is_warned_about(tmp_path, caplog):
     Parts(tmp_path, grpo=GrpoSection(learning_rate=3e-6), learner=LEARNER)
 
