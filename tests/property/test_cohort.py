@@ -74,7 +74,7 @@ def described(case: PatientCase) -> tuple[object, ...]:
     return (case.patient_id, case.sex, case.age, case.visit_labels, case.visit_days)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cohort=cohorts())
 def test_saving_and_loading_gives_the_same_cohort(cohort):
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def test_saving_and_loading_gives_the_same_cohort(cohort):
     assert cohort_hash(restored) == cohort_hash(cohort)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     outcomes=st.lists(st.integers(0, 1), min_size=10, max_size=80),
     share=st.floats(0.2, 0.6),
@@ -124,7 +124,7 @@ def test_splits_are_disjoint_sorted_and_complete(outcomes, share, seed, stratifi
     assert len(splits["test"]) == round(len(labels) * share)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     cohort=cohorts(),
     num=st.integers(0, 8),
@@ -170,7 +170,7 @@ def split_cohorts(draw) -> Cohort:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cohort=split_cohorts(), sizes=st.lists(st.integers(4, 60), min_size=2), seed=st.integers(0))
 def test_fewer_training_patients_are_nested_and_hold_both_classes(cohort, sizes, seed):
     train = cohort.splits["train"]

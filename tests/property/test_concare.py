@@ -1,7 +1,7 @@
 """ConCare's answer for a patient depends on that patient alone."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ehr.concare import ConCare, ConCareShape
@@ -45,7 +45,6 @@ def batches(draw: st.DrawFn) -> tuple[ExpertBatch, list[int], int, float]:
     return batch, list(order), draw(st.integers(0, 9)), filler
 
 
-@settings(deadline=None)
 @given(batches(), st.sampled_from(TimeAttention))
 def test_padding_batch_size_and_order_change_nothing(
     drawn: tuple[ExpertBatch, list[int], int, float], form: TimeAttention

@@ -359,7 +359,6 @@ def run_schedules(num: int, steps: int) -> None:
         settings=settings(
             max_examples=num,
             stateful_step_count=steps,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )

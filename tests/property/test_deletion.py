@@ -59,7 +59,7 @@ ORDER = st.permutations(range(NUM_TOKENS))
 WEIGHTS = st.lists(st.floats(-3, 3), min_size=NUM_TOKENS, max_size=NUM_TOKENS)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, NUM_TOKENS - 1), ORDER)
 def test_a_judge_of_one_feature_changes_wholly_at_that_features_step(token: int, order) -> None:
     against = bench(reads_only(token), SCALER, ASKED, num_steps=NUM_TOKENS, num_random=1)
@@ -74,7 +74,7 @@ def test_a_judge_of_one_feature_changes_wholly_at_that_features_step(token: int,
     assert ((change[1] == change[-1]).all()) == (order[0] == token)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(WEIGHTS, ORDER)
 def test_insertion_ends_where_deletion_starts_and_the_other_way_round(weights, order) -> None:
     against = bench(Reads(weights), SCALER, ASKED, num_steps=NUM_TOKENS, num_random=1)
@@ -86,7 +86,7 @@ def test_insertion_ends_where_deletion_starts_and_the_other_way_round(weights, o
     np.testing.assert_allclose(insertion[0], deletion[-1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(WEIGHTS, ORDER)
 def test_inserting_an_order_is_deleting_the_reverse_backwards(weights, order) -> None:
     against = bench(Reads(weights), SCALER, ASKED, num_steps=NUM_TOKENS, num_random=1)
@@ -97,7 +97,7 @@ def test_inserting_an_order_is_deleting_the_reverse_backwards(weights, order) ->
     np.testing.assert_allclose(inserted, deleted[::-1])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, NUM_TOKENS - 1))
 def test_the_best_constant_order_of_a_judge_of_one_feature_names_it_first(token: int) -> None:
     judge = reads_only(token)

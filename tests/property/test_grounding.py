@@ -60,7 +60,6 @@ def sentences(feature, recorded):
     return [sentence for sentence in written if sentence]
 
 
-@settings(deadline=None)
 @given(records())
 def test_an_answer_made_from_the_record_is_fully_grounded(record):
     features, feature, case, recorded = record
@@ -73,7 +72,6 @@ def test_an_answer_made_from_the_record_is_fully_grounded(record):
     assert not found.unsupported_numbers
 
 
-@settings(deadline=None)
 @given(records())
 def test_one_changed_number_is_wrong_and_nothing_else_is(record):
     features, feature, case, recorded = record
@@ -93,7 +91,6 @@ def test_one_changed_number_is_wrong_and_nothing_else_is(record):
     assert all(sentence.endswith(text) for sentence, text in zip(changed, texts, strict=True))
 
 
-@settings(deadline=None)
 @given(records())
 def test_the_opposite_direction_is_wrong(record):
     features, feature, case, recorded = record
@@ -106,7 +103,7 @@ def test_the_opposite_direction_is_wrong(record):
     assert len(found.wrong) == 1
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.text(max_size=120)
     | st.lists(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.learn_measures import (
@@ -40,7 +40,6 @@ def arm(seeds: list[int], shift: int = 0) -> dict[int, Answered]:
 
 
 @given(seeds=seeds_of_arms, name=measures)
-@settings(deadline=None)
 def test_an_interval_holds_its_estimate(seeds, name) -> None:
     values = [value for seed in seeds if (value := unit(seed).measure(name)) is not None]
 
@@ -53,7 +52,6 @@ def test_an_interval_holds_its_estimate(seeds, name) -> None:
 
 
 @given(seeds=seeds_of_arms, name=measures)
-@settings(deadline=None)
 def test_a_difference_turns_round_with_its_arms(seeds, name) -> None:
     first, second = arm(seeds), arm(seeds, shift=20_000)
 
@@ -66,7 +64,6 @@ def test_a_difference_turns_round_with_its_arms(seeds, name) -> None:
 
 
 @given(seeds=seeds_of_arms, name=measures)
-@settings(deadline=None)
 def test_an_arm_differs_from_itself_by_exactly_nothing(seeds, name) -> None:
     found = difference_of(name, arm(seeds), arm(seeds))
 
@@ -76,7 +73,6 @@ def test_an_arm_differs_from_itself_by_exactly_nothing(seeds, name) -> None:
 
 
 @given(seeds=seeds_of_arms, name=measures)
-@settings(deadline=None)
 def test_seeds_come_in_any_order(seeds, name) -> None:
     ordered = difference_of(name, arm(seeds), arm(seeds, shift=20_000))
     turned = difference_of(name, arm(seeds[::-1]), arm(seeds[::-1], shift=20_000))
@@ -85,7 +81,6 @@ def test_seeds_come_in_any_order(seeds, name) -> None:
 
 
 @given(sets=name_sets)
-@settings(deadline=None)
 def test_no_constant_answer_beats_the_best_one(sets) -> None:
     best = constant_set(sets, 5)
 

@@ -51,7 +51,7 @@ def test_the_order_of_patients_does_not_matter(patients, random) -> None:
 
 
 @given(PATIENTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_resample_is_counted_and_in_range(patients) -> None:
     result = bootstrap(*columns(patients), "auprc", num_resamples=30, seed=1)
 
@@ -60,7 +60,7 @@ def test_every_resample_is_counted_and_in_range(patients) -> None:
 
 
 @given(PATIENTS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_swapping_the_methods_turns_the_difference_around(patients) -> None:
     labels, probabilities = columns(patients)
     other = probabilities[::-1]
@@ -74,7 +74,7 @@ def test_swapping_the_methods_turns_the_difference_around(patients) -> None:
 
 
 @given(PATIENTS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_row_of_results_is_always_json(patients) -> None:
     json.dumps(performance(*columns(patients), num_resamples=10), allow_nan=False)
 
@@ -89,7 +89,6 @@ def test_jaccard_is_symmetric_and_one_for_equal_sets_only(first, second) -> None
 
 
 @given(SETS, st.integers(1, 4))
-@settings(deadline=None)
 def test_no_set_of_that_size_beats_the_best_constant_set(sets, size: int) -> None:
     chosen, value = best_constant_set(sets, size)
     rng = np.random.default_rng(0)
@@ -104,7 +103,6 @@ def test_no_set_of_that_size_beats_the_best_constant_set(sets, size: int) -> Non
 
 
 @given(SETS)
-@settings(deadline=None)
 def test_agreement_with_oneself_is_never_below_chance(sets) -> None:
     result = agreement(sets, sets, size=3)
 

@@ -56,7 +56,7 @@ def test_the_methods_are_settings_of_one_function():
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "sum"])
 @pytest.mark.parametrize("method", sorted(METHODS))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=seeds)
 def test_loss_and_gradient_equal_the_reference_with_both_clips_hit(method, aggregation, cap, seed):
     section = METHODS[method].model_copy(update={"aggregation": aggregation, "importance_cap": cap})
@@ -71,7 +71,7 @@ def test_loss_and_gradient_equal_the_reference_with_both_clips_hit(method, aggre
     assert parts.num_clipped_high > 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, sections)
 def test_at_ratio_one_the_gradient_is_reinforce_whatever_the_clip(seed, section):
     case = random_case(seed)
@@ -90,7 +90,7 @@ def test_at_ratio_one_the_gradient_is_reinforce_whatever_the_clip(seed, section)
     torch.testing.assert_close(gradient, expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, sections)
 def test_the_upper_clip_changes_a_gradient_only_where_a_rewarded_token_rose_above_it(seed, section):
     case = random_case(seed)
@@ -109,7 +109,7 @@ def test_the_upper_clip_changes_a_gradient_only_where_a_rewarded_token_rose_abov
     assert changed.any()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, sections, st.integers(1, 5))
 def test_padding_changes_nothing(seed, section, width):
     case = random_case(seed)
@@ -128,7 +128,7 @@ def test_padding_changes_nothing(seed, section, width):
     assert_same((parts, gradient[:, :-width]), our_loss(case, section))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, sections, st.randoms(use_true_random=False))
 def test_the_order_of_samples_and_of_groups_changes_nothing(seed, section, random):
     case = random_case(seed, num_groups=3)
@@ -141,7 +141,7 @@ def test_the_order_of_samples_and_of_groups_changes_nothing(seed, section, rando
     assert_same((parts, gradient), (expected, whole[order]))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, sections, st.floats(0.5, 3), st.floats(-5, 5))
 def test_scale_and_shift_of_rewards_and_of_entropies_change_nothing(seed, section, scale, shift):
     case = random_case(seed)
@@ -164,7 +164,7 @@ def test_equal_rewards_give_exactly_no_gradient(method, group_size):
     assert not gradient.any()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seeds, sections)
 def test_one_batch_of_32_is_4_of_8_and_any_ragged_split(seed, section):
     case = random_case(seed, num_groups=4, group_size=8)
@@ -192,7 +192,7 @@ def test_a_sequence_without_salient_tokens_gets_the_lower_bound_whatever_its_ent
     assert torch.equal(ours, theirs)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10_000), sections)
 def test_the_gradient_of_a_two_layer_policy_is_that_of_finite_differences(seed, section):
     case = random_case(seed)

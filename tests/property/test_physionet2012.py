@@ -42,7 +42,7 @@ def bins_by_hand(rows: list[tuple[int, str, float]]) -> dict[tuple[int, str], fl
     return {cell: found[2] for cell, found in latest.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=ROWS)
 def test_bins_hold_what_one_row_after_the_other_gives(rows):
     texts = [f"{minute // 60:02d}:{minute % 60:02d},{name},{value}" for minute, name, value in rows]

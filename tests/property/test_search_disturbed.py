@@ -21,9 +21,7 @@ from tests.scripted import (
     sensible,
 )
 
-few = settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+few = settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 plans = st.builds(
     lambda format, **section: replace(SearchPlan().with_section(**section), format=format),
     format=st.sampled_from(["guided", "free"]),

@@ -23,9 +23,7 @@ from tests.scripted import (
     wide,
 )
 
-some = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+some = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 few = settings(some, max_examples=5)
 
 FRAGMENTS = (

@@ -37,7 +37,7 @@ class Visitors:
             del self.inside[number]
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(1, 150), st.integers(0, 5)), min_size=1, max_size=20),
 )

@@ -86,7 +86,7 @@ def test_one_answer_of_two_is_the_mean_of_both_orders() -> None:
     assert best_of_budget(pair, "decode_tokens", 9, 1, FLOOR) == FLOOR
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rewards)
 def test_a_larger_budget_never_hurts_the_best_answer(drawn: list[tuple[int, bool, int]]) -> None:
     answers = answers_of(drawn)

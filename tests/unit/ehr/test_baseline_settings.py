@@ -51,7 +51,7 @@ def test_noise_asks_for_the_fewest_trees_and_a_signal_for_more() -> None:
     assert choose_num_trees(*patients(80, 2.5), seed=0) > TREE_STEP
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 100), signal=st.floats(0, 3))
 def test_the_stable_penalty_is_never_the_weaker_one(seed: int, signal: float) -> None:
     chosen = choose_inverse_penalty(*patients(30, signal, seed), seed=seed)

@@ -53,7 +53,7 @@ def measured(table: pd.DataFrame, size: int, candidates: str, split: str):
     return agreement([first[each] for each in ids], [second[each] for each in ids], size)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 999),
     members=st.sampled_from([1, 2, 4, 6, 10]),
@@ -78,7 +78,7 @@ def test_with_all_members_the_curve_ends_at_the_agreement_of_the_salient_sets(
         )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 999), members=st.sampled_from([2, 4, 8]))
 def test_the_order_of_the_rows_does_not_matter(seed: int, members: int) -> None:
     # Equal scores follow the table's order of features, so these have none.

@@ -81,7 +81,7 @@ def test_values_and_gradients_equal_attention_under_a_mask(groups, kv_heads):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4)),

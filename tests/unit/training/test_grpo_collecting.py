@@ -203,7 +203,7 @@ async def test_refills_end_at_their_limit_and_dead_groups_keep_their_places():
     assert collected.metrics["rollout/dead_groups_drawn"] == 6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     dead=st.sets(st.sampled_from([f"p{i}" for i in range(8)])),
     seed=st.integers(0, 10**6),

@@ -268,7 +268,7 @@ async def random_schedule(folder, rng, section, behind):
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6))
 def test_no_schedule_trains_what_an_older_policy_than_allowed_has_sampled(
     staleness, seed, tmp_path_factory
@@ -289,7 +289,7 @@ def test_no_schedule_trains_what_an_older_policy_than_allowed_has_sampled(
         assert line["rollout/staleness"] <= staleness
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_a_replica_that_ignores_what_it_may_serve_is_found_out(seed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
