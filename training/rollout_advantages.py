@@ -37,7 +37,8 @@ def rollout_advantages(
 
     With `credit: reward_to_go` the tokens behind the features block have the advantage of R_cls
     alone: R_att is settled there and would be chance to them. R and R_cls are normalized each by
-    its own deviation, so those tokens are trained as by GRPO on R_cls, whatever lambda is. Source:
+    its own deviation, so those tokens are trained as by GRPO on R_cls, whatever lambda is. (An
+    answer that becomes unreadable there loses R_att too; the worst R_cls says so.) Source:
     reward-to-go of REINFORCE, e.g. Schulman et al. 2016, "High-Dimensional Continuous Control Using
     Generalized Advantage Estimation".
 

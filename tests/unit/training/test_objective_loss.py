@@ -48,6 +48,35 @@ def whole(inputs):
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "sum"])
+def test_one_advantage_for_all_tokens_may_be_written_for_each(aggregation):
+    inputs = batch()
+    spread = inputs["advantage"][:, None].expand(-1, 6)
+
+    one = policy_loss(**inputs, aggregation=aggregation, denominators=whole(inputs))
+    each = policy_loss(
+        **inputs | {"advantage": spread}, aggregation=aggregation, denominators=whole(inputs)
+    )
+
+    assert each == one
+
+
+def test_a_tokens_own_advantage_moves_that_token():
+    inputs = batch()
+    inputs["logp"] = inputs["old_logp"].clone().requires_grad_()
+    advantage = inputs["advantage"][:, None].repeat(1, 6)
+    advantage[:, 3:] *= -2
+    counts = whole(inputs)
+
+    loss = policy_loss(
+        **inputs | {"advantage": advantage}, aggregation="token_mean", denominators=counts
+    ).loss
+    loss.backward()
+
+    # At ratio 1 the surrogate's slope is the advantage.
+    torch.testing.assert_close(inputs["logp"].grad, -advantage * inputs["mask"] / counts.num_tokens)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "sum"])
 def test_loss_equals_the_reference(aggregation):
     inputs = batch()
 
