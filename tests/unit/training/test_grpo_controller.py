@@ -392,13 +392,18 @@ def test_a_reward_that_is_not_finite_names_the_patient():
         training_batch(1, [group], GrpoSection(), CharTokenizer(), MATCHER)
 
 
-def test_every_update_has_its_share_of_positives():
-    section = GrpoSection(patients_per_step=16, updates_per_step=4)
-    patients = grpo_patients(16)
-    groups = [
+def unread_groups(patients, section):
+    """Two rollouts of each patient, none of them readable."""
+    return [
         score_group(patient, [rollout(), rollout()], RewardSection(), MATCHER, section)
         for patient in patients
     ]
+
+
+def test_every_update_has_its_share_of_positives():
+    section = GrpoSection(patients_per_step=16, updates_per_step=4)
+    patients = grpo_patients(16)
+    groups = unread_groups(patients, section)
 
     steps = [
         training_batch(step, groups, section, CharTokenizer(), MATCHER).updates
@@ -415,10 +420,7 @@ def test_every_update_has_its_share_of_positives():
 def test_no_class_has_the_last_update_of_every_step():
     section = GrpoSection(patients_per_step=2, updates_per_step=2)
     patients = grpo_patients(2)
-    groups = [
-        score_group(patient, [rollout(), rollout()], RewardSection(), MATCHER, section)
-        for patient in patients
-    ]
+    groups = unread_groups(patients, section)
 
     last = {
         training_batch(step, groups, section, CharTokenizer(), MATCHER).updates[-1]
