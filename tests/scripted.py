@@ -443,14 +443,19 @@ class DiesOnce(ScriptedGenerator):
 
 @dataclass
 class RefusesPatient(ScriptedGenerator):
-    """Answers nothing about one patient after some requests."""
+    """Answers nothing about one patient after some requests, when three patients are finished."""
 
     patient_id: str = ""
     refuse_at: int = 0
+    finished: Path = Path()
+    """Folder with a file of each finished patient."""
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         asked = sum(earlier.session == self.patient_id for earlier in self.requests)
         if request.session == self.patient_id and asked >= self.refuse_at:
+            async with asyncio.timeout(60):
+                while len(list(self.finished.glob("*.json"))) < 3:
+                    await asyncio.sleep(0.01)
             raise ServiceError("the generator does not answer")
         return await super().generate(request)
 

@@ -207,7 +207,12 @@ def test_a_killed_actors_patients_are_searched_again_from_their_logs_while_other
 def test_a_resumed_search_skips_the_finished_and_continues_the_interrupted(
     cohort: Cohort, undisturbed: Path, tmp_path: Path
 ) -> None:
-    refuses = partial(RefusesPatient, patient_id=PATIENTS[-1], refuse_at=5)
+    refuses = partial(
+        RefusesPatient,
+        patient_id=PATIENTS[-1],
+        refuse_at=5,
+        finished=tmp_path / "patients",
+    )
     with pytest.raises(ServiceError, match="does not answer") as failure:
         _search(cohort, _setup(refuses), tmp_path)
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "patients").glob("*.json")}

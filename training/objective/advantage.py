@@ -38,8 +38,8 @@ def group_advantages(
 
 
 def batch_advantages(
-    rewards: Sequence[Float[Tensor, " group"]], sample_ids: Sequence[Sequence[str]] | None = None
-) -> list[Float[Tensor, " group"]]:
+    rewards: Sequence[Float[Tensor, " _"]], sample_ids: Sequence[Sequence[str]] | None = None
+) -> list[Float[Tensor, " _"]]:
     """Advantages with one deviation for all groups of a batch: ours, beside Eq. 14.
 
     Eq. 14 divides by each group's own deviation. A group has one label, so it then pushes a
