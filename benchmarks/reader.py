@@ -1,11 +1,12 @@
-"""A small model that reads synthetic records: `python -m benchmarks.reader CONFIG FOLDER`.
+"""A small model that reads records: `python -m benchmarks.reader CONFIG FOLDER`.
 
 A pretrained language model large enough to read a record is too slow for experiments on two cores.
-This one is trained from scratch, in minutes, on the short answers' prompts about *other* generated
-patients than the experiment's. It learns what a pretrained model would bring along: the layout, how
-values go together, and to predict somewhat. The features that it names are drawn at random among
-those recorded, so nothing of the expert's or the true salience is in it: what Stage 1 and Stage 2
-teach about them can be measured.
+This one is trained from scratch, in minutes, on the short answers' prompts about *other* patients
+than the experiment's: generated ones, or on a real cohort the training and validation patients
+that `cohort.train_patients` leaves out. It learns what a pretrained model would bring along: the
+layout, how values go together, and to predict somewhat. The features that it names are drawn at
+random among those recorded, so nothing of the expert's or the true salience is in it: what Stage 1
+and Stage 2 teach about them can be measured.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from actors.case_prompts import case_prompt
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort
+from ehr.config import CohortSection
 from ehr.errors import ConfigurationError
+from ehr.few_patients import with_fewer_patients
 from ehr.guided import GuidedFormat, ShortAnswerWriter
+from ehr.loaders import build_cohort
 from ehr.prompts import PromptContext, short_answer_prompt
 from ehr.synthetic import generate
 from ehr.trajectory import NUM_IMPORTANT_FEATURES
@@ -67,7 +71,9 @@ class ReaderSize:
     hidden: int = 128
     layers: int = 4
     patients: int = 16000
-    """Whom it reads about, once each."""
+    """Whom it reads about, of a generated cohort; of a real one it is everybody else."""
+    epochs: int = 1
+    """How often it reads about each, with other names and another probability every time."""
     batch: int = 32
     learning_rate: float = 2e-3
     seed: int = 0
@@ -86,33 +92,46 @@ def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
     """Trains the model and writes it in transformers' format.
 
     Args:
-        config: of the experiment: its cohort (synthetic) and its prompts.
+        config: of the experiment: its cohort and its prompts.
         folder: receives tokenizer and weights.
         size: of the model and its training.
 
     Raises:
-        ConfigurationError: if the cohort is not generated.
+        ConfigurationError: if a real cohort leaves nobody out.
+        DataError: if the cohort cannot be read.
     """
-    if config.cohort.source != "synthetic":
-        raise ConfigurationError(
-            "a reader is trained on generated patients: expected cohort.source=synthetic, got "
-            f"{config.cohort.source!r}"
-        )
-    # Outcomes of other patients: the experiment's own are another draw of the generator.
-    section = config.cohort.model_copy(
-        update={
-            "num_patients": size.patients,
-            "seed": config.cohort.seed + OTHER_PATIENTS,
-            "train_patients": None,
-        }
-    )
-    cohort = generate(section)
+    cohort = _other_patients(config.cohort, size.patients)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(cohort, config, folder, size.vocabulary)
-    lessons = _lessons(cohort, config, folder, size.seed)
+    lessons = [
+        lesson
+        for epoch in range(size.epochs)
+        for lesson in _lessons(cohort, config, folder, size.seed + epoch)
+    ]
     model = _new_model(folder, size, config.model.max_model_len)
     _train(model, lessons, size)
     model.save_pretrained(folder)
+
+
+def _other_patients(section: CohortSection, num_generated: int) -> Cohort:
+    """Patients with their outcomes, none of whom the experiment knows."""
+    if section.source == "synthetic":
+        other = {"num_patients": num_generated, "seed": section.seed + OTHER_PATIENTS}
+        return generate(section.model_copy(update={**other, "train_patients": None}))
+    if section.train_patients is None:
+        raise ConfigurationError(
+            "a reader of real records is trained on the patients that the experiment leaves out: "
+            "expected cohort.train_patients, got null. Set it to the number of training patients "
+            "that the experiment itself may use"
+        )
+    everybody = build_cohort(section.model_copy(update={"train_patients": None}))
+    known = with_fewer_patients(everybody, section.train_patients, section.train_patients_seed)
+    others = {
+        patient: case for patient, case in everybody.cases.items() if patient not in known.cases
+    }
+    return replace(
+        everybody, cases=others, labels={patient: everybody.labels[patient] for patient in others}
+    )
 
 
 def _write_tokenizer(cohort: Cohort, config: RunConfig, folder: Path, vocabulary: int) -> None:
@@ -160,7 +179,9 @@ def _lessons(cohort: Cohort, config: RunConfig, folder: Path, seed: int) -> list
             for feature, values in zip(cohort.features, prompt.case.values.T, strict=True)
             if not np.isnan(values).all()
         ]
-        names = generator.sample([*recorded, "Age"], NUM_IMPORTANT_FEATURES)
+        names = generator.sample([*recorded, "Age"], len(recorded) + 1)[:NUM_IMPORTANT_FEATURES]
+        missing = [name for name in context.listed_names if name not in {*recorded, "Age"}]
+        names += generator.sample(missing, NUM_IMPORTANT_FEATURES - len(names))
         low, high = (50, 99) if cohort.labels[patient] else (1, 50)
         writer = ShortAnswerWriter(layout, config.grpo.max_new_tokens)
         for line in (f"{', '.join(names)}\n", f"0.{generator.randint(low, high):02d}\n"):
@@ -238,14 +259,22 @@ def main() -> None:
     """Trains the reader of a configuration."""
     prepare_process(verbose=False)
     usual = ReaderSize()
-    parser = argparse.ArgumentParser(description="train a small model on synthetic records")
+    parser = argparse.ArgumentParser(
+        description="train a small model that reads records, on patients other than a run's"
+    )
     parser.add_argument("config", type=Path, help="the experiment's configuration")
     parser.add_argument("folder", type=Path, help="receives the model, as model.name names it")
-    parser.add_argument("--patients", type=int, default=usual.patients)
+    parser.add_argument("overrides", nargs="*", help="such as cohort.path=PATH/TO/physionet2012")
+    parser.add_argument(
+        "--patients", type=int, default=usual.patients, help="to generate, of a synthetic cohort"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=usual.epochs, help="how often it reads about each patient"
+    )
     parser.add_argument("--seed", type=int, default=usual.seed)
     given = parser.parse_args()
-    size = ReaderSize(patients=given.patients, seed=given.seed)
-    write_reader(load_config([given.config]), given.folder, size)
+    size = ReaderSize(patients=given.patients, epochs=given.epochs, seed=given.seed)
+    write_reader(load_config([given.config], given.overrides), given.folder, size)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The small model that reads synthetic records: what it is taught, and that a run can use it."""
+"""The small model that reads records: what it is taught, and that a run can use it."""
 
 import pytest
 import torch
@@ -12,12 +12,16 @@ from benchmarks.reader import (
     OTHER_PATIENTS,
     ReaderSize,
     _lessons,
+    _other_patients,
     write_reader,
 )
+from ehr.config import CohortSection
 from ehr.errors import ConfigurationError
+from ehr.loaders import build_cohort
 from ehr.synthetic import generate
 from services.config import ModelSection
 from services.models import load_tokenizer, resolve_model
+from tests.physionet2012_files import stays_of, write_folder
 from training.config import RunConfig
 
 CONFIG = RunConfig.model_validate(
@@ -93,11 +97,51 @@ def test_a_run_can_use_its_folder(reader, taught, tmp_path):
         assert frame.suffix + "<Important Features>" in text
 
 
-def test_other_patients_are_needed_so_only_a_generated_cohort_will_do(tmp_path):
-    cohort = CONFIG.cohort.model_copy(update={"source": "tjh"})
-    config = CONFIG.model_copy(update={"cohort": cohort})
-    with pytest.raises(ConfigurationError, match=r"cohort\.source=synthetic, got 'tjh'"):
-        write_reader(config, tmp_path, SIZE)
+@pytest.fixture(scope="module")
+def stays(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("stays"), stays_of(120))
+    section = {"source": "physionet2012", "path": str(folder), "train_patients": 40}
+    return CONFIG.model_copy(update={"cohort": CohortSection.model_validate(section)})
+
+
+def test_of_a_real_cohort_it_reads_about_those_whom_the_experiment_leaves_out(stays):
+    known = build_cohort(stays.cohort)
+    everybody = build_cohort(stays.cohort.model_copy(update={"train_patients": None}))
+
+    others = _other_patients(stays.cohort, num_generated=0)
+
+    labelled = {*everybody.splits["train"], *everybody.splits["val"]}
+    assert set(others.cases) == labelled - set(known.cases)
+    assert len(others.cases) >= 40
+    assert others.labels == {patient: everybody.labels[patient] for patient in others.cases}
+    assert not set(others.cases) & set(everybody.splits["test"])
+
+
+def test_of_a_short_record_it_also_names_what_is_missing(stays, reader):
+    tokenizer = load_tokenizer(reader)
+    others = _other_patients(stays.cohort, num_generated=0)
+    for lesson in _lessons(others, stays, reader, seed=1):
+        names = text_of(tokenizer, lesson, _NAMES).strip().split(", ")
+        assert len(set(names)) == 5
+        assert {"Age", "Heart Rate", "Height", "Weight"} < set(names)
+
+
+def test_a_further_epoch_has_other_names_of_the_same_patients(reader, taught):
+    cohort, lessons = taught
+    again = _lessons(cohort, CONFIG, reader, seed=2)
+    tokenizer = load_tokenizer(reader)
+    for part, same in ((_RECORD, True), (_NAMES, False)):
+        before = [text_of(tokenizer, lesson, part) for lesson in lessons]
+        after = [text_of(tokenizer, lesson, part) for lesson in again]
+        assert (before == after) is same
+
+
+def test_a_real_cohort_of_which_nobody_is_left_out_is_refused(stays, tmp_path):
+    cohort = stays.cohort.model_copy(update={"train_patients": None})
+    config = stays.model_copy(update={"cohort": cohort})
+    with pytest.raises(ConfigurationError, match=r"expected cohort\.train_patients, got null"):
+        write_reader(config, tmp_path / "model", SIZE)
+    assert not (tmp_path / "model").exists()
 
 
 def text_of(tokenizer, lesson, part):
