@@ -56,6 +56,10 @@ PREDICTION_COLUMNS = (
 )
 """The last three say how the answer's prose agrees with the record (`ehr.grounding`)."""
 
+SAMPLE_COLUMNS = ("sample_probabilities", "sample_failed")
+"""Of each sampled answer: its probability (the base rate if unreadable), and whether it is
+unreadable. Tables of language models have them beside `PREDICTION_COLUMNS`."""
+
 _PARSERS: dict[str, Callable[[str], ParsedTrajectory]] = {
     "vanilla": parse_vanilla,
     "think_then_answer": parse_think,
@@ -120,6 +124,10 @@ class AnswerReader:
                 (parsed, failed),
                 *(_read(answers.kind, *sample) for sample in answers.more.get(patient, ())),
             ]
+            probabilities = [
+                self.base_rate if each.probability is None or is_unreadable else each.probability
+                for each, is_unreadable in samples
+            ]
             salient = None if self.salient is None else self.salient[patient]
             is_rewarded = salient is not None and answers.kind in NAMING_KINDS
             has_prose = answers.kind in _PROSE_KINDS
@@ -129,10 +137,7 @@ class AnswerReader:
                     "method": method,
                     "patient_id": patient,
                     "label": self.cohort.labels[patient],
-                    "probability": fmean(
-                        self.base_rate if is_unreadable else each.probability
-                        for each, is_unreadable in samples
-                    ),
+                    "probability": fmean(probabilities),
                     "parse_failed": any(is_unreadable for _, is_unreadable in samples),
                     "text": text,
                     "features": sorted(names),
@@ -143,9 +148,11 @@ class AnswerReader:
                         f"{checked.claim.text}: {checked.problem}" for checked in grounding.wrong
                     ],
                     "unsupported_numbers": list(grounding.unsupported_numbers),
+                    "sample_probabilities": probabilities,
+                    "sample_failed": [is_unreadable for _, is_unreadable in samples],
                 }
             )
-        return pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
+        return pd.DataFrame(rows, columns=[*PREDICTION_COLUMNS, *SAMPLE_COLUMNS])
 
 
 def _read(kind: str, text: str, truncated: bool) -> tuple[ParsedTrajectory, bool]:

@@ -22,11 +22,13 @@ from training.learn_units import Truth
 
 MEASURES: dict[str, str] = {
     "auroc": "AUROC",
+    "auroc_one": "AUROC, one answer",
     "auprc": "AUPRC",
     "brier": "Brier",
     "ece": "ECE",
     "reward": "R",
     "reward_cls": "R_cls",
+    "reward_cls_one": "R_cls, one answer",
     "reward_att": "R_att",
     "reward_att_excess": "R_att excess",
     "truth_overlap": "Overlap with truth",
@@ -34,9 +36,22 @@ MEASURES: dict[str, str] = {
     "faithfulness": "Faithfulness",
     "parse_failure_rate": "Unreadable",
 }
-"""Measures of an arm and their headings, in the order of the tables."""
+"""Measures of an arm and their headings, in the order of the tables.
 
-DIFFERENCE_MEASURES = ("auroc", "auprc", "reward", "reward_att", "truth_overlap")
+Where patients were asked several times, `one answer` is the mean over the samples of what each
+alone would have measured: the mean of many answers ranks well even if each is a toss of a coin, and
+what Stage 2 rewards is the single answer.
+"""
+
+DIFFERENCE_MEASURES = (
+    "auroc",
+    "auroc_one",
+    "auprc",
+    "reward",
+    "reward_cls_one",
+    "reward_att",
+    "truth_overlap",
+)
 """Measures of which arms are compared. R_att stands for its excess too: the constant set is that
 of the patients, the same for all arms."""
 
@@ -118,6 +133,8 @@ class Answered:
     """Of these patients."""
     per_patient: Mapping[str, np.ndarray]
     """Measures that are means over patients; a measure that the arm lacks is not there."""
+    samples: Float[np.ndarray, "patients samples"] | None = None
+    """Probability of each answer; None where patients were asked once."""
     claims: tuple[np.ndarray, np.ndarray] | None = None
     """Wrong and checked claims of each answer; None where the answers have no prose."""
     _cache: dict[str, Values | None] = field(default_factory=dict, init=False)
@@ -131,6 +148,8 @@ class Answered:
     def _measured(self, name: str, weights: np.ndarray) -> Values | None:
         if name in tuple(Metric):
             return metric_of_resamples(self.labels, self.probabilities, name, weights)
+        if name == "auroc_one":
+            return None if self.samples is None else self._auroc_of_one(self.samples, weights)
         if name == "grounding_error_rate":
             return None if self.claims is None else _share(weights, *self.claims)
         values = self.per_patient.get(name)
@@ -138,6 +157,12 @@ class Answered:
             return None
         exists = np.isfinite(values)
         return _share(weights, np.where(exists, values, 0.0), exists.astype(float))
+
+    def _auroc_of_one(self, samples: np.ndarray, weights: np.ndarray) -> Values:
+        each = [
+            metric_of_resamples(self.labels, sample, Metric.AUROC, weights) for sample in samples.T
+        ]
+        return np.mean(each, axis=0)
 
 
 def answered(
@@ -174,6 +199,9 @@ def answered(
         ]
     )
     measured = {"reward_cls": cls, "parse_failure_rate": failed.astype(float)}
+    samples = _samples(table)
+    if samples is not None:
+        measured["reward_cls_one"] = _reward_of_one(table, samples, section)
     att = table["reward_att"].to_numpy(float)  # None becomes NaN
     if np.isfinite(att).all():
         weight = section.accuracy_weight
@@ -200,8 +228,36 @@ def answered(
         probabilities=probabilities,
         resamples=resamples,
         per_patient=measured,
+        samples=samples,
         claims=(wrong, claims) if has_prose else None,
     )
+
+
+def _samples(table: pd.DataFrame) -> np.ndarray | None:
+    """Probability of each answer [patients, samples]; None unless all were asked as often, > 1."""
+    if "sample_probabilities" not in table:
+        return None
+    probabilities = list(table["sample_probabilities"])
+    numbers = {0 if each is None else len(each) for each in probabilities}
+    return np.stack(probabilities).astype(float) if len(numbers) == 1 and max(numbers) > 1 else None
+
+
+def _reward_of_one(
+    table: pd.DataFrame, samples: np.ndarray, section: RewardSection
+) -> Float[np.ndarray, " patients"]:
+    """Mean over a patient's answers of R_cls."""
+    rewards = [
+        [
+            math.log(MIN_PROBABILITY)
+            if is_failed
+            else classification_reward(float(probability), int(label), section)
+            for probability, is_failed in zip(probabilities, failed, strict=True)
+        ]
+        for label, probabilities, failed in zip(
+            table["label"], samples, table["sample_failed"], strict=True
+        )
+    ]
+    return np.array(rewards).mean(axis=1)
 
 
 def salient_sets(table: pd.DataFrame) -> list[frozenset[str]]:

@@ -76,6 +76,7 @@ def test_several_samples_count_with_their_mean(reader):
 
     assert row["probability"] == pytest.approx((0.99 + 0.99 + 0.01 + 0.25) / 4)
     assert row["text"] == answer("0.99")
+    assert row["sample_probabilities"] == [0.99, 0.99, 0.01, 0.25]
     assert not row["parse_failed"]
 
 
@@ -83,6 +84,8 @@ def test_an_unreadable_sample_stands_at_the_base_rate_and_marks_the_patient(read
     row = sampled(reader, answer("0.99"), "no idea")
 
     assert row["probability"] == pytest.approx((0.99 + reader.base_rate) / 2)
+    assert row["sample_probabilities"] == [0.99, reader.base_rate]
+    assert row["sample_failed"] == [False, True]
     assert row["parse_failed"]
 
 

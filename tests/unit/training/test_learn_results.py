@@ -64,6 +64,54 @@ def test_every_measure_of_an_answer_is_what_it_is_by_hand() -> None:
     assert found.measure("truth_overlap") is None
 
 
+ASKED_TWICE = pd.DataFrame(
+    {
+        "patient_id": ["b", "a"],
+        "label": [1, 0],
+        "probability": [0.6, 0.4],
+        "parse_failed": [False, True],
+        "features": [None, None],
+        "salient": [None, None],
+        "reward_att": [None, None],
+        "num_claims": [None, None],
+        "wrong_claims": [None, None],
+        "sample_probabilities": [[0.9, 0.3], [0.4, 0.4]],
+        "sample_failed": [[False, False], [False, True]],
+    }
+)
+BARE = RewardSection(margin_bonus=0.0)
+
+
+def test_one_answer_is_measured_alone_and_averaged_over_the_samples() -> None:
+    resamples = Resamples.draw(2, 100, seed=0)
+
+    found = answered(ASKED_TWICE, ["a", "b"], BARE, resamples)
+
+    auroc, auroc_of_one = found.measure("auroc"), found.measure("auroc_one")
+    assert auroc is not None
+    assert auroc_of_one is not None
+    assert (auroc[0], auroc_of_one[0]) == (1.0, 0.5)  # .9 > .4, but .3 < .4
+    assert np.isnan(auroc_of_one).sum() == np.isnan(auroc).sum()  # resamples of one class
+    assert found.per_patient["reward_cls_one"].tolist() == pytest.approx(
+        [(math.log(0.6) + math.log(0.01)) / 2, (math.log(0.9) + math.log(0.3)) / 2]
+    )
+
+
+@pytest.mark.parametrize(
+    "asked_once",
+    [
+        ASKED_TWICE.drop(columns=["sample_probabilities", "sample_failed"]),
+        ASKED_TWICE.assign(sample_probabilities=[[0.9], [0.4]], sample_failed=[[False], [False]]),
+        ASKED_TWICE.assign(sample_probabilities=[None, None], sample_failed=[None, None]),
+    ],
+)
+def test_where_patients_were_asked_once_there_is_nothing_to_average(asked_once) -> None:
+    found = answered(asked_once, ["a", "b"], BARE, Resamples.draw(2, 100, seed=0))
+
+    assert found.measure("auroc_one") is None
+    assert found.measure("reward_cls_one") is None
+
+
 def test_a_mean_is_that_of_the_seeds_and_both_are_shown(sample: SampleExperiment) -> None:
     results = write_learn_results(sample.folder)
 
