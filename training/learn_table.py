@@ -194,7 +194,7 @@ def estimate_text(found: object, measure: str, *, is_signed: bool = False) -> st
 
 def _is_measured(results: Results, name: str) -> bool:
     """Whether any arm has the measure."""
-    return any(arm["measures"][name] is not None for arm in results["arms"])
+    return any(arm["measures"].get(name) is not None for arm in results["arms"])
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -1,6 +1,8 @@
 """Variables that libraries read only from the environment."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -31,3 +33,18 @@ def test_verbose_leaves_the_libraries_logs_alone(monkeypatch: pytest.MonkeyPatch
 
     assert "VLLM_LOGGING_LEVEL" in process_environment(verbose=False)
     assert "VLLM_LOGGING_LEVEL" not in process_environment(verbose=True)
+
+
+def test_threads_of_a_prepared_process_wait_without_spinning() -> None:
+    script = "from services.environment import prepare_process; prepare_process(); import torch"
+    unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**unset, "OMP_DISPLAY_ENV": "TRUE"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stderr
+
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in told
