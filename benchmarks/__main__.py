@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("metrics", "concare", "expert", "salience", "learner", "main_job", "sync", "search")
+BENCHMARKS = (
+    "metrics",
+    "concare",
+    "expert",
+    "salience",
+    "learner",
+    "main_job",
+    "sync",
+    "search",
+    "waiting_threads",
+)
 
 
 def main() -> None:
