@@ -1,7 +1,7 @@
 """What OpenMP's way of waiting costs processes that share cores.
 
 A loop of small products, as a small model's forward pass is, with a thread for every core: alone,
-and in as many processes as there are cores. `services.environment` makes threads wait passively.
+and in as many processes as there are cores. `services.environment` bounds how long threads spin.
 """
 
 import argparse
@@ -15,6 +15,10 @@ from benchmarks.record import RESULTS, write_result
 
 REPETITIONS = 3
 SECONDS = 5.0
+
+#: How often a waiting thread looks before it gives its core away (libgomp's `GOMP_SPINCOUNT`);
+#: "default" leaves that to libgomp, which spins for milliseconds.
+SPIN_COUNTS = ("default", "0", "300", "1000", "3000", "10000")
 
 _LOOP = """
 import sys, time
@@ -33,11 +37,12 @@ print(done / (time.perf_counter() - started))
 """
 
 
-def products_per_second(policy: str, num_processes: int, seconds: float) -> float:
+def products_per_second(spin_count: str, num_processes: int, seconds: float) -> float:
     """Products of all processes together, which begin at the same time."""
-    environment = {name: text for name, text in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    if policy != "default":
-        environment["OMP_WAIT_POLICY"] = policy
+    unset = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    environment = {name: text for name, text in os.environ.items() if name not in unset}
+    if spin_count != "default":
+        environment["GOMP_SPINCOUNT"] = spin_count
     command = [sys.executable, "-c", _LOOP, str(seconds), str(os.cpu_count() or 1)]
     processes = [
         subprocess.Popen(
@@ -64,18 +69,22 @@ def main() -> None:
     repetitions, seconds = (1, 1.0) if arguments.quick else (REPETITIONS, SECONDS)
     rows = []
     for num_processes in (1, os.cpu_count() or 1):
-        # taken in turns, so that both meet the same machine
-        found: dict[str, list[float]] = {"default": [], "passive": []}
+        # taken in turns, so that all meet the same machine
+        found: dict[str, list[float]] = {spin_count: [] for spin_count in SPIN_COUNTS}
         for _ in range(repetitions):
-            for policy, rates in found.items():
-                rates.append(products_per_second(policy, num_processes, seconds))
-        for policy, rates in found.items():
-            rows.append({"processes": num_processes, "policy": policy, "rates": rates})
-            print(f"{num_processes} processes, {policy}: median {median(rates):,.0f} products/s")
-    rate = {(row["processes"], row["policy"]): median(row["rates"]) for row in rows}
+            for spin_count, rates in found.items():
+                rates.append(products_per_second(spin_count, num_processes, seconds))
+        for spin_count, rates in found.items():
+            rows.append({"processes": num_processes, "spin_count": spin_count, "rates": rates})
+            print(
+                f"{num_processes} processes, spin count {spin_count}: "
+                f"median {median(rates):,.0f} products/s"
+            )
+    rate = {(row["processes"], row["spin_count"]): median(row["rates"]) for row in rows}
     ratios = {
-        f"passive_vs_default_{n}_processes": rate[n, "passive"] / rate[n, "default"]
-        for n in dict.fromkeys(row["processes"] for row in rows)
+        f"spin_{spin_count}_vs_default_{n}_processes": rate[n, spin_count] / rate[n, "default"]
+        for n, spin_count in rate
+        if spin_count != "default"
     }
     write_result(arguments.json, rows, ratios)
 

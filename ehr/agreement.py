@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from ehr.errors import DataError
+from ehr.rewards import MAX_FEATURE_NAMES
 
 MOST_CONSTANT_SETS = 10_000
 """Candidates that the search for the best constant set tries: all 5-subsets of 18 features."""
@@ -34,6 +35,16 @@ class Agreement:
     kappa: float | None
     """(J - J_perm) / (1 - J_perm); null where chance alone already agrees fully."""
     num_patients: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExcessJaccard:
+    """Agreement with the salient features beyond what one constant answer reaches."""
+
+    jaccard: float
+    constant: float
+    """Mean Jaccard of the best constant set on the same patients."""
+    excess: float
 
 
 def jaccard(first: Collection[str], second: Collection[str]) -> float:
@@ -113,6 +124,27 @@ def best_constant_set(sets: Sequence[Collection[str]], size: int) -> tuple[froze
     names = sorted(set().union(*sets))
     columns, mean = _best_constant(_membership(sets, names), size)
     return frozenset(names[column] for column in columns), mean
+
+
+def excess_jaccard(
+    predicted: Sequence[Collection[str]], salient: Sequence[Collection[str]], size: int
+) -> ExcessJaccard:
+    """Mean Jaccard of predicted and salient features beyond the best constant set's.
+
+    The constant set has any number of names up to what the method gave: with five salient features
+    a constant answer of eight can overlap more than the best one of five, and one of three more
+    where the features beside them vary. So no constant answer has a positive excess.
+
+    Args:
+        predicted: names that a method gave for each patient (may be empty).
+        salient: the patients' salient features, same order.
+        size: names of the largest constant set at least.
+    """
+    reached = mean_jaccard(predicted, salient)
+    # An answer with more names is a format failure.
+    most = min(max(size, *map(len, predicted)), max(size, MAX_FEATURE_NAMES))
+    constant = max(best_constant_set(salient, num)[1] for num in range(1, most + 1))
+    return ExcessJaccard(jaccard=reached, constant=constant, excess=reached - constant)
 
 
 def _best_constant(

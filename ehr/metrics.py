@@ -4,7 +4,7 @@ A value that does not exist (one class only, perfect separation) is None, never 
 written as JSON.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,9 +15,7 @@ from scipy.special import expit, logit, ndtri
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from ehr.agreement import best_constant_set, mean_jaccard
 from ehr.errors import DataError
-from ehr.rewards import MAX_FEATURE_NAMES
 
 NUM_CALIBRATION_BINS = 10
 """Equal-width bins of the expected calibration error."""
@@ -101,16 +99,6 @@ class PairedDifference:
     minimal_detectable: float | None
     """Smallest true difference that so many patients show with 80 % power (two-sided 5 %)."""
     num_skipped: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExcessJaccard:
-    """Agreement with the salient features beyond what one constant answer reaches."""
-
-    jaccard: float
-    constant: float
-    """Mean Jaccard of the best constant set on the same patients."""
-    excess: float
 
 
 def auroc(labels: Labels, probabilities: Probabilities) -> float | None:
@@ -261,27 +249,6 @@ def performance(
     row["calibration_slope"] = calibration_slope(y, p)
     row["calibration_intercept"] = calibration_intercept(y, p)
     return row
-
-
-def excess_jaccard(
-    predicted: Sequence[Collection[str]], salient: Sequence[Collection[str]], size: int
-) -> ExcessJaccard:
-    """Mean Jaccard of predicted and salient features beyond the best constant set's.
-
-    The constant set has any number of names up to what the method gave: with five salient features
-    a constant answer of eight can overlap more than the best one of five, and one of three more
-    where the features beside them vary. So no constant answer has a positive excess.
-
-    Args:
-        predicted: names that a method gave for each patient (may be empty).
-        salient: the patients' salient features, same order.
-        size: names of the largest constant set at least.
-    """
-    reached = mean_jaccard(predicted, salient)
-    # An answer with more names is a format failure.
-    most = min(max(size, *map(len, predicted)), max(size, MAX_FEATURE_NAMES))
-    constant = max(best_constant_set(salient, num)[1] for num in range(1, most + 1))
-    return ExcessJaccard(jaccard=reached, constant=constant, excess=reached - constant)
 
 
 def checked(

@@ -22,9 +22,10 @@ _BEHAVIOUR = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # An engine's own processes end with a replica that is killed, instead of holding its memory.
     "RAY_process_group_cleanup_enabled": "1",
-    # OpenMP threads that wait give their core away. By default they spin, which slows processes on
-    # the same cores (rollouts beside training); a process alone pays for waking its threads.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # OpenMP threads that wait spin a little, then give their core away. By default they spin for
+    # milliseconds, which slows processes on the same cores (rollouts beside training); not at all
+    # would slow a process alone (docs/benchmarks.md, Threads that wait).
+    "GOMP_SPINCOUNT": "1000",
     # The plugins that an environment happens to hold do not become part of an engine.
     "VLLM_PLUGINS": "",
 }

@@ -55,12 +55,13 @@ class SampleExperiment:
         seeds: Sequence[int] = (17, 18),
         num_patients: int = 60,
         num_steps: int = 5,
+        origin: str | None = None,
     ) -> None:
         self.folder = folder
         section = {"num_patients": num_patients, "num_visits": 1, "positive_fraction": 0.4}
         self.config = RunConfig.model_validate(
             {
-                "run": {"name": "sample"},
+                "run": {"name": "sample", "data_origin": origin},
                 "cohort": section,
                 "evaluate": {"num_resamples": 200},
                 "grpo": {"steps": num_steps},

@@ -1,11 +1,9 @@
-"""What the learner's tests share: a tiny model, a scripted policy, and inputs of Stage-2."""
+"""What the learner's tests share: a tiny model, and inputs of Stage-2."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -19,26 +17,13 @@ from transformers import (
 from ehr.catalogue import BENCHMARK_17
 from ehr.config import RewardSection
 from ehr.rewards import RewardContext
-from services.adapters import verify_policy
-from services.config import GeneratorSection, ModelSection
-from services.models import LocalModel
-from services.policy_store import PolicyRecord
-from services.types import (
-    BASE_POLICY,
-    Acknowledgement,
-    Completion,
-    GenerateRequest,
-    Policy,
-    PolicyVersion,
-    Scored,
-)
-from tests.scripted import FEATURES, CharTokenizer, ScriptedGenerator
+from tests.policy_engines import VOCABULARY, ScriptedPolicy
+from tests.scripted import FEATURES, CharTokenizer
 from training.config import GrpoSection, LearnerSection
 from training.grpo_batch import GrpoPatient
 from training.grpo_inputs import Canary, GrpoInputs
 from training.packing import TokenGroup
 
-VOCABULARY = 256
 TINY = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -83,113 +68,6 @@ def token_groups(num: int, size: int, prompt: int = 20, response: int = 7) -> li
             )
         )
     return groups
-
-
-class ScriptedPolicy(ScriptedGenerator):
-    """A scripted generator that takes policies and scores every token alike."""
-
-    def __init__(self, logprob: float = -math.log(VOCABULARY)) -> None:
-        super().__init__(policy_version=PolicyVersion(lineage="grpo", version=0))
-        self.logprob = logprob
-        self.published: list[PolicyRecord] = []
-
-    async def publish(self, record: PolicyRecord) -> list[Acknowledgement]:
-        """Serve another policy."""
-        self.published.append(record)
-        self.policy_version = record.version
-        return [Acknowledgement(replica="r", version=record.version, checksum=record.checksum)]
-
-    async def score(
-        self,
-        prompt_token_ids: tuple[int, ...],
-        response_token_ids: tuple[int, ...],
-        least: PolicyVersion,
-    ) -> list[Scored]:
-        """The same log-probability for every token."""
-        logprobs = tuple(self.logprob for _ in response_token_ids)
-        return [Scored(replica="r", version=least, logprobs=logprobs)]
-
-
-class ScriptedEngine:
-    """The same script where a Serve replica expects an engine."""
-
-    def __init__(self) -> None:
-        self._policy = ScriptedPolicy()
-        self.version = BASE_POLICY
-        self.checksum = ""
-        self.cache_tokens = 1 << 20
-
-    async def generate(self, request: GenerateRequest) -> list[Completion]:
-        """Scripted completions under the loaded policy's version."""
-        self._policy.policy_version = self.version
-        return await self._policy.generate(request)
-
-    async def score(
-        self, prompt_token_ids: tuple[int, ...], response_token_ids: tuple[int, ...]
-    ) -> tuple[float, ...]:
-        """The same log-probability for every token."""
-        return tuple(self._policy.logprob for _ in response_token_ids)
-
-    async def load_policy(self, policy: Policy) -> None:
-        """Take a policy's name; its weights change nothing."""
-        verify_policy(policy)
-        self.version, self.checksum = policy.version, policy.checksum
-
-    async def check(self) -> None:
-        """Never fails."""
-
-    def stop(self) -> None:
-        """Nothing to end."""
-
-
-async def load_scripted(
-    model: LocalModel, model_section: ModelSection, section: GeneratorSection
-) -> ScriptedEngine:
-    """Loads the script where a replica would load vLLM."""
-    return ScriptedEngine()
-
-
-class DeafEngine(ScriptedEngine):
-    """Acknowledges version 1 and serves something else."""
-
-    async def load_policy(self, policy: Policy) -> None:
-        """Take a policy's name, and score as no model of `tiny_model` would."""
-        await super().load_policy(policy)
-        if self.version.version == 1:
-            self._policy.logprob -= 10.0
-
-
-async def load_deaf(
-    model: LocalModel, model_section: ModelSection, section: GeneratorSection
-) -> DeafEngine:
-    """Loads the script with a sync that fails in silence."""
-    return DeafEngine()
-
-
-class LearnerKillingEngine(ScriptedEngine):
-    """Kills every learner rank when version 1 arrives: after its commit, before its canary."""
-
-    def __init__(self, marker: Path) -> None:
-        super().__init__()
-        self._marker = marker
-
-    async def load_policy(self, policy: Policy) -> None:
-        """Take a policy's name; the first version 1 costs the learner its life."""
-        await super().load_policy(policy)
-        if self.version.version == 1 and not self._marker.exists():
-            raylet = psutil.Process().parent()
-            assert raylet is not None
-            ranks = [p for p in raylet.children() if "RayTrainWorker" in " ".join(p.cmdline())]
-            self._marker.write_text(str(len(ranks)))
-            for rank in ranks:
-                rank.kill()
-
-
-async def load_learner_killer(
-    model: LocalModel, model_section: ModelSection, section: GeneratorSection
-) -> LearnerKillingEngine:
-    """Loads the script with a fault; the model's folder remembers that it has happened."""
-    return LearnerKillingEngine(model.path / "ranks_killed")
 
 
 def grpo_patients(num: int, in_stage1: Sequence[int] = ()) -> tuple[GrpoPatient, ...]:

@@ -109,6 +109,7 @@ class SampleRun:
 
     def _config(self) -> None:
         config = {
+            "run": {"data_origin": "the sample's own patients"},
             "cohort": {"source": "synthetic", "task": "mortality", "horizon_days": 30},
             "prompt": {"format": "guided"},
             "reward": {"accuracy_weight": 0.6},

@@ -297,6 +297,9 @@ class RunSection(Section):
     """Name of the run; null = the first configuration's file name."""
     verbose: bool = False
     """Show the logs of Ray, vLLM and DeepSpeed on the terminal."""
+    data_origin: str | None = None
+    """Where the cohort's files were copied from, such as a mirror and its commit; a note that
+    report and tables repeat."""
 
 
 class RunConfig(Section):

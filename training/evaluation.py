@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from ehr.agreement import excess_jaccard
 from ehr.cohort import Cohort, PatientCase
 from ehr.grounding import GroundingChecker, grounding_error_rate
-from ehr.metrics import Metric, excess_jaccard, paired_difference, performance
+from ehr.metrics import Metric, paired_difference, performance
 from ehr.names import FeatureMatcher
 from ehr.rewards import MAX_FEATURE_NAMES, attention_reward
 from ehr.trajectory import (

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from actors.rollouts import PatternSpan, Rollout
+from ehr.agreement import excess_jaccard
 from ehr.config import RewardSection
 from ehr.errors import DataError
-from ehr.metrics import excess_jaccard
 from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
 from ehr.rewards import Reward, RewardContext, reward

@@ -268,7 +268,7 @@ def salient_sets(table: pd.DataFrame) -> list[frozenset[str]]:
 def constant_set(sets: Sequence[Collection[str]], most: int) -> ConstantSet:
     """The best constant set of at most `most` names, or of `MAX_FEATURE_NAMES` if that is fewer.
 
-    An answer with more names is a format failure. As in `ehr.metrics.excess_jaccard`.
+    An answer with more names is a format failure. As in `ehr.agreement.excess_jaccard`.
     """
     found = [best_constant_set(sets, num) for num in range(1, min(most, MAX_FEATURE_NAMES) + 1)]
     names, overlap = max(found, key=lambda each: each[1])

@@ -83,6 +83,7 @@ def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
         "commit": records.record.get("commit"),
         "model": model_description(records),
         "cohort": config.cohort.source,
+        "data_origin": config.run.data_origin,
         "task": str(config.cohort.task),
         "prompt": config.prompt.kind,
         "format": config.prompt.format,

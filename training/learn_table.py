@@ -101,10 +101,12 @@ def facts(results: Results) -> list[str]:
     patients = f"{results['num_patients']:,} test patients, {results['num_positives']:,} positive"
     left_out = results["num_patients_left_out"]
     samples = results["num_samples"]
+    origin = results.get("data_origin")  # results of earlier releases have none
     return [
         f"Model: {results['model']}.",
         f"Cohort: {results['cohort']}, {results['task']}; {patients}"
-        + (f"; {left_out} that not every unit answered left out." if left_out else "."),
+        + (f"; {left_out} that not every unit answered left out." if left_out else ".")
+        + (f" Data: {origin}." if origin else ""),
         f"Prompt: {results['prompt']}, {results['format']} format; "
         + ("greedy answers." if samples == 1 else f"the mean of {samples} sampled answers."),
         f"R: {format_number(results['accuracy_weight'], 2)} R_cls + "

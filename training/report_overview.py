@@ -27,6 +27,7 @@ def header(records: RunRecords) -> list[tuple[str, str]]:
     entries = [
         ("Task", task),
         ("Cohort", shown(records.setting("cohort", "source"))),
+        ("Data", shown(records.setting("run", "data_origin"))),
         ("Language model", shown(model.get("name") or records.setting("model", "name"))),
         ("Parameter type", shown(model.get("dtype"))),
         ("Answer format", shown(records.setting("prompt", "format"))),

@@ -18,13 +18,8 @@ from services.generator import deploy_generator, stop_generator, wait_for_genera
 from services.policy_store import read_ledger
 from services.types import BASE_POLICY, PolicyVersion
 from tests.fakes import fake_model
-from tests.learner_fakes import (
-    grpo_inputs,
-    load_deaf,
-    load_learner_killer,
-    load_scripted,
-    tiny_model,
-)
+from tests.learner_fakes import grpo_inputs, tiny_model
+from tests.policy_engines import load_deaf, load_learner_killer, load_scripted
 from tests.scripted import CharTokenizer, ScriptedGenerator
 from training.config import GrpoSection
 from training.grpo import ActorSampler, train_grpo
@@ -56,6 +51,16 @@ def serve(local_ray, tmp_path):
     stop_generator(run_id)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(local_ray, model_path, tmp_path_factory):
+    """Folder of three steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    restart_generator(folder.name, folder, load_scripted)
+    train_grpo(inputs(folder.name, folder, model_path, grpo=section(3)), lambda *_: None)
+    stop_generator(folder.name)
+    return folder
+
+
 def inputs(run_id, folder, model_path, **changes):
     return grpo_inputs(
         folder,
@@ -84,20 +89,16 @@ def adapter(folder):
 
 
 @pytest.mark.slow
-def test_two_steps_train_commit_publish_and_sample_from_what_was_published(
-    serve, model_path, tmp_path
-):
-    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(2)), lambda *_: None)
-
-    written = lines(tmp_path)
+def test_steps_train_commit_publish_and_sample_from_what_was_published(undisturbed):
+    written = lines(undisturbed)
     versions = [(line["policy_version"], line["policy_version_out"]) for line in written]
-    assert versions == [(0, 1), (1, 2)]
+    assert versions == [(0, 1), (1, 2), (2, 3)]
     assert all(line["grad/norm"] > 0 for line in written)
-    samples = lines(tmp_path, "rollouts.jsonl")
-    assert {(s["step"], s["policy_version"]) for s in samples} == {(1, 0), (2, 1)}
-    served = read_ledger(tmp_path / "policy.json").current
-    assert served.version == PolicyVersion(lineage="grpo", version=2)
-    final = adapter(tmp_path)
+    samples = lines(undisturbed, "rollouts.jsonl")
+    assert {(s["step"], s["policy_version"]) for s in samples} == {(1, 0), (2, 1), (3, 2)}
+    served = read_ledger(undisturbed / "policy.json").current
+    assert served.version == PolicyVersion(lineage="grpo", version=3)
+    final = adapter(undisturbed)
     committed = load_file(served.adapter_path)
     assert all(torch.equal(final[name], committed[name]) for name in final)
     assert any(weight.any() for name, weight in final.items() if "lora_B" in name)
@@ -105,37 +106,33 @@ def test_two_steps_train_commit_publish_and_sample_from_what_was_published(
 
 @pytest.mark.slow
 def test_a_stage_that_was_stopped_goes_on_at_the_next_step_to_the_same_policy(
-    serve, model_path, tmp_path, local_ray
+    serve, undisturbed, model_path, tmp_path
 ):
-    other = tmp_path / "uninterrupted"
-    train_grpo(inputs(serve, other, model_path, grpo=section(2)), lambda *_: None)
-    restart_generator(serve, tmp_path, load_scripted)
-    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(1)), lambda *_: None)
-
     train_grpo(inputs(serve, tmp_path, model_path, grpo=section(2)), lambda *_: None)
 
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
-    assert lines(tmp_path)[0]["reward/mean"] == lines(other)[0]["reward/mean"]
-    for name, weight in adapter(other).items():
+    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(3)), lambda *_: None)
+
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    for ours, theirs in zip(lines(tmp_path), lines(undisturbed), strict=True):
+        assert ours["reward/mean"] == theirs["reward/mean"]
+    for name, weight in adapter(undisturbed).items():
         assert torch.equal(weight, adapter(tmp_path)[name])
 
 
 @pytest.mark.slow
 def test_a_learner_that_is_killed_after_a_commit_takes_the_steps_of_one_that_was_not(
-    serve, model_path, tmp_path
+    serve, undisturbed, model_path, tmp_path
 ):
-    other = tmp_path / "undisturbed"
-    train_grpo(inputs(serve, other, model_path, grpo=section(3)), lambda *_: None)
     restart_generator(serve, tmp_path, load_learner_killer)
 
     train_grpo(inputs(serve, tmp_path, model_path, grpo=section(3)), lambda *_: None)
 
     assert (tmp_path / "ranks_killed").read_text() == "1"
     assert [(line["step"], line["attempt"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 2)]
-    for ours, theirs in zip(lines(tmp_path), lines(other), strict=True):
+    for ours, theirs in zip(lines(tmp_path), lines(undisturbed), strict=True):
         for name in ("reward/mean", "loss", "grad/norm", "entropy/salient_mean"):
             assert ours[name] == theirs[name]
-    for name, weight in adapter(other).items():
+    for name, weight in adapter(undisturbed).items():
         assert torch.equal(weight, adapter(tmp_path)[name])
 
 

@@ -14,9 +14,9 @@ import pytest
 from training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-ARMS = ("stage1/seed-17", "stage1_grpo/seed-17", "eag_rl/seed-17")
+ARMS = ("stage1/seed-17", "eag_rl/seed-17")
 SHORT = (
-    "prompt.kind=short_answer", "search.method=samples", "learn.arms=[stage1, stage1_grpo, eag_rl]",
+    "prompt.kind=short_answer", "search.method=samples", "learn.arms=[stage1, eag_rl]",
     "learn.seeds=[17]", "evaluate.faithfulness_patients=0", "cluster.dashboard=false",
 )  # fmt: skip
 
@@ -71,11 +71,7 @@ def test_a_stopped_experiment_goes_on_where_it_was_and_keeps_its_units(tmp_path:
         unit: pd.read_parquet(run_dir / "arms" / unit / "evaluate" / "predictions.parquet")
         for unit in ARMS
     }
-    assert [set(table["method"]) for table in asked.values()] == [
-        {"stage1"},
-        {"stage1_grpo"},
-        {"eag_rl"},
-    ]
+    assert [set(table["method"]) for table in asked.values()] == [{"stage1"}, {"eag_rl"}]
     assert len({frozenset(table["patient_id"]) for table in asked.values()}) == 1
     assert not any("<Subquestion" in text for text in asked["eag_rl/seed-17"]["text"])
     assert (run_dir / "learn.html").exists()
@@ -87,5 +83,5 @@ def test_a_stopped_experiment_goes_on_where_it_was_and_keeps_its_units(tmp_path:
 
     code, out, err = learn(run_dir, "grpo.learning_rate=0.01")
     assert code == 2
-    assert "unit stage1_grpo/seed-17" in err.strip().splitlines()[-1]
+    assert "unit eag_rl/seed-17" in err.strip().splitlines()[-1]
     assert "grpo.learning_rate" in err.strip().splitlines()[-1]

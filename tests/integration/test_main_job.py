@@ -139,9 +139,11 @@ def test_another_configuration_is_refused_before_anything_runs(finished):
 @pytest.mark.timeout(1800)
 def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tmp_path):
     folder = tmp_path / "interrupted"
+    # Two stages behind the one that is stopped: the rest costs minutes and is run above.
+    short = ("grpo.enabled=false", "evaluate.methods=[vanilla]", "evaluate.faithfulness_patients=0")
     # Off the session's process group, as a terminal's job is.
     job = subprocess.Popen(
-        command(folder),
+        command(folder, *short),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -162,7 +164,7 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tmp_path):
     _, errors = job.communicate(timeout=120)
     time.sleep(5)
     left = [pid for pid in started if Path(f"/proc/{pid}/cmdline").exists()]
-    resumed = run(folder)
+    resumed = run(folder, *short)
 
     assert job.returncode == 130
     assert "the same command resumes" in errors.strip().splitlines()[-1]
@@ -170,3 +172,5 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tmp_path):
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert "cohort: already done" in resumed.stderr
     assert "expert: already done" in resumed.stderr
+    assert (folder / "sft" / "adapter" / "adapter_model.safetensors").exists()
+    assert (folder / "evaluate" / "results.json").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ehr.agreement import excess_jaccard
 from ehr.errors import DataError
 from ehr.metrics import (
     Metric,
@@ -18,7 +19,6 @@ from ehr.metrics import (
     calibration_intercept,
     calibration_slope,
     ece,
-    excess_jaccard,
     paired_difference,
     performance,
 )

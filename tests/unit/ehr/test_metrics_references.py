@@ -9,7 +9,7 @@ from scipy import optimize, stats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from ehr.agreement import jaccard
+from ehr.agreement import excess_jaccard, jaccard
 from ehr.metrics import (
     PAPER_NUM_RESAMPLES,
     Bootstrap,
@@ -20,7 +20,6 @@ from ehr.metrics import (
     calibration_intercept,
     calibration_slope,
     ece,
-    excess_jaccard,
     paired_difference,
     performance,
 )

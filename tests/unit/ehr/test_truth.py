@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from ehr.agreement import agreement
+from ehr.agreement import agreement, excess_jaccard
 from ehr.config import CohortSection, ExpertSection
 from ehr.deletion import area_between, bench, method_orders
 from ehr.expert_member import halves
@@ -15,7 +15,6 @@ from ehr.metrics import (
     calibration_intercept,
     calibration_slope,
     ece,
-    excess_jaccard,
     performance,
 )
 from ehr.opinions import SalienceEnsemble

@@ -35,16 +35,16 @@ def test_verbose_leaves_the_libraries_logs_alone(monkeypatch: pytest.MonkeyPatch
     assert "VLLM_LOGGING_LEVEL" not in process_environment(verbose=True)
 
 
-def test_threads_of_a_prepared_process_wait_without_spinning() -> None:
+def test_threads_of_a_prepared_process_spin_for_a_bounded_time() -> None:
     script = "from services.environment import prepare_process; prepare_process(); import torch"
-    unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    unset = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
 
     told = subprocess.run(
         [sys.executable, "-c", script],
-        env={**unset, "OMP_DISPLAY_ENV": "TRUE"},
+        env={**unset, "OMP_DISPLAY_ENV": "VERBOSE"},
         check=True,
         capture_output=True,
         text=True,
     ).stderr
 
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in told
+    assert "GOMP_SPINCOUNT = '1000'" in told

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from actors.rollouts import RolloutSampler
 from ehr.errors import ServiceError, StalePolicyError
 from services.types import PolicyVersion
-from tests.learner_fakes import ScriptedPolicy, grpo_inputs, grpo_patients
+from tests.learner_fakes import grpo_inputs, grpo_patients
+from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer, sensible
 from training.config import GrpoSection
 from training.grpo_batch import PatientStream

@@ -10,7 +10,8 @@ from ehr.config import RewardSection
 from ehr.errors import DataError, ServiceError, TrainingError
 from ehr.names import FeatureMatcher
 from services.types import PolicyVersion
-from tests.learner_fakes import LEARNER, ScriptedPolicy, grpo_inputs, grpo_patients
+from tests.learner_fakes import LEARNER, grpo_inputs, grpo_patients
+from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
 from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.config import GrpoSection

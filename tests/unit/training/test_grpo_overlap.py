@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from actors.rollouts import RolloutSampler
 from ehr.errors import ServiceError, StalePolicyError
 from services.types import PolicyVersion
-from tests.learner_fakes import ScriptedPolicy, grpo_inputs
+from tests.learner_fakes import grpo_inputs
+from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
 from training.checkpoints import PolicyFolder
 from training.config import GrpoSection

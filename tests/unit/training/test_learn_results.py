@@ -12,7 +12,7 @@ from ehr.config import RewardSection
 from ehr.errors import DataError
 from tests.experiment_folder_sample import SampleExperiment
 from training.learn_measures import Answered, Resamples, answered, constant_set, difference_of
-from training.learn_results import read_learn_results, write_learn_results
+from training.learn_results import Results, read_learn_results, write_learn_results
 from training.learn_table import learn_markdown, learn_table
 
 
@@ -26,6 +26,12 @@ def sample(tmp_path: Path) -> SampleExperiment:
         experiment.write_unit("stage1_grpo", seed)
         experiment.write_unit("eag_rl", seed)
     return experiment
+
+
+def results_of_shared_stages(folder: Path, origin: str | None) -> Results:
+    """Results of an experiment none of whose units has begun."""
+    SampleExperiment(folder, origin=origin).write_shared()
+    return write_learn_results(folder)
 
 
 def by_arm(results: dict) -> dict:
@@ -279,6 +285,16 @@ def test_the_tables_name_what_was_measured(sample: SampleExperiment) -> None:
     assert "unfinished: Stage-1 + GRPO, seed 18 (grpo running, 2 of 5 steps)" in markdown
     assert "EAG-RL - Stage-1 + GRPO" in table
     assert "True risk" in table
+
+
+def test_the_facts_say_where_the_data_came_from(tmp_path: Path) -> None:
+    told = learn_markdown(results_of_shared_stages(tmp_path / "told", "a mirror"))
+    silent = results_of_shared_stages(tmp_path / "silent", None)
+
+    assert "Data: a mirror." in told
+    assert "Data:" not in learn_markdown(silent)
+    del silent["data_origin"]  # as results of earlier releases
+    assert "Data:" not in learn_markdown(silent)
 
 
 def test_results_that_were_never_written_are_asked_for(tmp_path: Path) -> None:

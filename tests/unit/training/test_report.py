@@ -76,6 +76,7 @@ def test_the_header_says_what_ran_and_what_it_is_for(page):
         assert fact in page.text
     assert "dequantised from a 4-bit file" in page.text
     assert "b179c9523d0e6a0f" in page.text
+    assert "Data the sample's own patients" in page.text
     assert "Research only, not for clinical use" in page.text
 
 
