@@ -18,10 +18,10 @@ lint: env ## format check, lint, types, import layers
 	@.venv/bin/lint-imports --no-cache
 
 test: lint ## lint, types and all tests that are not marked slow
-	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu"
+	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu" --durations=15
 
 test-slow: env ## the tests marked slow
-	@$(PYTHON_ENV) -m pytest -q -m "slow and not gpu"
+	@$(PYTHON_ENV) -m pytest -q -m "slow and not gpu" --durations=40
 
 bench: env ## every benchmark this machine can run; writes benchmarks/results/*.json
 	@$(PYTHON_ENV) -m benchmarks

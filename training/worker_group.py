@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class WorkerGroup:
         section = self.section
         use_gpu = section.gpus_per_worker > 0
         return TorchTrainer(
-            train,
+            train if use_gpu else partial(_train_on_cpu, train),
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
@@ -84,10 +85,14 @@ class WorkerGroup:
                 name=self.name,
                 storage_path=str(self.storage.absolute()),
                 failure_config=FailureConfig(max_failures=section.max_failures),
-                # DeepSpeed reads its accelerator from nowhere else.
-                worker_runtime_env={} if use_gpu else {"env_vars": {"DS_ACCELERATOR": "cpu"}},
             ),
         )
+
+
+def _train_on_cpu(train: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+    # DeepSpeed reads its accelerator from nowhere else, when it is imported.
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    train(config)
 
 
 def fit_and_watch(

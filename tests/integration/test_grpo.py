@@ -37,17 +37,21 @@ def model_path(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("m"))
 
 
-def restart_generator(run_id, folder, load_engine):
+def start_generator(run_id, folder, load_engine):
     deploy_generator(run_id, folder, fake_model(folder), ModelSection(), REPLICA, load_engine)
     wait_for_generator(run_id, REPLICA)
 
 
 @pytest.fixture
 def serve(local_ray, tmp_path):
-    """A generator of this test's own; its run folder is the test's folder."""
+    """Starts a generator of this test's own, and names it; its run folder is the test's folder."""
     run_id = tmp_path.name
-    restart_generator(run_id, tmp_path, load_scripted)
-    yield run_id
+
+    def start(load_engine):
+        start_generator(run_id, tmp_path, load_engine)
+        return run_id
+
+    yield start
     stop_generator(run_id)
 
 
@@ -55,7 +59,7 @@ def serve(local_ray, tmp_path):
 def undisturbed(local_ray, model_path, tmp_path_factory):
     """Folder of three steps that nothing interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    restart_generator(folder.name, folder, load_scripted)
+    start_generator(folder.name, folder, load_scripted)
     train_grpo(inputs(folder.name, folder, model_path, grpo=section(3)), lambda *_: None)
     stop_generator(folder.name)
     return folder
@@ -108,9 +112,10 @@ def test_steps_train_commit_publish_and_sample_from_what_was_published(undisturb
 def test_a_stage_that_was_stopped_goes_on_at_the_next_step_to_the_same_policy(
     serve, undisturbed, model_path, tmp_path
 ):
-    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(2)), lambda *_: None)
+    run_id = serve(load_scripted)
+    train_grpo(inputs(run_id, tmp_path, model_path, grpo=section(2)), lambda *_: None)
 
-    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(3)), lambda *_: None)
+    train_grpo(inputs(run_id, tmp_path, model_path, grpo=section(3)), lambda *_: None)
 
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
     for ours, theirs in zip(lines(tmp_path), lines(undisturbed), strict=True):
@@ -123,9 +128,9 @@ def test_a_stage_that_was_stopped_goes_on_at_the_next_step_to_the_same_policy(
 def test_a_learner_that_is_killed_after_a_commit_takes_the_steps_of_one_that_was_not(
     serve, undisturbed, model_path, tmp_path
 ):
-    restart_generator(serve, tmp_path, load_learner_killer)
+    run_id = serve(load_learner_killer)
 
-    train_grpo(inputs(serve, tmp_path, model_path, grpo=section(3)), lambda *_: None)
+    train_grpo(inputs(run_id, tmp_path, model_path, grpo=section(3)), lambda *_: None)
 
     assert (tmp_path / "ranks_killed").read_text() == "1"
     assert [(line["step"], line["attempt"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 2)]
@@ -140,10 +145,11 @@ def test_a_learner_that_is_killed_after_a_commit_takes_the_steps_of_one_that_was
 def test_rollouts_and_updates_overlap_by_one_version_and_survive_a_killed_learner(
     serve, model_path, tmp_path
 ):
-    restart_generator(serve, tmp_path, load_learner_killer)
     overlapped = section(3, max_staleness=1)
 
-    train_grpo(inputs(serve, tmp_path, model_path, grpo=overlapped), lambda *_: None)
+    train_grpo(
+        inputs(serve(load_learner_killer), tmp_path, model_path, grpo=overlapped), lambda *_: None
+    )
 
     written = lines(tmp_path)
     assert [(line["step"], line["policy_version_out"]) for line in written] == [
@@ -195,9 +201,9 @@ def test_rollouts_that_nobody_waits_for_any_more_are_ended_in_their_actor(local_
 
 @pytest.mark.slow
 def test_a_sync_that_did_not_happen_is_the_error_of_the_stage(serve, model_path, tmp_path):
-    restart_generator(serve, tmp_path, load_deaf)
+    run_id = serve(load_deaf)
 
     with pytest.raises(
         TrainingError, match=r"the sync of version 1: .* at most 1\.000, got 1?\d\."
     ):
-        train_grpo(inputs(serve, tmp_path, model_path, grpo=section(1)), lambda *_: None)
+        train_grpo(inputs(run_id, tmp_path, model_path, grpo=section(1)), lambda *_: None)
