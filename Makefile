@@ -20,8 +20,9 @@ lint: env ## format check, lint, types, import layers
 test: lint ## lint, types and all tests that are not marked slow
 	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu" --durations=15
 
-test-slow: env ## the tests marked slow
-	@$(PYTHON_ENV) -m pytest -q -m "slow and not gpu" --durations=40
+test-slow: env ## the tests marked slow; with MINUTES=40 those that begin within as many
+	@$(PYTHON_ENV) -m pytest -q -m "slow and not gpu" --durations=40 $(MINUTES:%=--start-within=%) \
+		tests/unit tests/property tests/integration
 
 bench: env ## every benchmark this machine can run; writes benchmarks/results/*.json
 	@$(PYTHON_ENV) -m benchmarks

@@ -1,5 +1,8 @@
 """Settings of every test session."""
 
+import time
+
+import pytest
 from hypothesis import settings
 
 from services.environment import prepare_process
@@ -11,3 +14,22 @@ prepare_process()
 # time of its own to keep.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+_STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--start-within",
+        type=float,
+        metavar="MINUTES",
+        help="skip what has not begun after so many minutes, and say so",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture of the test is made: those of a slow test are most of its time."""
+    minutes = item.config.getoption("--start-within")
+    if minutes is not None and time.monotonic() - _STARTED > 60 * minutes:
+        pytest.skip(f"the {minutes:g} minutes of --start-within were over")
