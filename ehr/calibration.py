@@ -1,4 +1,4 @@
-"""Reliability curves: does the event happen as often as predicted?
+"""Reliability curves: does the event happen as often as predicted? And risks at another rate.
 
 The numbers beside a curve (Brier score, expected calibration error, slope and intercept) are in
 `ehr.metrics`.
@@ -7,8 +7,10 @@ The numbers beside a curve (Brier score, expected calibration error, slope and i
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy.special import ndtri
 
+from ehr.errors import DataError
 from ehr.metrics import Labels, Probabilities, checked
 
 MOST_BINS = 10
@@ -65,6 +67,32 @@ def reliability_curve(labels: Labels, probabilities: Probabilities) -> tuple[Rel
             )
         )
     return tuple(bins)
+
+
+def at_rate(
+    probabilities: Float[np.ndarray, " patients"], rate: float, drawn_rate: float = 0.5
+) -> Float[np.ndarray, " patients"]:
+    """Risks learned where positives were drawn at one rate, for patients who have another.
+
+    The odds are multiplied by the ratio of the two rates' odds; nothing is fitted and the order of
+    the patients stays. Exact where the drawn patients differ in how many are positive only: M.
+    Saerens, P. Latinne and C. Decaestecker, Adjusting the outputs of a classifier to new a priori
+    probabilities, Neural Computation 14(1), 2002, Eq. 2.4.
+
+    Args:
+        probabilities: float [patients], of the positive class.
+        rate: share of positives among the patients that they are for, inside (0, 1).
+        drawn_rate: share of positives among those that they were learned from, inside (0, 1).
+
+    Raises:
+        DataError: if a rate is 0 or 1 or none.
+    """
+    for each in (rate, drawn_rate):
+        if not 0 < each < 1:
+            raise DataError(f"a rate of positives must be inside (0, 1), not {each}")
+    positive = probabilities * rate / drawn_rate
+    negative = (1 - probabilities) * (1 - rate) / (1 - drawn_rate)
+    return positive / (positive + negative)
 
 
 def wilson_interval(num_events: int, num_patients: int, level: float = 0.95) -> tuple[float, float]:

@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 from ehr.agreement import jaccard
-from ehr.cohort import Cohort, save_cohort
+from ehr.cohort import Cohort, save_cohort, summary
 from ehr.config import CohortSection
 from ehr.loaders import build_cohort
 from ehr.truth import true_risks, true_sets, true_tokens
 from training.arms import ARMS
 from training.config import RunConfig
 from training.evaluation import PREDICTION_COLUMNS
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, write_json
 
 EFFECT = {
     "vanilla": 0.0,
@@ -56,6 +56,7 @@ class SampleExperiment:
         num_patients: int = 60,
         num_steps: int = 5,
         origin: str | None = None,
+        is_balanced: bool = True,
     ) -> None:
         self.folder = folder
         section = {"num_patients": num_patients, "num_visits": 1, "positive_fraction": 0.4}
@@ -64,7 +65,7 @@ class SampleExperiment:
                 "run": {"name": "sample", "data_origin": origin},
                 "cohort": section,
                 "evaluate": {"num_resamples": 200},
-                "grpo": {"steps": num_steps},
+                "grpo": {"steps": num_steps, "balance": is_balanced},
                 "learn": {"arms": tuple(arms), "seeds": tuple(seeds)},
             }
         )
@@ -88,6 +89,7 @@ class SampleExperiment:
         folder.create()
         folder.write_config(self.config, MODEL)
         save_cohort(self.cohort, self._path("cohort/cohort.json").parent)
+        write_json(self._path("cohort/summary.json"), summary(self.cohort))
         random = np.random.default_rng(1)
         rows = [
             {

@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from ehr.agreement import best_constant_set, jaccard
+from ehr.calibration import at_rate
 from ehr.config import RewardSection
 from ehr.metrics import Bootstrap, Metric, draw_patients, metric_of_resamples
 from ehr.rewards import MAX_FEATURE_NAMES, MIN_PROBABILITY, classification_reward
@@ -26,6 +27,7 @@ MEASURES: dict[str, str] = {
     "auprc": "AUPRC",
     "brier": "Brier",
     "ece": "ECE",
+    "ece_at_rate": "ECE at the cohort's rate",
     "reward": "R",
     "reward_cls": "R_cls",
     "reward_cls_one": "R_cls, one answer",
@@ -40,7 +42,9 @@ MEASURES: dict[str, str] = {
 
 Where patients were asked several times, `one answer` is the mean over the samples of what each
 alone would have measured: the mean of many answers ranks well even if each is a toss of a coin, and
-what Stage 2 rewards is the single answer.
+what Stage 2 rewards is the single answer. `ECE at the cohort's rate` is of risks that were learned
+from as many positives as negatives, with odds multiplied by those of a training patient: nothing is
+fitted.
 """
 
 DIFFERENCE_MEASURES = (
@@ -137,6 +141,8 @@ class Answered:
     """Probability of each answer; None where patients were asked once."""
     claims: tuple[np.ndarray, np.ndarray] | None = None
     """Wrong and checked claims of each answer; None where the answers have no prose."""
+    rate: float | None = None
+    """Share of positives in the cohort; None where risks were learned at it, or it is not known."""
     _cache: dict[str, Values | None] = field(default_factory=dict, init=False)
 
     def measure(self, name: str) -> Values | None:
@@ -148,6 +154,8 @@ class Answered:
     def _measured(self, name: str, weights: np.ndarray) -> Values | None:
         if name in tuple(Metric):
             return metric_of_resamples(self.labels, self.probabilities, name, weights)
+        if name == "ece_at_rate":
+            return None if self.rate is None else self._ece_at_rate(self.rate, weights)
         if name == "auroc_one":
             return None if self.samples is None else self._auroc_of_one(self.samples, weights)
         if name == "grounding_error_rate":
@@ -157,6 +165,10 @@ class Answered:
             return None
         exists = np.isfinite(values)
         return _share(weights, np.where(exists, values, 0.0), exists.astype(float))
+
+    def _ece_at_rate(self, rate: float, weights: np.ndarray) -> Values:
+        risks = at_rate(self.probabilities, rate)
+        return metric_of_resamples(self.labels, risks, Metric.ECE, weights)
 
     def _auroc_of_one(self, samples: np.ndarray, weights: np.ndarray) -> Values:
         each = [
@@ -173,6 +185,7 @@ def answered(
     constant: ConstantSet | None = None,
     truth: Truth | None = None,
     faithfulness: pd.DataFrame | None = None,
+    rate: float | None = None,
 ) -> Answered:
     """A unit's answers as measured values.
 
@@ -187,6 +200,7 @@ def answered(
         constant: the best constant set for these patients' C_exp.
         truth: what is known of the patients.
         faithfulness: answers with a feature deleted.
+        rate: share of positives in the cohort, where the unit's model learned from balanced draws.
     """
     table = predictions.set_index("patient_id").loc[list(patients)]
     failed = table["parse_failed"].to_numpy(bool)
@@ -230,6 +244,7 @@ def answered(
         per_patient=measured,
         samples=samples,
         claims=(wrong, claims) if has_prose else None,
+        rate=rate,
     )
 
 

@@ -143,6 +143,8 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
     most = max(config.expert.num_salient_features, *named)
     constant = constant_set(salient, most)
     resamples = Resamples.draw(len(patients), config.evaluate.num_resamples, config.evaluate.seed)
+    # without balance risks are learned at the cohort's rate; balanced test patients do not have it
+    is_shifted = config.grpo.balance and not config.evaluate.balance
     units: dict[str, dict[int, Answered]] = {}
     for unit in records.units:
         if unit.predictions is not None:
@@ -154,6 +156,7 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
                 constant,
                 records.truth,
                 unit.faithfulness,
+                rate=records.train_rate if is_shifted else None,
             )
     return _Measured(
         patients=patients,

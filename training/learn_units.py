@@ -86,6 +86,8 @@ class ExperimentRecords:
     expert_predictions: pd.DataFrame | None = None
     """Risks of the models that read the record, of the test patients."""
     truth: Truth | None = None
+    train_rate: float | None = None
+    """Share of positives among the training patients; None = the cohort is not there."""
     problems: tuple[str, ...] = ()
     """One sentence for each file that exists and cannot be read."""
 
@@ -107,6 +109,7 @@ def collect(run_dir: Path) -> ExperimentRecords:
         units=units,
         expert_predictions=None if expert is None else expert[expert["split"] == "test"],
         truth=truth,
+        train_rate=_train_rate(reader),
         problems=tuple(reader.problems),
     )
 
@@ -178,6 +181,14 @@ def _truth(run_dir: Path, config: RunConfig, problems: list[str]) -> Truth | Non
         risks=dict(zip(patients, true_risks(cohort, patients).tolist(), strict=True)),
         salient=dict(zip(patients, sets, strict=True)),
     )
+
+
+def _train_rate(reader: RunReader) -> float | None:
+    summary = as_object(reader.json_object("cohort/summary.json"))
+    train = as_object(as_object(summary.get("splits")).get("train"))
+    num_patients = finite_number(train.get("patients"))
+    num_positives = finite_number(train.get("positives"))
+    return num_positives / num_patients if num_patients and num_positives is not None else None
 
 
 def model_description(records: ExperimentRecords) -> str:

@@ -63,7 +63,7 @@ def measure_figure(results: Results, name: str) -> Figure | None:
     arms = [
         (arm, found)
         for arm in results["arms"]
-        if finite_number((found := as_object(arm["measures"][name])).get("value")) is not None
+        if finite_number((found := as_object(arm["measures"].get(name))).get("value")) is not None
     ]
     if not arms:
         return None
@@ -73,7 +73,7 @@ def measure_figure(results: Results, name: str) -> Figure | None:
         if (value := finite_number(as_object(row["measures"].get(name)).get("value"))) is not None
     ]
     seeds = [
-        finite_number(as_object(unit["measures"][name]).get("value"))
+        finite_number(as_object(unit["measures"].get(name)).get("value"))
         for arm, _ in arms
         for unit in arm["units"]
     ]
@@ -99,7 +99,7 @@ def measure_figure(results: Results, name: str) -> Figure | None:
         tip = f"{arm['label']}, {seed_text}: {estimate_text(found, name)}"
         _interval(chart, found, index - 0.12, colour, tip)
         for unit in arm["units"] if arm["num_seeds"] > 1 else []:
-            of_seed = as_object(unit["measures"][name])
+            of_seed = as_object(unit["measures"].get(name))
             value = finite_number(of_seed.get("value"))
             if value is not None:
                 text = f"{arm['label']}, seed {unit['seed']}: {value_text(of_seed, name)}"

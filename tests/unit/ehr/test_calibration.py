@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from ehr.calibration import MIN_BIN_PATIENTS, MOST_BINS, reliability_curve, wilson_interval
+from ehr.calibration import (
+    MIN_BIN_PATIENTS,
+    MOST_BINS,
+    at_rate,
+    reliability_curve,
+    wilson_interval,
+)
 from ehr.errors import DataError
 
 ANSWERS = st.lists(
@@ -77,3 +83,26 @@ def test_one_answer_for_everybody_is_one_bin() -> None:
 def test_a_probability_outside_the_unit_interval_is_refused() -> None:
     with pytest.raises(DataError, match="must lie in"):
         reliability_curve([0, 1], [0.5, 1.5])
+
+
+@given(st.floats(0.05, 0.95), st.floats(0.05, 0.95), st.floats(0.01, 0.99))
+def test_a_risk_at_another_rate_is_that_of_bayes_rule(rate: float, drawn: float, seen: float):
+    """What is seen in the positive is as likely at either rate; only how many there are differs."""
+    in_positive, in_negative = seen, 1 - seen
+    at_drawn = in_positive * drawn / (in_positive * drawn + in_negative * (1 - drawn))
+
+    (risk,) = at_rate(np.array([at_drawn]), rate, drawn)
+
+    assert risk == pytest.approx(
+        in_positive * rate / (in_positive * rate + in_negative * (1 - rate))
+    )
+
+
+def test_certain_risks_stay_and_one_in_two_becomes_the_rate() -> None:
+    assert at_rate(np.array([0.0, 0.5, 1.0]), 0.14).tolist() == pytest.approx([0.0, 0.14, 1.0])
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.5), (1.0, 0.5), (0.1, 0.0), (float("nan"), 0.5)])
+def test_a_rate_of_nobody_or_everybody_is_refused(rates: tuple[float, float]) -> None:
+    with pytest.raises(DataError, match=r"inside \(0, 1\)"):
+        at_rate(np.array([0.3]), *rates)

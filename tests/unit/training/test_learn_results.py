@@ -118,6 +118,32 @@ def test_where_patients_were_asked_once_there_is_nothing_to_average(asked_once) 
     assert found.measure("reward_cls_one") is None
 
 
+def test_risks_learned_from_balanced_draws_are_judged_at_the_cohorts_rate_too() -> None:
+    resamples = Resamples.draw(2, 100, seed=0)
+
+    found = answered(ASKED_TWICE, ["a", "b"], BARE, resamples, rate=0.2)
+
+    # means of the samples: .6 for the positive, .4 for the other; a quarter of their odds
+    at_rate = [0.6 / (0.6 + 4 * 0.4), 0.4 / (0.4 + 4 * 0.6)]
+    calibration_error = found.measure("ece_at_rate")
+    assert calibration_error is not None
+    assert calibration_error[0] == pytest.approx((1 - at_rate[0] + at_rate[1]) / 2)
+    assert answered(ASKED_TWICE, ["a", "b"], BARE, resamples).measure("ece_at_rate") is None
+
+
+def test_results_have_the_cohorts_rate_only_where_stage_2_does_not_draw_at_it(
+    sample: SampleExperiment, tmp_path: Path
+) -> None:
+    balanced = by_arm(write_learn_results(sample.folder))["eag_rl"]["measures"]
+    unbalanced = SampleExperiment(tmp_path / "unbalanced", is_balanced=False)
+    unbalanced.write_shared()
+    unbalanced.write_unit("eag_rl", 17)
+    at_rate = by_arm(write_learn_results(unbalanced.folder))["eag_rl"]["measures"]
+
+    assert 0 <= balanced["ece_at_rate"]["value"] != balanced["ece"]["value"]
+    assert at_rate["ece_at_rate"] is None
+
+
 def test_a_mean_is_that_of_the_seeds_and_both_are_shown(sample: SampleExperiment) -> None:
     results = write_learn_results(sample.folder)
 
