@@ -57,9 +57,15 @@ class SampleExperiment:
         num_steps: int = 5,
         origin: str | None = None,
         is_balanced: bool = True,
+        train_patients: int | None = None,
     ) -> None:
         self.folder = folder
-        section = {"num_patients": num_patients, "num_visits": 1, "positive_fraction": 0.4}
+        section = {
+            "num_patients": num_patients,
+            "num_visits": 1,
+            "positive_fraction": 0.4,
+            "train_patients": train_patients,
+        }
         self.config = RunConfig.model_validate(
             {
                 "run": {"name": "sample", "data_origin": origin},

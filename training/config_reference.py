@@ -1,9 +1,9 @@
 """Renders docs/configuration.md: `python -m training.config_reference`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -49,24 +49,33 @@ def _text(value: Any) -> str:
 
 
 def _values(field: FieldInfo) -> str:
+    of_list = get_origin(field.annotation) is tuple
     kinds = list(get_args(field.annotation) or (field.annotation,))
-    if get_origin(field.annotation) is tuple:
-        return "list of " + " \\| ".join(f"`{v}`" for v in get_args(kinds[0]))
-    names = []
-    for kind in kinds:
-        if kind is type(None):
-            names.append("null")
-        elif isinstance(kind, type) and issubclass(kind, Enum):
-            names += [f"`{member.value}`" for member in kind]
-        elif isinstance(kind, type):
-            names.append({"str": "text", "bool": "true, false"}.get(kind.__name__, kind.__name__))
-        else:
-            names.append(f"`{kind}`")
+    if of_list:
+        kinds = list(get_args(kinds[0]) or (kinds[0],))
+    text = " \\| ".join(name for kind in kinds for name in _names(kind))
+    return f"list of {text}" if of_list else text + _bounds(field.metadata)
+
+
+def _names(kind: Any) -> list[str]:
+    """What a setting may be: the members of an enum, the name of a type, a literal."""
+    if get_origin(kind) is Annotated:
+        inner, *metadata = get_args(kind)
+        found = [m for each in metadata for m in getattr(each, "metadata", (each,))]
+        return [*(_names(inner)[:-1]), _names(inner)[-1] + _bounds(found)]
+    if kind is type(None):
+        return ["null"]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [f"`{member.value}`" for member in kind]
+    if isinstance(kind, type):
+        return [{"str": "text", "bool": "true, false"}.get(kind.__name__, kind.__name__)]
+    return [f"`{kind}`"]
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
     signs = {Ge: ">= {0.ge}", Gt: "> {0.gt}", Le: "<= {0.le}", Lt: "< {0.lt}"}
-    bounds = [
-        text.format(m) for m in field.metadata for c, text in signs.items() if isinstance(m, c)
-    ]
-    return " \\| ".join(names) + (f", {', '.join(bounds)}" if bounds else "")
+    bounds = [text.format(m) for m in metadata for c, text in signs.items() if isinstance(m, c)]
+    return f", {', '.join(bounds)}" if bounds else ""
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from training.learn_table import learn_table
 from training.main_job import STAGES, describe_model
 from training.progress import Reporter
 from training.report_learn import write_learn_page
+from training.report_learn_curve import write_curve_page
 from training.run_folder import RunFolder, write_json
 from training.session import Session
 from training.stages import Pipeline, Stage
@@ -66,6 +67,7 @@ def learn(config: RunConfig, run_dir: Path, redo: str | None = None) -> list[str
         return _one_experiment(config, RunFolder(run_dir), reporter, redo)
     RunFolder(run_dir).create()
     lines: list[str] = []
+    curve: list[str] = []
     for size in config.learn.train_patients:
         sized = config.cohort.model_copy(update={"train_patients": size})
         folder = RunFolder(run_dir / size_folder(size))
@@ -74,8 +76,10 @@ def learn(config: RunConfig, run_dir: Path, redo: str | None = None) -> list[str
             f"training patients: {'all' if size is None else size}",
             *_one_experiment(config.model_copy(update={"cohort": sized}), folder, reporter, redo),
         ]
-        write_learn_curve(run_dir)
-    return [*lines, *curve_lines(run_dir)]
+        found = write_learn_curve(run_dir)
+        page = write_curve_page(run_dir, config.run.name, found)
+        curve = [*curve_lines(found), f"page: {page}"]
+    return [*lines, *curve]
 
 
 def _one_experiment(

@@ -1,43 +1,29 @@
-"""How results grow with the number of training patients, beside models that read the record."""
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+"""How results grow with the number of training patients, beside models that read the record.
 
-import json
+An experiment over several numbers of training patients is an experiment for each, in a folder of
+its own below the run folder; the curve is made of their results.
+"""
+
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import pandas as pd
-
-from ehr.metrics import performance
-from training.arms import ARMS
 from training.evaluation import EXPERT_METHODS
-from training.result_table import format_number, method_label
-from training.run_folder import RunFolder, write_json
+from training.learn_measures import MEASURES
+from training.learn_results import RESULTS_FILE, read_learn_results
+from training.learn_table import aligned, estimate_text, facts, unfinished_lines
+from training.report_data import RunReader, as_object
+from training.run_folder import write_json
 
 CURVE_FILE = "curve.json"
 """In RUN/learn."""
 
+REFERENCES = (*EXPERT_METHODS, "true_risk")
+"""What an experiment is read against, of that which has a value for every number of patients."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurvePoint:
-    """One method with one number of training patients, on the same test patients for all."""
-
-    train_patients: int
-    """Patients of the training split."""
-    method: str
-    seed: int | None
-    """Of the arm's own training; None for models that read the record."""
-    num_test: int
-    auroc: float | None
-    auroc_low: float | None
-    auroc_high: float | None
-    auprc: float | None
-    auprc_low: float | None
-    auprc_high: float | None
+Curve = Mapping[str, Any]
+"""What `RUN/learn/curve.json` holds."""
 
 
 def size_folder(size: int | None) -> str:
@@ -45,47 +31,76 @@ def size_folder(size: int | None) -> str:
     return "train-all" if size is None else f"train-{size}"
 
 
-def write_learn_curve(run_dir: Path) -> list[CurvePoint]:
-    """Collects all finished units of all sizes into RUN/learn/curve.json.
+def write_learn_curve(run_dir: Path) -> Curve:
+    """Collects the results of all sizes into `RUN/learn/curve.json`, and returns it.
 
-    Returns:
-        The points, by size; within a size units before models that read the record.
+    Sizes without a result are left out; of the others only finished units are in it.
     """
-    points: list[CurvePoint] = []
-    for folder in sorted(run_dir.glob("train-*"), key=_size_of):
-        if (folder / "cohort" / "summary.json").exists():
-            points += _points(folder)
-    write_json(run_dir / "learn" / CURVE_FILE, [asdict(point) for point in points])
-    return points
-
-
-def curve_lines(run_dir: Path) -> list[str]:
-    """The curve as a plain table: AUROC of every method (mean over seeds), a column a size."""
-    known = [
-        CurvePoint(**point) for point in json.loads((run_dir / "learn" / CURVE_FILE).read_text())
-    ]
-    sizes = sorted({point.train_patients for point in known})
-    methods = list(dict.fromkeys(point.method for point in known))
-    width = max((len(method_label(method)) for method in methods), default=0)
-    lines = [f"{'AUROC':<{width}}" + "".join(f"{f'{size} patients':>22}" for size in sizes)]
-    for method in methods:
-        cells = [
-            _cell([p for p in known if p.method == method and p.train_patients == size])
-            for size in sizes
+    folders = sorted(run_dir.glob("train-*"), key=_size_of)
+    curve = {
+        "sizes": [
+            _of_size(folder) for folder in folders if (folder / "learn" / RESULTS_FILE).is_file()
         ]
-        lines.append(f"{method_label(method):<{width}}" + "".join(f"{cell:>22}" for cell in cells))
-    return lines
+    }
+    write_json(run_dir / "learn" / CURVE_FILE, curve)
+    return curve
 
 
-def _cell(points: Sequence[CurvePoint]) -> str:
-    found = [point.auroc for point in points if point.auroc is not None]
-    if not found:
-        return "-"
-    text = format_number(fmean(found))
-    if len(points) > 1:
-        return f"{text} ({len(points)} seeds)"
-    low, high = points[0].auroc_low, points[0].auroc_high
-    return text if low is None else f"{text} [{format_number(low)}, {format_number(high)}]"
+def curve_lines(curve: Curve) -> list[str]:
+    """The curve as a plain table: AUROC of everybody, a column a size, and the differences."""
+    lines = curve_rows(curve, "auroc")
+    if differences := curve_difference_rows(curve):
+        lines += differences[1:]
+    return aligned(lines) if curve["sizes"] else []
+
+
+def curve_rows(curve: Curve, measure: str) -> list[list[str]]:
+    """A measure of every arm and reference, a column a number of patients; headings first."""
+    sizes = curve["sizes"]
+    rows = [_headings(curve, MEASURES[measure])]
+    for name, label in methods(curve).items():
+        found = [measured(size, name, measure) for size in sizes]
+        if any(found):
+            rows.append([label, *(estimate_text(each, measure) if each else "-" for each in found)])
+    return rows
+
+
+def curve_difference_rows(curve: Curve) -> list[list[str]]:
+    """AUROC of an arm less that of a model of the record, on the same patients; headings first."""
+    labels = {row["name"]: row["label"] for size in curve["sizes"] for row in size["rows"]}
+    by_size = [
+        {(row["arm"], row["minus"]): row for row in size["differences"]} for size in curve["sizes"]
+    ]
+    pairs = dict.fromkeys(pair for rows in by_size for pair in rows)
+    texts = [
+        [
+            f"{labels[arm]} - {labels[minus]}",
+            *(
+                estimate_text({**row, "value": row["difference"]}, "auroc", is_signed=True)
+                if (row := rows.get((arm, minus)))
+                else "-"
+                for rows in by_size
+            ),
+        ]
+        for arm, minus in pairs
+    ]
+    return [_headings(curve, "Difference in AUROC"), *texts] if texts else []
+
+
+def methods(curve: Curve) -> dict[str, str]:
+    """Name and label of every arm and reference that any size has: arms first."""
+    every = [row for size in curve["sizes"] for row in size["rows"]]
+    every.sort(key=lambda row: row["num_seeds"] is None)
+    return {row["name"]: row["label"] for row in every}
+
+
+def measured(size: Mapping[str, Any], name: str, measure: str) -> Mapping[str, Any] | None:
+    """The estimate of an arm or reference at a size; None where it has none."""
+    return next((row["measures"].get(measure) for row in size["rows"] if row["name"] == name), None)
+
+
+def _headings(curve: Curve, first: str) -> list[str]:
+    return [first, *(f"{size['train_patients']:,} patients" for size in curve["sizes"])]
 
 
 def _size_of(folder: Path) -> tuple[bool, int]:
@@ -93,41 +108,33 @@ def _size_of(folder: Path) -> tuple[bool, int]:
     return (number is None, int(number[1]) if number else 0)
 
 
-def _points(folder: Path) -> list[CurvePoint]:
-    summary = json.loads((folder / "cohort" / "summary.json").read_text())
-    size = summary["splits"]["train"]["patients"]
-    points: list[CurvePoint] = []
-    asked: set[str] = set()
-    section = RunFolder(folder).read_config().evaluate
-    for arm in ARMS:
-        for unit in sorted((folder / "arms" / arm).glob("seed-*")):
-            if not RunFolder(unit).stage("evaluate").done:
-                continue
-            rows = json.loads((unit / "evaluate" / "results.json").read_text())
-            predictions = pd.read_parquet(unit / "evaluate" / "predictions.parquet")
-            asked |= set(predictions["patient_id"])
-            points.append(_point(size, rows[0], int(unit.name.removeprefix("seed-"))))
-    stored = pd.read_parquet(folder / "expert" / "predictions.parquet")
-    same = stored[(stored["split"] == "test") & stored["patient_id"].isin(asked)]
-    for method in EXPERT_METHODS:
-        table = same[same["method"] == method]
-        if len(table):
-            found = performance(
-                table["label"].to_numpy(int),
-                table["probability"].to_numpy(float),
-                section.num_resamples,
-                section.seed,
-            )
-            points.append(_point(size, {**found, "method": method}, None))
-    return points
+def _of_size(folder: Path) -> dict[str, Any]:
+    summary = as_object(RunReader(folder).json_object("cohort/summary.json"))
+    train = as_object(as_object(summary.get("splits")).get("train"))
+    results = read_learn_results(folder)
+    return {
+        "folder": folder.name,
+        "train_patients": train["patients"],
+        "train_positives": train["positives"],
+        "facts": facts(results),
+        "rows": [*_rows(results["arms"]), *_rows(results["references"])],
+        "differences": [
+            row
+            for row in results["differences"]
+            if row["measure"] == "auroc" and row["minus"] in EXPERT_METHODS
+        ],
+        "missing": [*unfinished_lines(results), *results["problems"]],
+    }
 
 
-def _point(size: int, row: dict[str, Any], seed: int | None) -> CurvePoint:
-    names = ("auroc", "auroc_low", "auroc_high", "auprc", "auprc_low", "auprc_high")
-    return CurvePoint(
-        train_patients=size,
-        method=row["method"],
-        seed=seed,
-        num_test=row["n"],
-        **{name: row.get(name) for name in names},
-    )
+def _rows(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": row.get("arm") or row["name"],
+            "label": row["label"],
+            "num_seeds": row.get("num_seeds"),
+            "measures": row["measures"],
+        }
+        for row in found
+        if "arm" in row or row["name"] in REFERENCES
+    ]

@@ -104,13 +104,14 @@ def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
     }
     if measured is not None:
         labels = next(iter(next(iter(measured.units.values())).values())).labels
+        experts = _expert_answers(records, measured, labels)
         results |= {
             "num_patients": len(labels),
             "num_positives": int(labels.sum()),
             "num_patients_left_out": measured.num_left_out,
             "arms": [_arm(arm, records, measured) for arm in measured.units],
-            "differences": [] if reference is None else _differences(reference, measured),
-            "references": _references(records, measured, labels),
+            "differences": [] if reference is None else _differences(reference, measured, experts),
+            "references": _references(records, measured, labels, experts),
         }
     return results
 
@@ -230,17 +231,24 @@ def _numbers(unit: UnitRecords, keys: Sequence[str]) -> list[float]:
     ]
 
 
-def _differences(reference: str, measured: _Measured) -> list[dict[str, Any]]:
+def _differences(
+    reference: str, measured: _Measured, experts: Mapping[str, Answered]
+) -> list[dict[str, Any]]:
     if reference not in measured.units:
         return []
     ours = measured.units[reference]
+    # Who was asked once, as an arm without training of its own, stands against every seed.
+    once = {
+        arm: next(iter(theirs.values()))
+        for arm, theirs in measured.units.items()
+        if ARMS[arm].own_stage is None
+    }
+    once |= experts
     rows = []
-    for arm, theirs in measured.units.items():
+    for arm in (*measured.units, *experts):
         if arm == reference:
             continue
-        # An arm without training of its own was asked once: it stands against every seed.
-        once = None if ARMS[arm].own_stage is not None else next(iter(theirs.values()))
-        paired = theirs if once is None else dict.fromkeys(ours, once)
+        paired = dict.fromkeys(ours, once[arm]) if arm in once else measured.units[arm]
         seeds = sorted(ours.keys() & paired.keys())
         for name in DIFFERENCE_MEASURES:
             found = difference_of(name, ours, paired)
@@ -258,50 +266,66 @@ def _differences(reference: str, measured: _Measured) -> list[dict[str, Any]]:
     return rows
 
 
-def _references(
+def _expert_answers(
     records: ExperimentRecords, measured: _Measured, labels: np.ndarray
+) -> dict[str, Answered]:
+    """Risks of the models that read the record, of the same patients."""
+    table = records.expert_predictions
+    if table is None:
+        return {}
+    found: dict[str, Answered] = {}
+    for method in EXPERT_METHODS:
+        own = table[table["method"] == method]
+        risks = dict(zip(own["patient_id"].astype(str), own["probability"], strict=True))
+        if set(measured.patients) <= risks.keys():
+            values = np.array([risks[patient] for patient in measured.patients], dtype=float)
+            found[method] = _of_risks(values, records, measured, labels)
+    return found
+
+
+def _of_risks(
+    risks: np.ndarray, records: ExperimentRecords, measured: _Measured, labels: np.ndarray
+) -> Answered:
+    pairs = zip(risks.tolist(), labels.tolist(), strict=True)
+    rewards = [classification_reward(p, y, records.config.reward) for p, y in pairs]
+    return Answered(
+        labels=labels,
+        probabilities=risks,
+        resamples=measured.resamples,
+        per_patient={"reward_cls": np.array(rewards)},
+    )
+
+
+def _references(
+    records: ExperimentRecords,
+    measured: _Measured,
+    labels: np.ndarray,
+    experts: Mapping[str, Answered],
 ) -> list[dict[str, Any]]:
     """What the numbers are read against, on the same patients."""
-    rows: list[dict[str, Any]] = []
-    section, resamples = records.config.reward, measured.resamples
-
-    def risk_row(name: str, label: str, risks: np.ndarray) -> dict[str, Any]:
-        pairs = zip(risks.tolist(), labels.tolist(), strict=True)
-        rewards = np.array([classification_reward(p, y, section) for p, y in pairs])
-        each = Answered(
-            labels=labels,
-            probabilities=risks,
-            resamples=resamples,
-            per_patient={"reward_cls": rewards},
-        )
-        return {"name": name, "label": label, "measures": _existing(each)}
+    rows = [
+        {"name": method, "label": method_label(method), "measures": _existing(answers)}
+        for method, answers in experts.items()
+    ]
 
     def set_row(name: str, label: str, of_measure: Mapping[str, np.ndarray]) -> dict[str, Any]:
         each = Answered(
             labels=labels,
             probabilities=labels.astype(float),  # names alone predict nothing: not shown
-            resamples=resamples,
+            resamples=measured.resamples,
             per_patient=of_measure,
         )
         found = _existing(each)
         return {"name": name, "label": label, "measures": {key: found[key] for key in of_measure}}
 
-    for method in EXPERT_METHODS:
-        table = records.expert_predictions
-        if table is None:
-            continue
-        own = table[table["method"] == method]
-        risks = dict(zip(own["patient_id"].astype(str), own["probability"], strict=True))
-        if set(measured.patients) <= risks.keys():
-            values = np.array([risks[patient] for patient in measured.patients], dtype=float)
-            rows.append(risk_row(method, method_label(method), values))
     constants = [measured.constant.names] * len(measured.patients)
     against = {"reward_att": overlaps(constants, measured.salient)}
     if records.truth is not None:
         truth = records.truth
         risks = np.array([truth.risks[patient] for patient in measured.patients])
         sets = [truth.salient[patient] for patient in measured.patients]
-        rows.append(risk_row("true_risk", "True risk", risks))
+        of_truth = _existing(_of_risks(risks, records, measured, labels))
+        rows.append({"name": "true_risk", "label": "True risk", "measures": of_truth})
         rows.append(
             set_row(
                 "expert_salience",

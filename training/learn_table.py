@@ -5,6 +5,7 @@ from typing import Any
 
 from training.learn_measures import MEASURES
 from training.learn_results import Results
+from training.learn_rows import arm_label
 from training.report_data import as_object
 from training.result_table import finite_number, format_number, format_percentage
 
@@ -25,7 +26,7 @@ TERMINAL_MEASURES = (
 def learn_table(results: Results) -> list[str]:
     """The lines of the experiment's table for the terminal: arms, differences, what is missing."""
     measures = [name for name in TERMINAL_MEASURES if _is_measured(results, name)]
-    lines = _aligned(
+    lines = aligned(
         [
             ["Arm", "Seeds", *(MEASURES[name] for name in measures), "Minutes"],
             *(
@@ -49,7 +50,7 @@ def learn_table(results: Results) -> list[str]:
         ]
     )
     if results["differences"]:
-        lines += ["", *_aligned([DIFFERENCE_COLUMNS, *difference_cells(results)])]
+        lines += ["", *aligned([DIFFERENCE_COLUMNS, *difference_cells(results)])]
     return [*lines, *unfinished_lines(results), *results["problems"]]
 
 
@@ -141,10 +142,9 @@ DIFFERENCE_COLUMNS = ["Difference", "Measure", "Value [95 %]", "Detectable", "Se
 
 def difference_cells(results: Results) -> list[list[str]]:
     """The paired differences in the order of `DIFFERENCE_COLUMNS`."""
-    labels = {arm["arm"]: arm["label"] for arm in results["arms"]}
     return [
         [
-            f"{labels[row['arm']]} - {labels[row['minus']]}",
+            f"{arm_label(row['arm'])} - {arm_label(row['minus'])}",
             MEASURES[row["measure"]],
             estimate_text({**row, "value": row["difference"]}, row["measure"], is_signed=True),
             format_number(row["minimal_detectable"]),
@@ -199,7 +199,7 @@ def _is_measured(results: Results, name: str) -> bool:
     return any(arm["measures"].get(name) is not None for arm in results["arms"])
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of cells as text in columns, the first to the left, a rule below the headings."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     text = [

@@ -1,81 +1,144 @@
+"""The curve of an experiment over numbers of training patients, from folders as it leaves them."""
+
 import json
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from tests.unit.training.test_arms import config
-from training.learn_curve import curve_lines, size_folder, write_learn_curve
-from training.run_folder import RunFolder, write_json
-
-TEST = [f"p{index}" for index in range(40)]
-LABELS = np.arange(40) % 3 == 0
-
-
-def predictions(method: str, noise: float, patients: list[str] = TEST) -> pd.DataFrame:
-    rng = np.random.default_rng(len(method))
-    scores = 0.2 + 0.6 * LABELS + noise * rng.normal(size=40)
-    return pd.DataFrame(
-        {
-            "method": method,
-            "patient_id": TEST,
-            "split": "test",
-            "label": LABELS.astype(int),
-            "probability": np.clip(scores, 0.01, 0.99),
-        }
-    )[lambda table: table["patient_id"].isin(patients)]
+from tests.experiment_folder_sample import SampleExperiment
+from training.learn_curve import (
+    Curve,
+    curve_difference_rows,
+    curve_lines,
+    curve_rows,
+    size_folder,
+    write_learn_curve,
+)
+from training.learn_results import read_learn_results, write_learn_results
+from training.report_learn_curve import size_figure, write_curve_page
 
 
-def make_size(run_dir: Path, size: int | None, num_train: int, seeds: tuple[int, ...]) -> None:
-    folder = run_dir / size_folder(size)
-    write_json(folder / "cohort" / "summary.json", {"splits": {"train": {"patients": num_train}}})
-    RunFolder(folder).write_config(config(), None)
-    (folder / "expert").mkdir()
-    methods = [predictions(name, 0.3) for name in ("concare", "logistic_regression")]
-    pd.concat(methods).to_parquet(folder / "expert" / "predictions.parquet")
-    for seed in seeds:
-        unit = folder / "arms" / "eag_rl" / f"seed-{seed}"
-        (unit / "evaluate").mkdir(parents=True)
-        predictions("eag_rl", 0.4, TEST[:30]).to_parquet(unit / "evaluate" / "predictions.parquet")
-        row = {"method": "eag_rl", "n": 30, "auroc": 0.5 + seed / 100}
-        (unit / "evaluate" / "results.json").write_text(json.dumps([row]))
-        record = RunFolder(unit).stage("evaluate")
-        record.begin({})
-        record.finish(1.0, "")
+def make_size(run_dir: Path, size: int | None, arms: tuple[str, ...] = ("stage1", "eag_rl")) -> int:
+    """Writes the experiment of a size; returns how many patients it learned from."""
+    sample = SampleExperiment(
+        run_dir / size_folder(size), arms=arms, seeds=(17, 18), train_patients=size
+    )
+    sample.write_shared()
+    for arm in arms:
+        for seed in (17, 18) if arm == "eag_rl" else (17,):
+            sample.write_unit(arm, seed)
+    write_learn_results(sample.folder)
+    return len(sample.cohort.splits["train"])
 
 
-def test_the_curve_has_every_size_and_everybody_on_the_same_patients(tmp_path: Path) -> None:
-    make_size(tmp_path, None, 120, (1,))
-    make_size(tmp_path, 10, 10, (1, 2))
+@pytest.fixture
+def curve(tmp_path: Path) -> Curve:
+    make_size(tmp_path, None)
+    make_size(tmp_path, 10)
+    return write_learn_curve(tmp_path)
 
-    points = write_learn_curve(tmp_path)
 
-    assert [(point.train_patients, point.method, point.seed) for point in points] == [
-        (10, "eag_rl", 1),
-        (10, "eag_rl", 2),
-        (10, "concare", None),
-        (10, "logistic_regression", None),
-        (120, "eag_rl", 1),
-        (120, "concare", None),
-        (120, "logistic_regression", None),
+def test_every_size_has_what_its_own_experiment_found(tmp_path: Path) -> None:
+    num_all = make_size(tmp_path, None)
+    num_few = make_size(tmp_path, 10)
+
+    curve = write_learn_curve(tmp_path)
+
+    assert [size["train_patients"] for size in curve["sizes"]] == [num_few, num_all]
+    assert num_few == 10 < num_all
+    for size in curve["sizes"]:
+        results = read_learn_results(tmp_path / size["folder"])
+        rows = {row["name"]: row for row in size["rows"]}
+        assert list(rows) == [
+            "stage1",
+            "eag_rl",
+            "concare",
+            "logistic_regression",
+            "true_risk",
+        ]
+        assert rows["eag_rl"]["num_seeds"] == 2
+        assert rows["concare"]["num_seeds"] is None
+        assert rows["eag_rl"]["measures"] == results["arms"][1]["measures"]
+    assert json.loads((tmp_path / "learn" / "curve.json").read_text()) == curve
+
+
+def test_tables_have_a_column_a_size_and_the_differences_from_the_expert(curve: Curve) -> None:
+    rows = curve_rows(curve, "auroc")
+    lines = curve_lines(curve)
+
+    assert rows[0] == ["AUROC", "10 patients", "34 patients"]
+    assert [row[0] for row in rows[1:]] == [
+        "Stage-1",
+        "EAG-RL",
+        "ConCare",
+        "Logistic regression",
+        "True risk",
     ]
-    assert {point.num_test for point in points} == {30}
-    lines = curve_lines(tmp_path)
-    assert "10 patients" in lines[0]
-    assert "120 patients" in lines[0]
-    assert any("0.515 (2 seeds)" in line and "0.510" in line for line in lines)
+    assert [row[0] for row in curve_difference_rows(curve)[1:]] == [
+        "EAG-RL - ConCare",
+        "EAG-RL - Logistic regression",
+    ]
+    assert any("EAG-RL - ConCare" in line and "[" in line for line in lines)
 
 
-def test_an_unfinished_unit_is_no_point(tmp_path: Path) -> None:
-    make_size(tmp_path, 10, 10, (1,))
-    (tmp_path / "train-10" / "arms" / "eag_rl" / "seed-2" / "grpo").mkdir(parents=True)
+def test_an_arm_that_a_size_lacks_has_a_dash_there(tmp_path: Path) -> None:
+    make_size(tmp_path, 10, arms=("eag_rl",))
+    make_size(tmp_path, None)
 
-    assert [point.seed for point in write_learn_curve(tmp_path) if point.seed] == [1]
+    rows = {row[0]: row[1:] for row in curve_rows(write_learn_curve(tmp_path), "auroc")}
+
+    assert rows["Stage-1"][0] == "-"
+    assert rows["Stage-1"][1] != "-"
 
 
-@pytest.mark.parametrize("size", [10, None])
-def test_sizes_are_named_by_their_folder(size: int | None, tmp_path: Path) -> None:
-    make_size(tmp_path, size, 9, ())
+def test_a_size_without_results_is_no_point(tmp_path: Path) -> None:
+    make_size(tmp_path, 10)
+    (tmp_path / "train-30" / "cohort").mkdir(parents=True)
 
-    assert {point.train_patients for point in write_learn_curve(tmp_path)} <= {9}
+    assert [size["train_patients"] for size in write_learn_curve(tmp_path)["sizes"]] == [10]
+
+
+def test_an_unfinished_unit_is_named_and_in_no_number(tmp_path: Path) -> None:
+    folder = tmp_path / size_folder(10)
+    sample = SampleExperiment(folder, arms=("eag_rl",), seeds=(17, 18), train_patients=10)
+    sample.write_shared()
+    sample.write_unit("eag_rl", 17)
+    sample.write_unit("eag_rl", 18, state="training")
+    write_learn_results(folder)
+
+    curve = write_learn_curve(tmp_path)
+    page = write_curve_page(tmp_path, "sample", curve).read_text()
+
+    (size,) = curve["sizes"]
+    assert size["rows"][0]["num_seeds"] == 1
+    assert "10 training patients: unfinished: EAG-RL, seed 18" in page
+
+
+def test_a_picture_shows_arms_and_what_they_are_read_against(curve: Curve) -> None:
+    figure = size_figure(curve, "auroc")
+
+    assert figure is not None
+    assert {entry.label: entry.is_dashed for entry in figure.legend} == {
+        "Stage-1": False,
+        "EAG-RL": False,
+        "ConCare": True,
+        "Logistic regression": True,
+        "True risk": True,
+    }
+    assert figure.svg.count("<circle") == 2 * 5
+    assert size_figure(curve, "auroc_one") is None  # patients were asked once
+
+
+def test_the_page_leads_to_that_of_each_size(curve: Curve, tmp_path: Path) -> None:
+    page = write_curve_page(tmp_path, "<b>sample", curve).read_text()
+
+    assert 'href="train-10/learn.html"' in page
+    assert "&lt;b&gt;sample" in page
+    assert "<b>sample" not in page
+
+
+def test_before_any_size_is_done_there_is_nothing_to_show(tmp_path: Path) -> None:
+    curve = write_learn_curve(tmp_path)
+
+    assert curve_lines(curve) == []
+    assert write_curve_page(tmp_path, "sample", curve).is_file()

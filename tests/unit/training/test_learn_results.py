@@ -144,6 +144,23 @@ def test_results_have_the_cohorts_rate_only_where_stage_2_does_not_draw_at_it(
     assert at_rate["ece_at_rate"] is None
 
 
+def test_the_main_arm_is_compared_with_models_of_the_record_on_the_same_patients(
+    sample: SampleExperiment,
+) -> None:
+    results = write_learn_results(sample.folder)
+
+    rows = {(row["minus"], row["measure"]): row for row in results["differences"]}
+    row = rows["concare", "auroc"]
+    arm, concare = by_arm(results)["eag_rl"], results["references"][0]
+    assert concare["name"] == "concare"
+    assert row["seeds"] == [17, 18]
+    assert row["difference"] == pytest.approx(
+        arm["measures"]["auroc"]["value"] - concare["measures"]["auroc"]["value"]
+    )
+    assert row["low"] < row["difference"] < row["high"]
+    assert ("concare", "reward_att") not in rows
+
+
 def test_a_mean_is_that_of_the_seeds_and_both_are_shown(sample: SampleExperiment) -> None:
     results = write_learn_results(sample.folder)
 
