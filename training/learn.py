@@ -77,7 +77,7 @@ def learn(config: RunConfig, run_dir: Path, redo: str | None = None) -> list[str
             *_one_experiment(config.model_copy(update={"cohort": sized}), folder, reporter, redo),
         ]
         found = write_learn_curve(run_dir)
-        page = write_curve_page(run_dir, config.run.name, found)
+        page = write_curve_page(run_dir, config.run.name or run_dir.name, found)
         curve = [*curve_lines(found), f"page: {page}"]
     return [*lines, *curve]
 
