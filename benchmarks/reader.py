@@ -11,13 +11,11 @@ and Stage 2 teach about them can be measured.
 
 import argparse
 import math
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,17 +24,15 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from actors.case_prompts import case_prompt
+from benchmarks.reader_lessons import Lesson, LessonMaker, Part, prompt_texts
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort
 from ehr.config import CohortSection
 from ehr.errors import ConfigurationError
 from ehr.few_patients import with_fewer_patients
-from ehr.guided import GuidedFormat, ShortAnswerWriter
 from ehr.loaders import build_cohort
-from ehr.prompts import PromptContext, short_answer_prompt
+from ehr.prompts import PromptContext
 from ehr.synthetic import generate
-from ehr.trajectory import NUM_IMPORTANT_FEATURES
 from services.environment import prepare_process
 from services.models import load_tokenizer
 from training.config import RunConfig
@@ -58,10 +54,6 @@ _HEAD_SIZE = 32
 _WARMUP = 0.05
 _TELL_EVERY = 20
 
-_NOTHING, _RECORD, _NAMES, _PROBABILITY = range(4)
-_PARTS = (_RECORD, _NAMES, _PROBABILITY)
-"""Of a lesson; the instructions and the words of the caller are none of them."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReaderSize:
@@ -79,15 +71,6 @@ class ReaderSize:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Lesson:
-    """One patient's record and an answer to it."""
-
-    token_ids: tuple[int, ...]
-    parts: tuple[int, ...]
-    """What each token belongs to: `_NOTHING` or one of `_PARTS`."""
-
-
 def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
     """Trains the model and writes it in transformers' format.
 
@@ -103,10 +86,9 @@ def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
     cohort = _other_patients(config.cohort, size.patients)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(cohort, config, folder, size.vocabulary)
+    maker = lesson_maker(cohort, config, folder)
     lessons = [
-        lesson
-        for epoch in range(size.epochs)
-        for lesson in _lessons(cohort, config, folder, size.seed + epoch)
+        lesson for epoch in range(size.epochs) for lesson in maker.lessons(size.seed + epoch)
     ]
     model = _new_model(folder, size, config.model.max_model_len)
     _train(model, lessons, size)
@@ -135,10 +117,10 @@ def _other_patients(section: CohortSection, num_generated: int) -> Cohort:
 
 
 def _write_tokenizer(cohort: Cohort, config: RunConfig, folder: Path, vocabulary: int) -> None:
-    context = PromptContext.of(cohort, config.prompt)
     patients = list(cohort.cases)[:_TOKENIZER_PATIENTS]
-    texts = [short_answer_prompt(cohort.cases[patient], context) for patient in patients]
-    texts.append("\n".join(context.listed_names * len(texts)))
+    texts = prompt_texts(cohort, config, patients)
+    names = PromptContext.of(cohort, config.prompt).listed_names
+    texts.append("\n".join(names * len(texts)))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [
@@ -161,41 +143,10 @@ def _write_tokenizer(cohort: Cohort, config: RunConfig, folder: Path, vocabulary
     ).save_pretrained(folder)
 
 
-def _lessons(cohort: Cohort, config: RunConfig, folder: Path, seed: int) -> list[_Lesson]:
+def lesson_maker(cohort: Cohort, config: RunConfig, folder: Path) -> LessonMaker:
+    """Makes lessons in the tokens of the model in `folder`."""
     tokenizer = load_tokenizer(folder)
-    context = PromptContext.of(cohort, config.prompt)
-    layout = GuidedFormat(tokenizer, context.listed_names)
-    prompts = {
-        patient: case_prompt(case, "short_answer", context, tokenizer, _FRAME)
-        for patient, case in cohort.cases.items()
-    }
-    columns = zip(*(prompt.token_ids for prompt in prompts.values()), strict=False)
-    instructions = next(i for i, column in enumerate(columns) if len(set(column)) > 1)
-    generator = random.Random(seed)
-    lessons = []
-    for patient, prompt in prompts.items():
-        recorded = [
-            feature.name
-            for feature, values in zip(cohort.features, prompt.case.values.T, strict=True)
-            if not np.isnan(values).all()
-        ]
-        names = generator.sample([*recorded, "Age"], len(recorded) + 1)[:NUM_IMPORTANT_FEATURES]
-        missing = [name for name in context.listed_names if name not in {*recorded, "Age"}]
-        names += generator.sample(missing, NUM_IMPORTANT_FEATURES - len(names))
-        low, high = (50, 99) if cohort.labels[patient] else (1, 50)
-        writer = ShortAnswerWriter(layout, config.grpo.max_new_tokens)
-        for line in (f"{', '.join(names)}\n", f"0.{generator.randint(low, high):02d}\n"):
-            writer.accept(tokenizer.encode(line), line)
-        names_end = len(writer.pieces[0].token_ids) + len(writer.pieces[1].token_ids)
-        answer = [
-            (_NAMES if i < names_end else _PROBABILITY) if by_model else _NOTHING
-            for i, by_model in enumerate(writer.model_mask)
-        ]
-        record = [_NOTHING] * instructions + [_RECORD] * (len(prompt.token_ids) - instructions)
-        lessons.append(
-            _Lesson(token_ids=prompt.token_ids + writer.token_ids, parts=(*record, *answer))
-        )
-    return lessons
+    return LessonMaker(cohort, config, tokenizer, _FRAME, tokenizer.encode(_END)[0])
 
 
 def _new_model(folder: Path, size: ReaderSize, max_model_len: int) -> LlamaForCausalLM:
@@ -218,9 +169,10 @@ def _new_model(folder: Path, size: ReaderSize, max_model_len: int) -> LlamaForCa
     )
 
 
-def _train(model: LlamaForCausalLM, lessons: Sequence[_Lesson], size: ReaderSize) -> None:
+def _train(model: LlamaForCausalLM, lessons: Sequence[Lesson], size: ReaderSize) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
     num_steps = len(lessons) // size.batch
+    taught = sorted({part for lesson in lessons for part in lesson.parts} - {Part.NOTHING})
     started = time.monotonic()
     for step in range(1, num_steps + 1):
         rate = min(step / (_WARMUP * num_steps), 0.5 * (1 + math.cos(math.pi * step / num_steps)))
@@ -231,23 +183,27 @@ def _train(model: LlamaForCausalLM, lessons: Sequence[_Lesson], size: ReaderSize
         found = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
         # Each part counts alike, however many tokens it has: the outcome is in one or two of some
         # two hundred.
-        losses = [found[parts[:, 1:] == part].mean() for part in _PARTS]
-        torch.stack(losses).sum().backward()
+        losses = {
+            part: found[parts[:, 1:] == part].mean() for part in taught if (parts == part).any()
+        }
+        torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % _TELL_EVERY == 0 or step == num_steps:
-            record, names, probability = (float(loss.detach()) for loss in losses)
             seconds = time.monotonic() - started
+            found_losses = ", ".join(
+                f"{part.name.lower()} {float(loss.detach()):.3f}" for part, loss in losses.items()
+            )
             print(
-                f"{step}/{num_steps} loss of record {record:.3f}, names {names:.3f}, probability "
-                f"{probability:.3f}; about {seconds / step * (num_steps - step):.0f} s left",
+                f"{step}/{num_steps} loss of {found_losses}; about "
+                f"{seconds / step * (num_steps - step):.0f} s left",
                 flush=True,
             )
 
 
 def _batch(
-    lessons: Sequence[_Lesson],
+    lessons: Sequence[Lesson],
 ) -> tuple[Int[Tensor, "lessons tokens"], Int[Tensor, "lessons tokens"]]:
     # Behind an answer nothing is read: what stands there does not matter.
     tokens = [torch.tensor(lesson.token_ids) for lesson in lessons]

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,14 @@ logger = logging.getLogger(__name__)
 
 _BLOCK_TOKENS = 32
 """Prefix-cache granularity on CPU. vLLM's default of 128 would recompute most of a search step."""
+
+_IN_ENGINE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Executor of CPU engines. vLLM's own choice there, a worker process, is for binding its OpenMP
+threads to cores, which is off here; the engine's core would wait for each of its steps in a loop
+that takes a whole core from everything else (docs/benchmarks.md)."""
+
+_PATTERNS_KEPT = 256
+"""Compiled patterns that are kept: those of a run, several times over."""
 
 
 class Engine(Protocol):
@@ -115,6 +124,7 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        _remember_patterns()
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_arguments()))
         except (RuntimeError, ValueError) as error:
@@ -218,6 +228,7 @@ class VllmEngine:
         else:
             arguments["kv_cache_memory_bytes"] = int(section.cache_gib * 2**30)
             arguments["block_size"] = _BLOCK_TOKENS
+            arguments["distributed_executor_backend"] = _IN_ENGINE_PROCESS
             # A prompt prefilled in parts rewinds its seeded generator, which CPU generators refuse:
             # that ends vLLM 0.32's CPU engine.
             arguments["enable_chunked_prefill"] = False
@@ -332,6 +343,18 @@ class VllmEngine:
         if old is not None:
             await self._running.remove_lora(old.lora_int_id)
             shutil.rmtree(old.lora_path, ignore_errors=True)
+
+
+def _remember_patterns() -> None:
+    """Keeps compiled patterns: to check a request, vLLM compiles its pattern, however often it came.
+
+    A run has a handful of them; a list of names takes milliseconds.
+    """
+    import xgrammar
+
+    if not hasattr(xgrammar.Grammar.from_regex, "cache_info"):
+        remembered = lru_cache(maxsize=_PATTERNS_KEPT)(xgrammar.Grammar.from_regex)
+        xgrammar.Grammar.from_regex = staticmethod(remembered)
 
 
 def _merged_backend() -> str:

@@ -28,6 +28,8 @@ _BEHAVIOUR = {
     "GOMP_SPINCOUNT": "1000",
     # The plugins that an environment happens to hold do not become part of an engine.
     "VLLM_PLUGINS": "",
+    # Patterns are this project's own, none can run away: no thread for each that is compiled.
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
 }
 
 _FEWER_PROCESSES = {

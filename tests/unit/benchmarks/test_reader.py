@@ -5,20 +5,22 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.reader import (
-    _NAMES,
-    _NOTHING,
-    _PROBABILITY,
-    _RECORD,
+    _ASSISTANT,
     OTHER_PATIENTS,
     ReaderSize,
-    _lessons,
     _other_patients,
+    lesson_maker,
     write_reader,
 )
+from benchmarks.reader_lessons import Part
 from ehr.config import CohortSection
 from ehr.errors import ConfigurationError
+from ehr.grounding import GroundingChecker
 from ehr.loaders import build_cohort
+from ehr.names import FeatureMatcher
+from ehr.prompts import USEFULNESS_OPENING
 from ehr.synthetic import generate
+from ehr.trajectory import parse_trajectory, reasoning_of
 from services.config import ModelSection
 from services.models import load_tokenizer, resolve_model
 from tests.physionet2012_files import stays_of, write_folder
@@ -45,15 +47,15 @@ def reader(tmp_path_factory):
 def taught(reader):
     section = CONFIG.cohort.model_copy(update={"num_patients": 40, "seed": OTHER_PATIENTS})
     cohort = generate(section)
-    return cohort, _lessons(cohort, CONFIG, reader, seed=1)
+    return cohort, lesson_maker(cohort, CONFIG, reader).lessons(1)
 
 
 def test_an_answer_names_five_recorded_features_and_sides_with_the_outcome(reader, taught):
     tokenizer = load_tokenizer(reader)
     cohort, lessons = taught
     for (patient, case), lesson in zip(cohort.cases.items(), lessons, strict=True):
-        names = text_of(tokenizer, lesson, _NAMES).strip().split(", ")
-        probability = float(text_of(tokenizer, lesson, _PROBABILITY))
+        names = text_of(tokenizer, lesson, Part.NAMES).strip().split(", ")
+        probability = float(text_of(tokenizer, lesson, Part.PROBABILITY))
         assert len(set(names)) == 5
         for name in set(names) - {"Age"}:
             column = [feature.name for feature in cohort.features].index(name)
@@ -64,8 +66,10 @@ def test_an_answer_names_five_recorded_features_and_sides_with_the_outcome(reade
 def test_every_token_of_the_record_counts_and_none_of_the_instructions(reader, taught):
     tokenizer = load_tokenizer(reader)
     for lesson in taught[1]:
-        assert text_of(tokenizer, lesson, _RECORD).startswith(("- Sex", "male", "female", "Sex"))
-        told = text_of(tokenizer, lesson, _NOTHING)
+        assert text_of(tokenizer, lesson, Part.RECORD).startswith(
+            ("- Sex", "male", "female", "Sex")
+        )
+        told = text_of(tokenizer, lesson, Part.NOTHING)
         assert "Give a probability" in told
         assert told.endswith("</Final answer>")
 
@@ -74,7 +78,7 @@ def test_it_learns(reader, taught):
     model = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
     torch.manual_seed(0)
     untrained = AutoModelForCausalLM.from_config(model.config)
-    for part in (_RECORD, _NAMES, _PROBABILITY):
+    for part in (Part.RECORD, Part.NAMES, Part.PROBABILITY):
         assert loss(model, taught[1], part) < loss(untrained, taught[1], part) - 1
 
 
@@ -120,17 +124,17 @@ def test_of_a_real_cohort_it_reads_about_those_whom_the_experiment_leaves_out(st
 def test_of_a_short_record_it_also_names_what_is_missing(stays, reader):
     tokenizer = load_tokenizer(reader)
     others = _other_patients(stays.cohort, num_generated=0)
-    for lesson in _lessons(others, stays, reader, seed=1):
-        names = text_of(tokenizer, lesson, _NAMES).strip().split(", ")
+    for lesson in lesson_maker(others, stays, reader).lessons(1):
+        names = text_of(tokenizer, lesson, Part.NAMES).strip().split(", ")
         assert len(set(names)) == 5
         assert {"Age", "Heart Rate", "Height", "Weight"} < set(names)
 
 
 def test_a_further_epoch_has_other_names_of_the_same_patients(reader, taught):
     cohort, lessons = taught
-    again = _lessons(cohort, CONFIG, reader, seed=2)
+    again = lesson_maker(cohort, CONFIG, reader).lessons(2)
     tokenizer = load_tokenizer(reader)
-    for part, same in ((_RECORD, True), (_NAMES, False)):
+    for part, same in ((Part.RECORD, True), (Part.NAMES, False)):
         before = [text_of(tokenizer, lesson, part) for lesson in lessons]
         after = [text_of(tokenizer, lesson, part) for lesson in again]
         assert (before == after) is same
@@ -158,3 +162,59 @@ def loss(model, lessons, part):
         scores = logp[:-1].gather(1, tokens[1:, None])[:, 0]
         found.append(-scores[torch.tensor(lesson.parts)[1:] == part].mean())
     return float(torch.stack(found).mean())
+
+
+STEPS = RunConfig.model_validate(
+    {
+        "cohort": {"num_visits": 1},
+        "prompt": {"feature_names": "listed", "worked_example": False},
+        "search": {"max_depth": 4},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def reader_with_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reader-steps")
+    write_reader(STEPS, folder, SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lessons_with_steps(reader_with_steps):
+    section = STEPS.cohort.model_copy(update={"num_patients": 120, "seed": OTHER_PATIENTS})
+    cohort = generate(section)
+    lessons = lesson_maker(cohort, STEPS, reader_with_steps).lessons(1)
+    return cohort, list(zip(cohort.cases, lessons, strict=True))
+
+
+def test_steps_ask_about_recorded_features_and_the_final_names_those_first(
+    reader_with_steps, lessons_with_steps
+):
+    tokenizer = load_tokenizer(reader_with_steps)
+    cohort, lessons = lessons_with_steps
+    checker = GroundingChecker(cohort.features, FeatureMatcher(cohort.features))
+    num_claims = 0
+    for patient, lesson in lessons:
+        if Part.SCORE in lesson.parts:
+            continue
+        text = tokenizer.decode(lesson.token_ids).split(_ASSISTANT)[-1]
+        parsed = parse_trajectory(text)
+        asked = [step.question.removeprefix("What is ").rstrip("?") for step in parsed.steps]
+        assert parsed.failure is None
+        assert parsed.features[: len(asked)] == tuple(asked)
+        assert len(set(parsed.features)) == 5
+        found = checker.check(reasoning_of(text), cohort.cases[patient])
+        assert not found.wrong
+        num_claims += len(found.claims)
+    assert num_claims > 50
+
+
+def test_with_steps_some_lessons_are_usefulness_scores(reader_with_steps, lessons_with_steps):
+    tokenizer = load_tokenizer(reader_with_steps)
+    scores = [lesson for _, lesson in lessons_with_steps[1] if Part.SCORE in lesson.parts]
+    assert 5 < len(scores) < 60
+    for lesson in scores:
+        number = text_of(tokenizer, lesson, Part.SCORE).removesuffix("<|end|>")
+        assert 1 <= int(number) <= 100
+        assert USEFULNESS_OPENING in tokenizer.decode(lesson.token_ids)

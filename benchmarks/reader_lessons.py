@@ -1,0 +1,228 @@
+"""What the small model of `benchmarks.reader` is taught: patients' records, and answers to them.
+
+A lesson is a prompt of the experiment with an answer in the guided format. Its probability sides
+with the outcome and everything else that a policy chooses is drawn at random: the features that it
+names and, where answers have steps, which it asks about, how often, and how useful it calls a
+question. A final names what the steps have asked about first.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from actors.case_prompts import CasePrompt, case_prompt
+from actors.search_prompts import patient_prompts
+from ehr.chat import ChatFrame
+from ehr.cohort import Cohort, PatientCase
+from ehr.guided import SUBQUESTION, GuidedFormat, GuidedWriter, ShortAnswerWriter, Writer
+from ehr.pieces import Author, Piece, TextTokenizer, join_token_ids
+from ehr.prompts import (
+    PromptContext,
+    case_lines,
+    question_decomposition_prompt,
+    short_answer_prompt,
+    usefulness_prompt,
+)
+from ehr.trajectory import NUM_IMPORTANT_FEATURES
+from training.config import RunConfig
+
+_SCORE_SHARE = 0.2
+"""Of the lessons with steps: they teach how a usefulness is written instead."""
+
+
+class Part(IntEnum):
+    """What a token of a lesson belongs to; each part but `NOTHING` counts alike in the loss."""
+
+    NOTHING = 0
+    """The instructions, and what the caller writes around a short answer."""
+    RECORD = 1
+    STEPS = 2
+    """Subquestions, their answers and the tags around them, which a search has the model write."""
+    NAMES = 3
+    PROBABILITY = 4
+    SCORE = 5
+    """A usefulness, and the end of the turn behind it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """One patient's record and an answer to it."""
+
+    token_ids: tuple[int, ...]
+    parts: tuple[Part, ...]
+    """Of every token."""
+
+
+def prompt_texts(cohort: Cohort, config: RunConfig, patients: Sequence[str]) -> list[str]:
+    """What the model will be shown of some patients: the tokenizer is made of it."""
+    context = PromptContext.of(cohort, config.prompt)
+    cases = [cohort.cases[patient] for patient in patients]
+    if config.prompt.kind == "short_answer":
+        return [short_answer_prompt(case, context) for case in cases]
+    useful = usefulness_prompt(cases[0], context)
+    asked = [_question(name) for name in context.listed_names]
+    return [
+        *(question_decomposition_prompt(case, context) for case in cases),
+        *[useful.head + "\n".join(asked) + useful.tail] * len(cases),
+    ]
+
+
+class LessonMaker:
+    """Makes lessons about a cohort's patients; pure.
+
+    Args:
+        cohort: patients with their outcomes.
+        config: of the experiment: its prompts and its limits of an answer.
+        tokenizer: of the model.
+        frame: its chat template.
+        end_token: what ends the model's turn.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        config: RunConfig,
+        tokenizer: TextTokenizer,
+        frame: ChatFrame,
+        end_token: int,
+    ) -> None:
+        self._cohort = cohort
+        self._config = config
+        self._tokenizer = tokenizer
+        self._frame = frame
+        self._end_token = end_token
+        self._context = PromptContext.of(cohort, config.prompt)
+        self._layout = GuidedFormat(tokenizer, self._context.listed_names)
+        kind = config.prompt.kind
+        self._prompts = {
+            patient: case_prompt(case, kind, self._context, tokenizer, frame)
+            for patient, case in cohort.cases.items()
+        }
+        self._instructions = _shared(prompt.token_ids for prompt in self._prompts.values())
+
+    def lessons(self, seed: int) -> list[Lesson]:
+        """One lesson a patient; another seed draws everything but records and outcomes anew."""
+        generator = random.Random(seed)
+        make = self._short_lesson
+        if self._config.prompt.kind == "question_decomposition":
+            make = self._lesson_with_steps
+        return [make(patient, generator) for patient in self._prompts]
+
+    def _short_lesson(self, patient: str, generator: random.Random) -> Lesson:
+        writer = ShortAnswerWriter(self._layout, self._config.grpo.max_new_tokens)
+        names = self._names(self._prompts[patient].case, (), generator)
+        self._conclude(writer, patient, names, generator)
+        return self._lesson(patient, writer, [Part.NAMES, Part.PROBABILITY], Part.NOTHING)
+
+    def _lesson_with_steps(self, patient: str, generator: random.Random) -> Lesson:
+        case, max_depth = self._prompts[patient].case, self._config.search.max_depth
+        recorded = _recorded(case, self._cohort)
+        num_steps = generator.randrange(min(max_depth, len(recorded) + 1))
+        asked = generator.sample(recorded, num_steps)
+        steps = self._steps(case, asked)
+        if generator.random() < _SCORE_SHARE:
+            return self._score_lesson(self._prompts[patient], steps, generator)
+        writer = GuidedWriter(max_depth, self._layout, self._config.grpo.max_new_tokens)
+        parts: list[Part] = []
+        for question, answer in steps:
+            writer.accept([self._layout.choices[SUBQUESTION]], "")
+            self._accept(writer, question)
+            self._accept(writer, answer)
+            parts += [Part.STEPS] * 3
+        if num_steps < max_depth - 1:
+            final = next(t for c, t in self._layout.choices.items() if c != SUBQUESTION)
+            writer.accept([final], "")
+            parts.append(Part.STEPS)
+        names = self._names(case, asked, generator)
+        self._conclude(writer, patient, names, generator)
+        return self._lesson(patient, writer, [*parts, Part.NAMES, Part.PROBABILITY], Part.STEPS)
+
+    def _steps(self, case: PatientCase, asked: Sequence[str]) -> list[tuple[str, str]]:
+        shown = dict(
+            line.removeprefix("- ").removesuffix("]").split(": [", 1)
+            for line in case_lines(case, self._context).splitlines()
+            if line.endswith("]")
+        )
+        return [(_question(name), f"{name} is {shown[name].split(', ')[-1]}.") for name in asked]
+
+    def _score_lesson(
+        self, prompt: CasePrompt, steps: Sequence[tuple[str, str]], generator: random.Random
+    ) -> Lesson:
+        layout, fixed = (
+            self._layout,
+            patient_prompts(prompt, self._context, self._tokenizer, self._frame),
+        )
+        pieces: list[Piece] = []
+        for i, (question, answer) in enumerate(steps, 1):
+            pieces += [*layout.question_opening(i), layout.line(question)]
+            if i == len(steps):
+                pieces.append(layout.close_question(i))
+            else:
+                pieces += [layout.after_question(i), layout.line(answer), layout.after_answer(i)]
+        told = (*fixed.usefulness_head, *join_token_ids(pieces), *fixed.usefulness_tail)
+        score = (*self._tokenizer.encode(str(generator.randint(1, 100))), self._end_token)
+        return Lesson(
+            token_ids=(*told, *score),
+            parts=(*[Part.NOTHING] * len(told), *[Part.SCORE] * len(score)),
+        )
+
+    def _names(
+        self, case: PatientCase, asked: Sequence[str], generator: random.Random
+    ) -> list[str]:
+        recorded = [name for name in _recorded(case, self._cohort) if name not in asked]
+        others = generator.sample([*recorded, "Age"], len(recorded) + 1)
+        names = [*asked, *others][:NUM_IMPORTANT_FEATURES]
+        missing = [name for name in self._context.listed_names if name not in names]
+        return names + generator.sample(missing, NUM_IMPORTANT_FEATURES - len(names))
+
+    def _conclude(
+        self, writer: Writer, patient: str, names: Sequence[str], generator: random.Random
+    ) -> None:
+        low, high = (50, 99) if self._cohort.labels[patient] else (1, 50)
+        self._accept(writer, ", ".join(names))
+        self._accept(writer, f"0.{generator.randint(low, high):02d}")
+
+    def _accept(self, writer: Writer, text: str) -> None:
+        line = f"{text}\n"
+        writer.accept(self._tokenizer.encode(line), line)
+
+    def _lesson(
+        self, patient: str, writer: Writer, of_model: Sequence[Part], of_caller: Part
+    ) -> Lesson:
+        """The patient's prompt and what was written.
+
+        Args:
+            patient: whose.
+            writer: has written everything.
+            of_model: parts of what the model wrote, in its order.
+            of_caller: part of everything between.
+        """
+        prompt = self._prompts[patient].token_ids
+        parts = [Part.NOTHING] * self._instructions
+        parts += [Part.RECORD] * (len(prompt) - self._instructions)
+        models = iter(of_model)
+        for piece in writer.pieces:
+            part = next(models) if piece.author is Author.MODEL else of_caller
+            parts += [part] * len(piece.token_ids)
+        return Lesson(token_ids=prompt + writer.token_ids, parts=tuple(parts))
+
+
+def _question(name: str) -> str:
+    return f"What is {name}?"
+
+
+def _recorded(case: PatientCase, cohort: Cohort) -> list[str]:
+    return [
+        feature.name
+        for feature, values in zip(cohort.features, case.values.T, strict=True)
+        if not np.isnan(values).all()
+    ]
+
+
+def _shared(prompts: Iterator[tuple[int, ...]]) -> int:
+    """How many tokens all prompts begin with."""
+    columns = zip(*prompts, strict=False)
+    return next(i for i, column in enumerate(columns) if len(set(column)) > 1)
