@@ -2,6 +2,9 @@
 .PHONY: env demo test test-slow lint bench serve clean
 
 PYTHON_ENV := .venv/bin/python
+# A run and a test session start dozens of Python processes: without kept bytecode each compiles
+# Ray, PyTorch and vLLM anew, most of a minute. Container images often switch it off.
+unexport PYTHONDONTWRITEBYTECODE
 # The environment of a machine with a GPU has no CPU engine: the demo runs on the GPU there.
 GPU_PRESET = $(shell grep -q '^gpu ' .venv/.eag-rl && echo configs/presets/one_gpu.yaml)
 

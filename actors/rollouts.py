@@ -26,7 +26,7 @@ _STOPS: dict[str, str] = {
 
 
 MAX_IN_FLIGHT = 256
-"""Rollouts sampled at a time where the cache sets no lower limit: what one replica takes at once."""
+"""Rollouts sampled at a time where the cache sets no lower limit: what a replica takes at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

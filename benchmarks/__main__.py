@@ -12,6 +12,7 @@ BENCHMARKS = (
     "main_job",
     "sync",
     "search",
+    "answers",
     "waiting_threads",
 )
 

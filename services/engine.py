@@ -346,7 +346,7 @@ class VllmEngine:
 
 
 def _remember_patterns() -> None:
-    """Keeps compiled patterns: to check a request, vLLM compiles its pattern, however often it came.
+    """Keeps compiled patterns: vLLM checks a request by compiling its pattern once more.
 
     A run has a handful of them; a list of names takes milliseconds.
     """

@@ -1,10 +1,12 @@
 """The one place that sets environment variables, for what libraries read only from there.
 
 Nothing leaves the machine by default: usage reports are off and the model hub is not contacted. A
-variable that the caller has already set is kept, so that `HF_HUB_OFFLINE=0` allows downloads.
+variable that the caller has already set is kept, so that `HF_HUB_OFFLINE=0` allows downloads; only
+`PYTHONDONTWRITEBYTECODE` is taken away.
 """
 
 import os
+import sys
 from pathlib import Path
 
 _EGRESS = {
@@ -63,6 +65,17 @@ def process_environment(verbose: bool) -> dict[str, str]:
 def prepare_process(verbose: bool = False) -> None:
     """Set this process's variables; call before ray, vllm, transformers or a hub is imported."""
     os.environ.update(process_environment(verbose))
+    _keep_bytecode()
+
+
+def _keep_bytecode() -> None:
+    """Lets this process and those that it starts keep compiled modules.
+
+    Container images often switch that off. A run starts dozens of Python processes, and each would
+    compile Ray, PyTorch and vLLM anew, which takes longer than everything else they do to start.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def prepare_cpu_engine(threads: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +51,21 @@ def test_threads_of_a_prepared_process_spin_for_a_bounded_time() -> None:
     ).stderr
 
     assert "GOMP_SPINCOUNT = '1000'" in told
+
+
+def test_processes_of_a_run_keep_the_bytecode_of_libraries(tmp_path: Path) -> None:
+    (tmp_path / "library.py").write_text("")
+    child = "import library"
+    script = (
+        "import subprocess, sys; from services.environment import prepare_process;"
+        f"prepare_process(); subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    search = os.pathsep.join([str(Path(__file__).parents[3]), str(tmp_path)])
+
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": search, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=True,
+    )
+
+    assert list((tmp_path / "__pycache__").glob("library.*.pyc"))
