@@ -1,5 +1,6 @@
 """Rewards of a trajectory, Eq. 4-7: classification, attention alignment, and their mix."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -146,9 +147,40 @@ def reward(
         worst = math.log(MIN_PROBABILITY)
         return Reward(total=weight * worst, cls=worst, att=0.0, format_failure=failure)
     cls = classification_reward(parsed.probability, context.label, section)
-    named, salient = matcher.canonical_set(parsed.features), context.salient_features
-    if section.attention_weighting == "stability":
-        att = weighted_attention_reward(named, salient, context.stability)
-    else:
-        att = attention_reward(named, salient)
+    att = _attention(matcher.canonical_set(parsed.features), context, section)
     return Reward(total=weight * cls + (1 - weight) * att, cls=cls, att=att, format_failure=None)
+
+
+def attention_gains(
+    parsed: ParsedTrajectory,
+    context: RewardContext,
+    section: RewardSection,
+    matcher: FeatureMatcher,
+) -> tuple[float, ...]:
+    """What each written name adds to R_att, in their order; the sum is R_att of `reward`.
+
+    A name outside C_exp takes something away, one that came before adds nothing.
+
+    Args:
+        parsed: the trajectory as read.
+        context: C_exp of its patient.
+        section: how R_att counts.
+        matcher: maps written names to canonical ones.
+
+    Returns:
+        One number a name; none after a format failure, which has no R_att.
+    """
+    if format_failure(parsed) is not None:
+        return ()
+    written = parsed.features
+    reached = [
+        _attention(matcher.canonical_set(written[:count]), context, section)
+        for count in range(len(written) + 1)
+    ]
+    return tuple(after - before for before, after in itertools.pairwise(reached))
+
+
+def _attention(named: AbstractSet[str], context: RewardContext, section: RewardSection) -> float:
+    if section.attention_weighting == "stability":
+        return weighted_attention_reward(named, context.salient_features, context.stability)
+    return attention_reward(named, context.salient_features)

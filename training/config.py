@@ -120,9 +120,10 @@ class GrpoSection(Section):
     scale_parts: bool = False
     """Bring R_cls and R_att to deviation 1 (of `advantage_scale`) before lambda weighs them (not in
     the paper); false = Eq. 7, where the part that varies more decides nearly alone."""
-    credit: Literal["trajectory", "reward_to_go"] = "trajectory"
+    credit: Literal["trajectory", "reward_to_go", "by_name"] = "trajectory"
     """What a token's advantage is made of: the whole R for every token (Eq. 14), or what the token
-    can still change: behind the features block R_att is settled and R_cls alone counts."""
+    can still change: behind the features block R_att is settled and R_cls alone counts. `by_name`:
+    also, each name of the block counts what it adds to R_att itself."""
     shuffle_salience: bool = False
     """Give each patient another patient's C_exp (a control)."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)

@@ -15,7 +15,7 @@ from ehr.config import RewardSection
 from ehr.errors import DataError
 from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
-from ehr.rewards import Reward, RewardContext, reward
+from ehr.rewards import Reward, RewardContext, attention_gains, reward
 from ehr.trajectory import ParsedTrajectory, parse_trajectory
 from training.config import GrpoSection
 from training.objective.advantage import is_dead
@@ -50,6 +50,8 @@ class ScoredRollout:
     rollout: Rollout
     parsed: ParsedTrajectory
     reward: Reward
+    name_gains: tuple[float, ...] = ()
+    """What each name adds to R_att."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ class TrainedSequence:
 
     patient_id: str
     advantages: tuple[float, ...]
-    """One number for all tokens, or two with `grpo.credit`."""
+    """One number for all tokens, or what `grpo.credit` says."""
     salient: tuple[bool, ...]
     generator_logprobs: tuple[float, ...]
     constrained: tuple[bool, ...]
@@ -198,6 +200,7 @@ def score_group(
                 rollout=rollout,
                 parsed=parsed,
                 reward=reward(parsed, patient.context, section, matcher, weight),
+                name_gains=attention_gains(parsed, patient.context, section, matcher),
             )
         )
     return ScoredGroup(
@@ -224,6 +227,7 @@ def training_batch(
         [group.accuracy_weight for group in groups],
         section,
         [group.rollout_names for group in groups],
+        [[each.name_gains for each in group.rollouts] for group in groups],
     )
     return TrainingBatch(
         step=step,

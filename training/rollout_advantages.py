@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ehr.names import split_names
 from ehr.pieces import TextTokenizer
 from ehr.rewards import Reward
 from ehr.trajectory import parse_trajectory
@@ -25,6 +26,8 @@ class RolloutAdvantage:
     """Of tokens that can change all of R."""
     behind_features: float
     """Of tokens behind the features block."""
+    of_names: tuple[float, ...] = ()
+    """Of the tokens of each name in that block; empty = `whole`."""
 
 
 def rollout_advantages(
@@ -32,6 +35,7 @@ def rollout_advantages(
     accuracy_weights: Sequence[float],
     section: GrpoSection,
     names: Sequence[Sequence[str]],
+    gains: Sequence[Sequence[Sequence[float]]] = (),
 ) -> list[list[RolloutAdvantage]]:
     """Advantages of a batch's rollouts.
 
@@ -42,20 +46,24 @@ def rollout_advantages(
     reward-to-go of REINFORCE, e.g. Schulman et al. 2016, "High-Dimensional Continuous Control Using
     Generalized Advantage Estimation".
 
+    With `credit: by_name` the tokens of a name have, beside R_cls, what that name adds to R_att
+    instead of all of R_att, compared with the names in the same place of the group's other answers.
+    Four fifths of R_att are other names' doing. What a name leaves to those behind it is not
+    charged to it: of a set that is little more than that it cannot be named again.
+
     Args:
         rewards: of the rollouts, patient by patient.
         accuracy_weights: lambda of each patient's R.
         section: how advantages are made.
         names: of the rollouts, for messages.
+        gains: what each name of each rollout adds to R_att; read with `credit: by_name` only.
 
     Raises:
         TrainingError: if a reward is not finite; names the rollout.
     """
 
     def normalized(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        if section.advantage_scale == "batch":
-            return batch_advantages(values, names)
-        return [group_advantages(*each) for each in zip(values, names, strict=True)]
+        return _normalized(values, section, names)
 
     def part(name: str) -> list[torch.Tensor]:
         return [
@@ -68,11 +76,60 @@ def rollout_advantages(
         parts = zip(accuracy_weights, classification, normalized(part("att")), strict=True)
         total = [weigh_parts([cls, att], (weight, 1 - weight)) for weight, cls, att in parts]
     whole = normalized(total)
-    behind = classification if section.credit == "reward_to_go" else whole
+    behind = whole if section.credit == "trajectory" else classification
+    of_names = [torch.zeros(len(group), 0) for group in rewards]
+    if section.credit == "by_name":
+        cls = classification if section.scale_parts else part("cls")
+        of_names = _of_names(gains, cls, accuracy_weights, section, names)
     return [
-        [RolloutAdvantage(*each) for each in zip(w.tolist(), b.tolist(), strict=True)]
-        for w, b in zip(whole, behind, strict=True)
+        [
+            RolloutAdvantage(one_whole, one_behind, tuple(one_of_names))
+            for one_whole, one_behind, one_of_names in zip(
+                w.tolist(), b.tolist(), n.tolist(), strict=True
+            )
+        ]
+        for w, b, n in zip(whole, behind, of_names, strict=True)
     ]
+
+
+def _of_names(
+    gains: Sequence[Sequence[Sequence[float]]],
+    classification: Sequence[torch.Tensor],
+    accuracy_weights: Sequence[float],
+    section: GrpoSection,
+    names: Sequence[Sequence[str]],
+) -> list[torch.Tensor]:
+    """Advantages [rollouts, names] of every group; a place that nobody wrote is 0."""
+    num_names = max((len(each) for group in gains for each in group), default=0)
+    # Group by group, place by place: what stands in one place of one patient's answers is compared.
+    flat_names = [of_group for of_group in names for _ in range(num_names)]
+    att = [
+        torch.tensor([each[i] if i < len(each) else 0.0 for each in group], dtype=torch.float64)
+        for group in gains
+        for i in range(num_names)
+    ]
+    if section.scale_parts:
+        att = _normalized(att, section, flat_names)
+    mixed = [
+        weigh_parts([classification[i // num_names], each], (weight, 1 - weight))
+        for i, each in enumerate(att)
+        for weight in (accuracy_weights[i // num_names],)
+    ]
+    found = _normalized(mixed, section, flat_names)
+    return [
+        torch.stack(found[i * num_names : (i + 1) * num_names], dim=1)
+        if num_names
+        else torch.zeros(len(group), 0)
+        for i, group in enumerate(gains)
+    ]
+
+
+def _normalized(
+    values: Sequence[torch.Tensor], section: GrpoSection, names: Sequence[Sequence[str]]
+) -> list[torch.Tensor]:
+    if section.advantage_scale == "batch":
+        return batch_advantages(values, names)
+    return [group_advantages(*each) for each in zip(values, names, strict=True)]
 
 
 def token_advantages(
@@ -81,13 +138,21 @@ def token_advantages(
     """A-hat of every token of a response, the caller's own included.
 
     A token with a character of the features block's contents is not behind it; without a block, no
-    token is.
+    token is. In the block a token belongs to the name that it writes on or ends.
     """
-    if advantage.whole == advantage.behind_features:
+    if advantage.whole == advantage.behind_features and not advantage.of_names:
         return [advantage.whole] * len(token_ids)
     text, spans = token_spans(token_ids, tokenizer)
     block = parse_trajectory(text).features_span
-    return [
-        advantage.behind_features if block and start >= block[1] else advantage.whole
-        for start, _ in spans
-    ]
+
+    def of_token(start: int, end: int) -> float:
+        if block is None or end <= block[0]:
+            return advantage.whole
+        if start >= block[1]:
+            return advantage.behind_features
+        if not advantage.of_names:
+            return advantage.whole
+        number = len(split_names(text[block[0] : min(end, block[1])]))
+        return advantage.of_names[min(max(number, 1), len(advantage.of_names)) - 1]
+
+    return [of_token(start, end) for start, end in spans]

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from ehr.errors import DataError
 from ehr.names import FeatureMatcher
 from ehr.rewards import (
     RewardContext,
+    attention_gains,
     attention_reward,
     classification_reward,
     reward,
@@ -163,3 +165,30 @@ def test_weights_are_read_only_where_the_section_asks_for_them():
 
     assert plain_att == pytest.approx(1 / 3)
     assert weighted_att == pytest.approx(1 / 1.75)
+
+
+def test_each_name_gains_what_it_adds_to_the_attention_reward():
+    answer = parsed(["pH", "Weight", "Glucose", "pH"], 0.8)
+
+    gains = attention_gains(answer, CONTEXT, SECTION, MATCHER)
+
+    assert gains == pytest.approx((1 / 5, 1 / 6 - 1 / 5, 2 / 6 - 1 / 6, 0))
+    assert sum(gains) == pytest.approx(reward(answer, CONTEXT, SECTION, MATCHER).att)
+
+
+def test_by_stability_a_name_gains_its_weight():
+    section = RewardSection(attention_weighting="stability")
+    weights = dict.fromkeys(CONTEXT.salient_features, 0.5) | {"pH": 1.0}
+    context = dataclasses.replace(CONTEXT, stability=weights)
+    answer = parsed(["pH", "Glucose"], 0.8)
+
+    gains = attention_gains(answer, context, section, MATCHER)
+
+    assert gains == pytest.approx((1 / 3, 0.5 / 3))
+
+
+@pytest.mark.parametrize(
+    "answer", [parsed(["pH"], None), parsed(["pH"] * 11, 0.8), parsed([], 0.8)]
+)
+def test_where_there_is_no_attention_reward_no_name_gains(answer):
+    assert attention_gains(answer, CONTEXT, SECTION, MATCHER) == ()

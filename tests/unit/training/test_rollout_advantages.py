@@ -19,9 +19,10 @@ def group(cls, att):
     ]
 
 
-def advantages(groups, **settings):
+def advantages(groups, gains=(), **settings):
     names = [[f"p{i}/{k}" for k in range(len(each))] for i, each in enumerate(groups)]
-    return rollout_advantages(groups, [WEIGHT] * len(groups), GrpoSection(**settings), names)
+    section = GrpoSection(**settings)
+    return rollout_advantages(groups, [WEIGHT] * len(groups), section, names, gains)
 
 
 def whole(groups, **settings):
@@ -108,3 +109,58 @@ def test_without_a_block_the_whole_answer_has_one_advantage(text):
     )
 
     assert found == [1.0] * len(text)
+
+
+def test_each_name_counts_what_it_adds_beside_r_cls():
+    rewards = group((-1.0, -1.0, -4.0), (0.5, 0.2, 0.2))
+    gains = [(0.25, 0.25), (0.25, -0.05), (-0.05, 0.25)]
+
+    (found,) = advantages([rewards], [gains], credit="by_name", scale_parts=True)
+
+    cls = group_advantages(torch.tensor([-1.0, -1.0, -4.0], dtype=torch.float64))
+    for place in range(2):
+        of_place = torch.tensor([each[place] for each in gains], dtype=torch.float64)
+        expected = group_advantages(0.6 * cls + 0.4 * group_advantages(of_place))
+        assert [each.of_names[place] for each in found] == pytest.approx(expected.tolist())
+    assert [each.behind_features for each in found] == pytest.approx(cls.tolist())
+
+
+def test_a_name_that_others_lack_is_compared_with_nothing_gained():
+    rewards = group((-1.0, -1.0), (0.25, 0.5))
+
+    (found,) = advantages([rewards], [[(0.25,), (0.25, 0.25)]], credit="by_name")
+
+    assert [each.of_names[0] for each in found] == [0, 0]
+    assert [each.of_names[1] for each in found] == pytest.approx([-1, 1])
+
+
+def test_names_of_all_groups_and_places_share_the_batchs_deviation():
+    near, far = group((-1.0, -1.0), (0.0, 0.1)), group((-1.0, -1.0), (0.0, 0.3))
+
+    found = advantages(
+        [near, far],
+        [[(0.0, 0.0), (0.1, 0.0)], [(0.0, 0.0), (0.0, 0.3)]],
+        credit="by_name",
+        advantage_scale="batch",
+        scale_parts=True,
+    )
+
+    first, second = (of_group[1].of_names for of_group in found)
+    assert first[1] == second[0] == 0
+    assert second[1] == pytest.approx(3 * first[0])
+
+
+def test_a_token_belongs_to_the_name_that_it_writes_on_or_ends():
+    text = "<Important Features>\npH, sodium\n</Important Features>\n<Final answer>\n0.90\n"
+
+    found = token_advantages(
+        CharTokenizer().encode(text),
+        CharTokenizer(),
+        RolloutAdvantage(1.0, -2.0, (3.0, 4.0)),
+    )
+
+    at = text.index("pH")
+    assert found[: at - 1] == [1.0] * (at - 1)
+    assert found[at : at + 4] == [3.0] * 4
+    assert found[at + 4 : at + 11] == [4.0] * 7
+    assert found[at + 11 :] == [-2.0] * (len(text) - at - 11)
