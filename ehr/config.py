@@ -130,6 +130,9 @@ class RewardSection(Section):
     """`none`: R_att is the Jaccard of Eq. 6. `stability`: a feature of C_exp counts by the share of
     the expert's out-of-fold members that have it among their own heaviest. Evaluation and the
     report's excess show the Jaccard of Eq. 6 either way."""
+    repeated_names: Literal["ignored", "wrong"] = "ignored"
+    """A name that an answer writes again: of a set (Eq. 6) it is no member more, or it counts as a
+    name outside C_exp, so that saying a safe name twice does not pay. Evaluation shows Eq. 6."""
 
 
 class ExpertSection(Section):

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -147,7 +147,7 @@ def reward(
         worst = math.log(MIN_PROBABILITY)
         return Reward(total=weight * worst, cls=worst, att=0.0, format_failure=failure)
     cls = classification_reward(parsed.probability, context.label, section)
-    att = _attention(matcher.canonical_set(parsed.features), context, section)
+    att = _attention(parsed.features, context, section, matcher)
     return Reward(total=weight * cls + (1 - weight) * att, cls=cls, att=att, format_failure=None)
 
 
@@ -159,7 +159,8 @@ def attention_gains(
 ) -> tuple[float, ...]:
     """What each written name adds to R_att, in their order; the sum is R_att of `reward`.
 
-    A name outside C_exp takes something away, one that came before adds nothing.
+    A name outside C_exp takes something away; one that came before adds nothing, or counts as
+    outside (`reward.repeated_names`).
 
     Args:
         parsed: the trajectory as read.
@@ -174,13 +175,18 @@ def attention_gains(
         return ()
     written = parsed.features
     reached = [
-        _attention(matcher.canonical_set(written[:count]), context, section)
-        for count in range(len(written) + 1)
+        _attention(written[:count], context, section, matcher) for count in range(len(written) + 1)
     ]
     return tuple(after - before for before, after in itertools.pairwise(reached))
 
 
-def _attention(named: AbstractSet[str], context: RewardContext, section: RewardSection) -> float:
+def _attention(
+    written: Sequence[str], context: RewardContext, section: RewardSection, matcher: FeatureMatcher
+) -> float:
+    named: AbstractSet[str] = matcher.canonical_set(written)
+    if section.repeated_names == "wrong":
+        # Each is a member of its own outside C_exp; no name that can be written is a number.
+        named = named | {str(number) for number in range(len(written) - len(named))}
     if section.attention_weighting == "stability":
         return weighted_attention_reward(named, context.salient_features, context.stability)
     return attention_reward(named, context.salient_features)

@@ -192,3 +192,24 @@ def test_by_stability_a_name_gains_its_weight():
 )
 def test_where_there_is_no_attention_reward_no_name_gains(answer):
     assert attention_gains(answer, CONTEXT, SECTION, MATCHER) == ()
+
+
+def test_a_repeated_name_can_count_as_one_outside():
+    strict = RewardSection(repeated_names="wrong")
+    answer = parsed(["pH", "Glucose", "pH", "pH", "Weight"], 0.8)
+
+    gains = attention_gains(answer, CONTEXT, strict, MATCHER)
+
+    assert reward(answer, CONTEXT, SECTION, MATCHER).att == pytest.approx(2 / 6)
+    assert reward(answer, CONTEXT, strict, MATCHER).att == pytest.approx(2 / 8)
+    assert gains == pytest.approx((1 / 5, 1 / 5, 2 / 6 - 2 / 5, 2 / 7 - 2 / 6, 2 / 8 - 2 / 7))
+    for once in (parsed(["pH", "Weight"], 0.8), parsed([], 0.8)):
+        assert reward(once, CONTEXT, strict, MATCHER) == reward(once, CONTEXT, SECTION, MATCHER)
+
+
+def test_a_repeated_name_can_count_by_stability_too():
+    section = RewardSection(attention_weighting="stability", repeated_names="wrong")
+    context = dataclasses.replace(CONTEXT, stability=dict.fromkeys(CONTEXT.salient_features, 0.5))
+    answer = parsed(["pH", "pH"], 0.8)
+
+    assert reward(answer, context, section, MATCHER).att == pytest.approx(1 / 6)
