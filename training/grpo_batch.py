@@ -51,7 +51,7 @@ class ScoredRollout:
     parsed: ParsedTrajectory
     reward: Reward
     name_gains: tuple[float, ...] = ()
-    """What each name adds to R_att."""
+    """What each name adds to R_att, where `grpo.credit` asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,7 @@ def score_group(
         rollouts: at least two.
         section: the reward.
         matcher: of the cohort's features.
-        grpo: overrides lambda, and says whether the parts come to one scale first.
+        grpo: overrides lambda, and says whether names are credited one by one.
     """
     weight = section.accuracy_weight if grpo.accuracy_weight is None else grpo.accuracy_weight
     scored = []
@@ -200,7 +200,9 @@ def score_group(
                 rollout=rollout,
                 parsed=parsed,
                 reward=reward(parsed, patient.context, section, matcher, weight),
-                name_gains=attention_gains(parsed, patient.context, section, matcher),
+                name_gains=attention_gains(parsed, patient.context, section, matcher)
+                if grpo.credit == "by_name"
+                else (),
             )
         )
     return ScoredGroup(

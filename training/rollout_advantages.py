@@ -110,11 +110,11 @@ def _of_names(
     ]
     if section.scale_parts:
         att = _normalized(att, section, flat_names)
-    mixed = [
-        weigh_parts([classification[i // num_names], each], (weight, 1 - weight))
-        for i, each in enumerate(att)
-        for weight in (accuracy_weights[i // num_names],)
-    ]
+    mixed = []
+    for number, each in enumerate(att):
+        group = number // num_names
+        weight = accuracy_weights[group]
+        mixed.append(weigh_parts([classification[group], each], (weight, 1 - weight)))
     found = _normalized(mixed, section, flat_names)
     return [
         torch.stack(found[i * num_names : (i + 1) * num_names], dim=1)

@@ -393,6 +393,33 @@ def test_a_reward_that_is_not_finite_names_the_patient():
         training_batch(1, [group], GrpoSection(), CharTokenizer(), MATCHER)
 
 
+def test_credit_by_name_reaches_the_tokens_of_each_name():
+    section = GrpoSection(credit="by_name")
+    tokenizer = CharTokenizer()
+    patient = grpo_patients(1)[0]
+    patient = replace(
+        patient, context=replace(patient.context, salient_features=frozenset({"pH", "Glucose"}))
+    )
+    opening, closing = "<Important Features>\n", "\n</Important Features>\n<Final answer>\n0.50"
+    rollouts = []
+    for names in ("pH, Weight", "Height, Glucose"):
+        text = opening + names + closing
+        token_ids = tuple(tokenizer.encode(text))
+        known = rollout(text, written=(True,) * len(token_ids))
+        rollouts.append(replace(known, token_ids=token_ids))
+
+    group = score_group(patient, rollouts, RewardSection(), MATCHER, section)
+    batch = training_batch(1, [group], section, tokenizer, MATCHER)
+
+    first, second = (each.advantages for each in batch.sequences[0])
+    at = len(opening)
+    assert first[at] == pytest.approx(1)  # pH is right, Height is not
+    assert first[at + len("pH, ")] == pytest.approx(-1)
+    assert second[at] == pytest.approx(-1)
+    assert second[at + len("Height, ")] == pytest.approx(1)
+    assert first[0] == second[0] == 0  # both have the same R
+
+
 def unread_groups(patients, section):
     """Two rollouts of each patient, none of them readable."""
     return [
