@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from actors.rollouts import (
+    MAX_IN_FLIGHT,
     Rollout,
     RolloutBatch,
     RolloutPlan,
@@ -213,7 +214,7 @@ def test_the_first_failed_rollout_is_raised_as_itself() -> None:
 
 @pytest.mark.parametrize(
     ("group_size", "cache_tokens", "expected"),
-    [(1, 1000, 9), (4, 1000, 28), (1, 50, 1), (8, 50, 8), (1, 10**9, 64)],
+    [(1, 1000, 9), (4, 1000, 28), (1, 50, 1), (8, 50, 8), (1, 10**9, MAX_IN_FLIGHT)],
 )
 def test_no_more_rollouts_run_at_a_time_than_the_cache_holds(group_size, cache_tokens, expected):
     prompts = [RolloutPrompt(patient_id=f"p{n}", token_ids=(0,) * n) for n in (10, 90, 100)]
