@@ -17,7 +17,7 @@ from actors.case_prompts import CasePrompt, case_prompt
 from actors.search_prompts import patient_prompts
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort, PatientCase
-from ehr.guided import SUBQUESTION, GuidedFormat, GuidedWriter, ShortAnswerWriter, Writer
+from ehr.guided import FINAL, SUBQUESTION, GuidedFormat, GuidedWriter, ShortAnswerWriter, Writer
 from ehr.pieces import Author, Piece, TextTokenizer, join_token_ids
 from ehr.prompts import (
     PromptContext,
@@ -133,8 +133,7 @@ class LessonMaker:
             self._accept(writer, answer)
             parts += [Part.STEPS] * 3
         if num_steps < max_depth - 1:
-            final = next(t for c, t in self._layout.choices.items() if c != SUBQUESTION)
-            writer.accept([final], "")
+            writer.accept([self._layout.choices[FINAL]], "")
             parts.append(Part.STEPS)
         names = self._names(case, asked, generator)
         self._conclude(writer, patient, names, generator)

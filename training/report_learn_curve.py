@@ -62,10 +62,10 @@ def _context(name: str, curve: Curve) -> dict[str, Any]:
 
 def size_figure(curve: Curve, measure: str) -> Figure | None:
     """A measure over the number of training patients; None where no arm has it."""
-    sizes = curve["sizes"]
+    sizes, labels = curve["sizes"], methods(curve)
     found = {
         name: points
-        for name in methods(curve)
+        for name in labels
         if (points := [(size, each) for size in sizes if (each := measured(size, name, measure))])
     }
     if all(name in REFERENCES for name in found):
@@ -93,7 +93,7 @@ def size_figure(curve: Curve, measure: str) -> Figure | None:
     legend: list[LegendEntry] = []
     for place, (name, points) in enumerate(found.items()):
         colour = REFERENCE_COLOURS[name] if name in REFERENCES else arm_colour(name)
-        label = methods(curve)[name]
+        label = labels[name]
         shift = _APART * (place - (len(found) - 1) / 2)
         spots = [
             (math.log(size["train_patients"]) + shift, float(each["value"]))
