@@ -1,7 +1,7 @@
 """A small model that reads records: `python -m benchmarks.reader CONFIG FOLDER`.
 
 A pretrained language model large enough to read a record is too slow for experiments on two cores.
-This one is trained from scratch, in minutes, on the short answers' prompts about *other* patients
+This one is trained from scratch, in minutes, on the experiment's prompts about *other* patients
 than the experiment's: generated ones, or on a real cohort the training and validation patients
 that `cohort.train_patients` leaves out. It learns what a pretrained model would bring along: the
 layout, how values go together, and to predict somewhat. The features that it names are drawn at
