@@ -110,6 +110,34 @@ def agreement_of_tables(
     )
 
 
+def jaccard_above_others(
+    first: Sequence[Collection[str]], second: Sequence[Collection[str]]
+) -> Float[np.ndarray, " patients"]:
+    """How much more each first set overlaps with its own patient's second set than with others'.
+
+    Jaccard with the own set minus its mean over all other patients' sets; the mean over patients is
+    J - J_perm. It is 0 in expectation for answers that do not depend on the patient, whichever
+    names they hold: one set for everybody, however good, or names drawn anew for each.
+
+    Args:
+        first: one set of names per patient.
+        second: the other selection's sets, same patients in the same order.
+
+    Returns:
+        A value per patient; NaN for a single patient.
+
+    Raises:
+        DataError: if there is no patient, or the lists differ in length.
+    """
+    _check_paired(first, second)
+    names = sorted(set().union(*first, *second))
+    rows, columns = _membership(first, names), _membership(second, names)
+    if len(rows) == 1:
+        return np.full(1, np.nan)
+    own = _jaccard_of_pairs(rows, columns)
+    return own - (_sums_with(rows, columns) - own) / (len(rows) - 1)
+
+
 def best_constant_set(sets: Sequence[Collection[str]], size: int) -> tuple[frozenset[str], float]:
     """The set of `size` names with the largest mean Jaccard to all `sets`, and that mean.
 
@@ -230,14 +258,22 @@ def _jaccard_of_others(
     if num_patients < 2:
         return None
     rows, row_counts = _distinct(first)
-    columns, column_counts = _distinct(second)
-    total = 0.0
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        table = _quotients(block, columns, block.sum(axis=1), columns.sum(axis=1))
-        total += float(row_counts[start : start + _BLOCK] @ (table @ column_counts))
+    total = float(row_counts @ _sums_with(rows, second))
     own = _jaccard_of_pairs(first, second).sum()
     return float((total - own) / (num_patients * (num_patients - 1)))
+
+
+def _sums_with(
+    rows: Shaped[np.ndarray, "rows names"], sets: Bool[np.ndarray, "patients names"]
+) -> Float[np.ndarray, " rows"]:
+    """Sum of each row's Jaccard indices with all patients' sets."""
+    columns, counts = _distinct(sets)
+    sums = np.empty(len(rows))
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK].astype(np.float32)
+        table = _quotients(block, columns, block.sum(axis=1), columns.sum(axis=1))
+        sums[start : start + _BLOCK] = table @ counts
+    return sums
 
 
 def _jaccard_of_pairs(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ehr.agreement import best_constant_set, jaccard
+from ehr.agreement import best_constant_set, jaccard, jaccard_above_others
 from ehr.calibration import at_rate
 from ehr.config import RewardSection
 from ehr.metrics import Bootstrap, Metric, draw_patients, metric_of_resamples
@@ -33,6 +33,7 @@ MEASURES: dict[str, str] = {
     "reward_cls_one": "R_cls, one answer",
     "reward_att": "R_att",
     "reward_att_excess": "R_att excess",
+    "reward_att_own": "R_att, own minus others'",
     "truth_overlap": "Overlap with truth",
     "grounding_error_rate": "Wrong claims",
     "faithfulness": "Faithfulness",
@@ -44,7 +45,9 @@ Where patients were asked several times, `one answer` is the mean over the sampl
 alone would have measured: the mean of many answers ranks well even if each is a toss of a coin, and
 what Stage 2 rewards is the single answer. `ECE at the cohort's rate` is of risks that were learned
 from as many positives as negatives, with odds multiplied by those of a training patient: nothing is
-fitted.
+fitted. `R_att, own minus others'` is the names' overlap with the patient's C_exp minus that with
+other patients': what the answer says about this one, where R_att and its excess also grow with
+what holds for most.
 """
 
 DIFFERENCE_MEASURES = (
@@ -54,6 +57,7 @@ DIFFERENCE_MEASURES = (
     "reward",
     "reward_cls_one",
     "reward_att",
+    "reward_att_own",
     "truth_overlap",
 )
 """Measures of which arms are compared. R_att stands for its excess too: the constant set is that
@@ -219,15 +223,17 @@ def answered(
     att = table["reward_att"].to_numpy(float)  # None becomes NaN
     if np.isfinite(att).all():
         weight = section.accuracy_weight
-        measured |= {"reward_att": att, "reward": weight * cls + (1 - weight) * att}
+        named, salient = [frozenset(names) for names in table["features"]], salient_sets(table)
+        measured |= {
+            "reward_att": att,
+            "reward_att_own": jaccard_above_others(named, salient),
+            "reward": weight * cls + (1 - weight) * att,
+        }
         if constant is not None:
-            measured["reward_att_excess"] = att - overlaps(
-                [constant.names] * len(att), salient_sets(table)
-            )
+            measured["reward_att_excess"] = att - overlaps([constant.names] * len(att), salient)
         if truth is not None:
             measured["truth_overlap"] = overlaps(
-                [frozenset(names) for names in table["features"]],
-                [truth.salient[patient] for patient in patients],
+                named, [truth.salient[patient] for patient in patients]
             )
     if faithfulness is not None:
         known = _moved(faithfulness)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ehr.agreement import jaccard_above_others
 from ehr.errors import DataError
 from ehr.rewards import classification_reward
 from training.arms import ARMS
@@ -319,7 +320,10 @@ def _references(
         return {"name": name, "label": label, "measures": {key: found[key] for key in of_measure}}
 
     constants = [measured.constant.names] * len(measured.patients)
-    against = {"reward_att": overlaps(constants, measured.salient)}
+    against = {
+        "reward_att": overlaps(constants, measured.salient),
+        "reward_att_own": jaccard_above_others(constants, measured.salient),
+    }
     if records.truth is not None:
         truth = records.truth
         risks = np.array([truth.risks[patient] for patient in measured.patients])
@@ -332,6 +336,7 @@ def _references(
                 "The expert's salient features",
                 {
                     "reward_att": np.ones(len(sets)),
+                    "reward_att_own": jaccard_above_others(measured.salient, measured.salient),
                     "truth_overlap": overlaps(measured.salient, sets),
                 },
             )

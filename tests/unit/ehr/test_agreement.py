@@ -3,7 +3,13 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 
-from ehr.agreement import agreement, best_constant_set, jaccard, mean_jaccard
+from ehr.agreement import (
+    agreement,
+    best_constant_set,
+    jaccard,
+    jaccard_above_others,
+    mean_jaccard,
+)
 from ehr.errors import DataError
 
 
@@ -128,3 +134,17 @@ def test_lists_that_do_not_pair_up_are_refused(
 ) -> None:
     with pytest.raises(DataError, match="one set per patient"):
         agreement(first, second, size=5)
+
+
+def test_own_minus_others_is_nothing_for_one_answer_and_j_minus_j_perm_in_the_mean() -> None:
+    salient = [{"a", "b"}, {"b"}, {"a", "c"}, {"b", "c"}]
+    answers = [{"a"}, {"b", "c"}, {"c"}, {"a", "b", "c"}]
+
+    above = jaccard_above_others(answers, salient)
+
+    others = np.mean([jaccard(answers[0], each) for each in salient[1:]])
+    assert above[0] == pytest.approx(jaccard(answers[0], salient[0]) - others)
+    whole = agreement(answers, salient, size=2)
+    assert above.mean() == pytest.approx(whole.jaccard - whole.jaccard_permuted)
+    assert jaccard_above_others([{"a", "b"}] * 4, salient).mean() == pytest.approx(0, abs=1e-7)
+    assert np.isnan(jaccard_above_others(answers[:1], salient[:1])).all()

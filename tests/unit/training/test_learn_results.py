@@ -210,7 +210,7 @@ def test_equal_arms_differ_by_exactly_nothing(sample: SampleExperiment) -> None:
     results = write_learn_results(sample.folder)
 
     rows = [row for row in results["differences"] if row["minus"] == "stage1_grpo"]
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert {(row["difference"], row["low"], row["high"]) for row in rows} == {(0.0, 0.0, 0.0)}
     assert {row["minimal_detectable"] for row in rows} == {None}
 
@@ -259,7 +259,9 @@ def test_a_ceiling_stands_beside_the_arms(sample: SampleExperiment) -> None:
     rows = {row["name"]: row["measures"] for row in results["references"]}
     assert rows["true_risk"]["auroc"]["value"] > 0.5
     assert rows["expert_salience"]["truth_overlap"]["value"] == pytest.approx(3 / 7)
-    assert rows["constant_set"].keys() == {"reward_att", "truth_overlap"}
+    assert rows["constant_set"].keys() == {"reward_att", "reward_att_own", "truth_overlap"}
+    assert rows["constant_set"]["reward_att_own"]["value"] == pytest.approx(0, abs=1e-6)
+    assert rows["expert_salience"]["reward_att_own"]["value"] > 0
     assert {"concare", "logistic_regression"} <= rows.keys()
 
 
