@@ -6,7 +6,8 @@ than the experiment's: generated ones, or on a real cohort the training and vali
 that `cohort.train_patients` leaves out. It learns what a pretrained model would bring along: the
 layout, how values go together, and to predict somewhat. The features that it names are drawn at
 random among those recorded, so nothing of the expert's or the true salience is in it: what Stage 1
-and Stage 2 teach about them can be measured.
+and Stage 2 teach about them can be measured. With `--naming abnormal` unusual values are drawn
+sooner: a model that has read about medicine looks at them first, and has something to build on.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.reader_lessons import Lesson, LessonMaker, Part, prompt_texts
+from benchmarks.reader_lessons import Lesson, LessonMaker, Naming, Part, prompt_texts
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort
 from ehr.config import CohortSection
@@ -69,6 +70,7 @@ class ReaderSize:
     batch: int = 32
     learning_rate: float = 2e-3
     seed: int = 0
+    naming: Naming = Naming.ANY
 
 
 def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
@@ -86,7 +88,7 @@ def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
     cohort = _other_patients(config.cohort, size.patients)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(cohort, config, folder, size.vocabulary)
-    maker = lesson_maker(cohort, config, folder)
+    maker = lesson_maker(cohort, config, folder, size.naming)
     lessons = [
         lesson for epoch in range(size.epochs) for lesson in maker.lessons(size.seed + epoch)
     ]
@@ -143,10 +145,12 @@ def _write_tokenizer(cohort: Cohort, config: RunConfig, folder: Path, vocabulary
     ).save_pretrained(folder)
 
 
-def lesson_maker(cohort: Cohort, config: RunConfig, folder: Path) -> LessonMaker:
+def lesson_maker(
+    cohort: Cohort, config: RunConfig, folder: Path, naming: Naming = Naming.ANY
+) -> LessonMaker:
     """Makes lessons in the tokens of the model in `folder`."""
     tokenizer = load_tokenizer(folder)
-    return LessonMaker(cohort, config, tokenizer, _FRAME, tokenizer.encode(_END)[0])
+    return LessonMaker(cohort, config, tokenizer, _FRAME, tokenizer.encode(_END)[0], naming)
 
 
 def _new_model(folder: Path, size: ReaderSize, max_model_len: int) -> LlamaForCausalLM:
@@ -228,8 +232,17 @@ def main() -> None:
         "--epochs", type=int, default=usual.epochs, help="how often it reads about each patient"
     )
     parser.add_argument("--seed", type=int, default=usual.seed)
+    parser.add_argument(
+        "--naming",
+        type=Naming,
+        choices=list(Naming),
+        default=usual.naming,
+        help="which features its lessons name: any that is recorded, or unusual values sooner",
+    )
     given = parser.parse_args()
-    size = ReaderSize(patients=given.patients, epochs=given.epochs, seed=given.seed)
+    size = ReaderSize(
+        patients=given.patients, epochs=given.epochs, seed=given.seed, naming=given.naming
+    )
     write_reader(load_config([given.config], given.overrides), given.folder, size)
 
 

@@ -3,13 +3,15 @@
 A lesson is a prompt of the experiment with an answer in the guided format. Its probability sides
 with the outcome and everything else that a policy chooses is drawn at random: the features that it
 names and, where answers have steps, which it asks about, how often, and how useful it calls a
-question. A final names what the steps have asked about first.
+question. A final names what the steps have asked about first. With `Naming.ABNORMAL` features with
+unusual values are drawn sooner, as by a model that has read about medicine.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 import numpy as np
 
@@ -31,6 +33,19 @@ from training.config import RunConfig
 
 _SCORE_SHARE = 0.2
 """Of the lessons with steps: they teach how a usefulness is written instead."""
+
+
+_DEVIATION = 0.5
+"""Standard deviations by which a value is farther from the mean to be named e times as likely."""
+
+
+class Naming(StrEnum):
+    """Which of the recorded features a lesson's answer names."""
+
+    ANY = "any"
+    """All are as likely."""
+    ABNORMAL = "abnormal"
+    """Those sooner whose last value is far from the cohort's mean. Nothing is known of outcomes."""
 
 
 class Part(IntEnum):
@@ -79,6 +94,7 @@ class LessonMaker:
         tokenizer: of the model.
         frame: its chat template.
         end_token: what ends the model's turn.
+        naming: which features answers name.
     """
 
     def __init__(
@@ -88,12 +104,14 @@ class LessonMaker:
         tokenizer: TextTokenizer,
         frame: ChatFrame,
         end_token: int,
+        naming: Naming = Naming.ANY,
     ) -> None:
         self._cohort = cohort
         self._config = config
         self._tokenizer = tokenizer
         self._frame = frame
         self._end_token = end_token
+        self._spread = _means_and_deviations(cohort) if naming is Naming.ABNORMAL else None
         self._context = PromptContext.of(cohort, config.prompt)
         self._layout = GuidedFormat(tokenizer, self._context.listed_names)
         kind = config.prompt.kind
@@ -172,10 +190,24 @@ class LessonMaker:
         self, case: PatientCase, asked: Sequence[str], generator: random.Random
     ) -> list[str]:
         recorded = [name for name in _recorded(case, self._cohort) if name not in asked]
-        others = generator.sample([*recorded, "Age"], len(recorded) + 1)
+        others = self._in_some_order([*recorded, "Age"], case, generator)
         names = [*asked, *others][:NUM_IMPORTANT_FEATURES]
         missing = [name for name in self._context.listed_names if name not in names]
         return names + generator.sample(missing, NUM_IMPORTANT_FEATURES - len(names))
+
+    def _in_some_order(
+        self, names: Sequence[str], case: PatientCase, generator: random.Random
+    ) -> list[str]:
+        if self._spread is None:
+            return generator.sample(names, len(names))
+        # The largest of noisy scores first draws without replacement, by the scores' exponentials.
+        values = _last_values(case, self._cohort)
+        scores: dict[str, float] = {}
+        for name in names:
+            mean, deviation = self._spread.get(name, (0.0, 1.0))
+            noise = -math.log(generator.expovariate(1.0))
+            scores[name] = abs(values.get(name, mean) - mean) / (deviation * _DEVIATION) + noise
+        return sorted(names, key=scores.__getitem__, reverse=True)
 
     def _conclude(
         self, writer: Writer, patient: str, names: Sequence[str], generator: random.Random
@@ -219,6 +251,28 @@ def _recorded(case: PatientCase, cohort: Cohort) -> list[str]:
         for feature, values in zip(cohort.features, case.values.T, strict=True)
         if not np.isnan(values).all()
     ]
+
+
+def _last_values(case: PatientCase, cohort: Cohort) -> dict[str, float]:
+    """The last value of every recorded feature, and the age if it is known."""
+    found = {} if case.age is None else {"Age": float(case.age)}
+    for feature, values in zip(cohort.features, case.values.T, strict=True):
+        recorded = values[~np.isnan(values)]
+        if len(recorded):
+            found[feature.name] = float(recorded[-1])
+    return found
+
+
+def _means_and_deviations(cohort: Cohort) -> dict[str, tuple[float, float]]:
+    """Of the last values of all patients who have one."""
+    known: dict[str, list[float]] = {}
+    for case in cohort.cases.values():
+        for name, value in _last_values(case, cohort).items():
+            known.setdefault(name, []).append(value)
+    return {
+        name: (float(np.mean(values)), float(np.std(values)) or 1.0)
+        for name, values in known.items()
+    }
 
 
 def _shared(prompts: Iterator[tuple[int, ...]]) -> int:

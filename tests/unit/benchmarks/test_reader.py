@@ -1,5 +1,6 @@
 """The small model that reads records: what it is taught, and that a run can use it."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -12,7 +13,7 @@ from benchmarks.reader import (
     lesson_maker,
     write_reader,
 )
-from benchmarks.reader_lessons import Part
+from benchmarks.reader_lessons import Naming, Part
 from ehr.config import CohortSection
 from ehr.errors import ConfigurationError
 from ehr.grounding import GroundingChecker
@@ -146,6 +147,25 @@ def test_a_real_cohort_of_which_nobody_is_left_out_is_refused(stays, tmp_path):
     with pytest.raises(ConfigurationError, match=r"expected cohort\.train_patients, got null"):
         write_reader(config, tmp_path / "model", SIZE)
     assert not (tmp_path / "model").exists()
+
+
+def test_unusual_values_are_named_sooner_where_that_is_asked_for(reader, taught):
+    cohort, lessons = taught
+    tokenizer = load_tokenizer(reader)
+    values = np.array([[case.age, *case.values[-1]] for case in cohort.cases.values()], float)
+    unusual = np.abs(values - np.nanmean(values, 0)) / np.nanstd(values, 0)
+    names = ["Age", *(feature.name for feature in cohort.features)]
+
+    def named(lessons):
+        found = []
+        for row, lesson in zip(unusual, lessons, strict=True):
+            own = text_of(tokenizer, lesson, Part.NAMES).strip().split(", ")
+            assert len(set(own)) == 5
+            found.append(np.nanmean([row[names.index(name)] for name in own]))
+        return np.mean(found)
+
+    sooner = lesson_maker(cohort, CONFIG, reader, Naming.ABNORMAL).lessons(1)
+    assert named(sooner) > named(lessons) + 0.2
 
 
 def text_of(tokenizer, lesson, part):
