@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 import numpy as np
+import pandas as pd
 
 from actors.case_prompts import CasePrompt, case_prompt
 from actors.search_prompts import patient_prompts
@@ -33,7 +34,6 @@ from training.config import RunConfig
 
 _SCORE_SHARE = 0.2
 """Of the lessons with steps: they teach how a usefulness is written instead."""
-
 
 _DEVIATION = 0.5
 """Standard deviations by which a value is farther from the mean to be named e times as likely."""
@@ -111,7 +111,7 @@ class LessonMaker:
         self._tokenizer = tokenizer
         self._frame = frame
         self._end_token = end_token
-        self._spread = _means_and_deviations(cohort) if naming is Naming.ABNORMAL else None
+        self._unusual = _deviations(cohort) if naming is Naming.ABNORMAL else None
         self._context = PromptContext.of(cohort, config.prompt)
         self._layout = GuidedFormat(tokenizer, self._context.listed_names)
         kind = config.prompt.kind
@@ -137,7 +137,7 @@ class LessonMaker:
 
     def _lesson_with_steps(self, patient: str, generator: random.Random) -> Lesson:
         case, max_depth = self._prompts[patient].case, self._config.search.max_depth
-        recorded = _recorded(case, self._cohort)
+        recorded = list(_recorded(case, self._cohort))
         num_steps = generator.randrange(min(max_depth, len(recorded) + 1))
         asked = generator.sample(recorded, num_steps)
         steps = self._steps(case, asked)
@@ -198,15 +198,14 @@ class LessonMaker:
     def _in_some_order(
         self, names: Sequence[str], case: PatientCase, generator: random.Random
     ) -> list[str]:
-        if self._spread is None:
+        if self._unusual is None:
             return generator.sample(names, len(names))
         # The largest of noisy scores first draws without replacement, by the scores' exponentials.
-        values = _last_values(case, self._cohort)
-        scores: dict[str, float] = {}
-        for name in names:
-            mean, deviation = self._spread.get(name, (0.0, 1.0))
-            noise = -math.log(generator.expovariate(1.0))
-            scores[name] = abs(values.get(name, mean) - mean) / (deviation * _DEVIATION) + noise
+        unusual = self._unusual[case.patient_id]
+        scores = {
+            name: unusual.get(name, 0.0) / _DEVIATION - math.log(generator.expovariate(1.0))
+            for name in names
+        }
         return sorted(names, key=scores.__getitem__, reverse=True)
 
     def _conclude(
@@ -245,34 +244,28 @@ def _question(name: str) -> str:
     return f"What is {name}?"
 
 
-def _recorded(case: PatientCase, cohort: Cohort) -> list[str]:
-    return [
-        feature.name
+def _recorded(case: PatientCase, cohort: Cohort) -> dict[str, float]:
+    """The last value of every feature that is recorded, in the order of the features."""
+    return {
+        feature.name: float(values[~np.isnan(values)][-1])
         for feature, values in zip(cohort.features, case.values.T, strict=True)
         if not np.isnan(values).all()
-    ]
-
-
-def _last_values(case: PatientCase, cohort: Cohort) -> dict[str, float]:
-    """The last value of every recorded feature, and the age if it is known."""
-    found = {} if case.age is None else {"Age": float(case.age)}
-    for feature, values in zip(cohort.features, case.values.T, strict=True):
-        recorded = values[~np.isnan(values)]
-        if len(recorded):
-            found[feature.name] = float(recorded[-1])
-    return found
-
-
-def _means_and_deviations(cohort: Cohort) -> dict[str, tuple[float, float]]:
-    """Of the last values of all patients who have one."""
-    known: dict[str, list[float]] = {}
-    for case in cohort.cases.values():
-        for name, value in _last_values(case, cohort).items():
-            known.setdefault(name, []).append(value)
-    return {
-        name: (float(np.mean(values)), float(np.std(values)) or 1.0)
-        for name, values in known.items()
     }
+
+
+def _deviations(cohort: Cohort) -> dict[str, dict[str, float]]:
+    """How far a patient's last values, and the age, are from the cohort's mean.
+
+    Returns:
+        By patient and feature, in standard deviations; without what is not recorded.
+    """
+    values = {patient: _recorded(case, cohort) for patient, case in cohort.cases.items()}
+    for patient, case in cohort.cases.items():
+        if case.age is not None:
+            values[patient]["Age"] = case.age
+    table = pd.DataFrame.from_dict(values, orient="index")
+    unusual = (table - table.mean()).abs() / table.std(ddof=0).replace(0.0, 1.0)
+    return {patient: row.dropna().to_dict() for patient, row in unusual.iterrows()}
 
 
 def _shared(prompts: Iterator[tuple[int, ...]]) -> int:
