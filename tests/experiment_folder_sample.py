@@ -19,7 +19,12 @@ from ehr.loaders import build_cohort
 from ehr.truth import true_risks, true_sets, true_tokens
 from training.arms import ARMS
 from training.config import RunConfig
-from training.evaluation import PREDICTION_COLUMNS
+from training.evaluation import (
+    OTHER_COHORT_FILE,
+    PREDICTION_COLUMNS,
+    concatenate,
+    record_rows,
+)
 from training.run_folder import RunFolder, write_json
 
 EFFECT = {
@@ -58,6 +63,7 @@ class SampleExperiment:
         origin: str | None = None,
         is_balanced: bool = True,
         train_patients: int | None = None,
+        other_seed: int | None = None,
     ) -> None:
         self.folder = folder
         section = {
@@ -70,7 +76,10 @@ class SampleExperiment:
             {
                 "run": {"name": "sample", "data_origin": origin},
                 "cohort": section,
-                "evaluate": {"num_resamples": 200},
+                "evaluate": {
+                    "num_resamples": 200,
+                    "other_cohort": None if other_seed is None else section | {"seed": other_seed},
+                },
                 "grpo": {"steps": num_steps, "balance": is_balanced},
                 "learn": {"arms": tuple(arms), "seeds": tuple(seeds)},
             }
@@ -139,6 +148,8 @@ class SampleExperiment:
         self._path(f"arms/{arm}/seed-{seed}/evaluate/results.json").write_text("[]\n")
         table = self.predictions(arm, seed) if predictions is None else predictions
         table.to_parquet(folder.stage("evaluate").folder / "predictions.parquet", index=False)
+        if self.config.evaluate.other_cohort is not None:
+            self._write_other_cohort(folder.stage("evaluate").folder, table)
         if arm not in NAMES_NOTHING:
             self._faithfulness(table).to_parquet(
                 folder.stage("evaluate").folder / "faithfulness.parquet", index=False
@@ -179,6 +190,29 @@ class SampleExperiment:
             }
             rows.append(values)
         return pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
+
+    def _write_other_cohort(self, folder: Path, answers: pd.DataFrame) -> None:
+        """As if the answers had been about other patients: half of them, nothing salient."""
+        section = self.config.evaluate.other_cohort
+        assert section is not None, "there is another cohort"
+        other = build_cohort(section)
+        patients = list(other.splits["test"])[: len(answers) // 2]
+        labels = [other.labels[patient] for patient in patients]
+        asked = answers.head(len(patients)).assign(
+            patient_id=patients, label=labels, salient=None, reward_att=None
+        )
+        risks = np.linspace(0.1, 0.9, len(patients)).tolist()
+        records = [
+            record_rows(method, patients, labels, risks)
+            for method in ("concare", "logistic_regression_shared")
+        ]
+        concatenate([asked, *records]).to_parquet(folder / "other_cohort_predictions.parquet")
+        described = {
+            "cohort": {"name": other.name},
+            "trained_on": self.cohort.name,
+            "map": {"pairs": [{"rule": "pH = pH"}], "missing": ["Glucose", "Weight"]},
+        }
+        write_json(folder / OTHER_COHORT_FILE, described)
 
     def _faithfulness(self, predictions: pd.DataFrame) -> pd.DataFrame:
         first = predictions.sort_values("patient_id").head(6)

@@ -23,7 +23,7 @@ from ehr.agreement import jaccard_above_others
 from ehr.errors import DataError
 from ehr.rewards import classification_reward
 from training.arms import ARMS
-from training.evaluation import EXPERT_METHODS
+from training.evaluation import RECORD_METHODS
 from training.learn_measures import (
     DIFFERENCE_MEASURES,
     MEASURES,
@@ -38,6 +38,7 @@ from training.learn_measures import (
     salient_sets,
 )
 from training.learn_units import ExperimentRecords, UnitRecords, model_description
+from training.report_data import as_object
 from training.result_table import finite_number, method_label
 
 REFERENCES = ("eag_rl", "stage1_dapo", "stage1_grpo", "stage1", "sft")
@@ -66,19 +67,20 @@ class _Measured:
     """By arm, in the order of `ARMS`, then seed."""
     resamples: Resamples
     salient: list[frozenset[str]]
-    constant: ConstantSet
+    constant: ConstantSet | None
+    """None where no expert was trained on the patients' cohort."""
     most_names: int
 
 
 def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
     """The results as JSON: facts, arms, differences, references, unfinished units, problems.
 
-    Only finished units are measured. A value that does not exist is null.
+    Only finished units are measured. A value that does not exist is null. `other_cohort` has the
+    same of `evaluate.other_cohort`; null where no unit was asked about one.
     """
     config = records.config
-    measured = _measure(records)
-    reference = next((arm for arm in REFERENCES if arm in _planned(records)), None)
-    results: dict[str, Any] = {
+    elsewhere = records.on_other_cohort()
+    return {
         "name": config.run.name,
         "created": records.record.get("created"),
         "commit": records.record.get("commit"),
@@ -93,28 +95,51 @@ def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
         "num_samples": config.evaluate.num_samples,
         "num_resamples": config.evaluate.num_resamples,
         "resample_seed": config.evaluate.seed,
-        "num_patients": 0,
-        "num_positives": 0,
-        "num_patients_left_out": 0,
-        "reference": reference,
-        "arms": [],
-        "differences": [],
-        "references": [],
+        **_found(records),
+        "other_cohort": None
+        if elsewhere is None
+        else {**_other_cohort_facts(elsewhere), **_found(elsewhere)},
         "unfinished": [_unfinished(unit) for unit in records.units if not unit.is_finished],
         "problems": list(records.problems),
     }
-    if measured is not None:
-        labels = next(iter(next(iter(measured.units.values())).values())).labels
-        experts = _expert_answers(records, measured, labels)
-        results |= {
-            "num_patients": len(labels),
-            "num_positives": int(labels.sum()),
-            "num_patients_left_out": measured.num_left_out,
-            "arms": [_arm(arm, records, measured) for arm in measured.units],
-            "differences": [] if reference is None else _differences(reference, measured, experts),
-            "references": _references(records, measured, labels, experts),
+
+
+def _found(records: ExperimentRecords) -> dict[str, Any]:
+    """Everything that is measured on one cohort's test patients."""
+    measured = _measure(records)
+    reference = next((arm for arm in REFERENCES if arm in _planned(records)), None)
+    if measured is None:
+        return {
+            "num_patients": 0,
+            "num_positives": 0,
+            "num_patients_left_out": 0,
+            "reference": reference,
+            "arms": [],
+            "differences": [],
+            "references": [],
         }
-    return results
+    labels = next(iter(next(iter(measured.units.values())).values())).labels
+    experts = _expert_answers(records, measured, labels)
+    return {
+        "num_patients": len(labels),
+        "num_positives": int(labels.sum()),
+        "num_patients_left_out": measured.num_left_out,
+        "reference": reference,
+        "arms": [_arm(arm, records, measured) for arm in measured.units],
+        "differences": [] if reference is None else _differences(reference, measured, experts),
+        "references": _references(records, measured, labels, experts),
+    }
+
+
+def _other_cohort_facts(records: ExperimentRecords) -> dict[str, Any]:
+    described = as_object(records.other_cohort)
+    schema = as_object(described.get("map"))
+    return {
+        "cohort": str(as_object(described.get("cohort")).get("name")),
+        "trained_on": str(described.get("trained_on")),
+        "num_mapped": len(schema.get("pairs") or ()),
+        "num_missing": len(schema.get("missing") or ()),
+    }
 
 
 def _planned(records: ExperimentRecords) -> set[str]:
@@ -140,10 +165,11 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
             f"none of {len(set.union(*asked))}; evaluate them again with --redo evaluate"
         )
     sample = next(iter(tables.values())).set_index("patient_id").loc[patients]
-    salient = salient_sets(sample)
+    has_expert = bool(sample["salient"].notna().all())
+    salient = salient_sets(sample) if has_expert else []
     named = [len(names) for table in tables.values() for names in table["features"]]
     most = max(config.expert.num_salient_features, *named)
-    constant = constant_set(salient, most)
+    constant = constant_set(salient, most) if has_expert else None
     resamples = Resamples.draw(len(patients), config.evaluate.num_resamples, config.evaluate.seed)
     # without balance risks are learned at the cohort's rate; balanced test patients do not have it
     is_shifted = config.grpo.balance and not config.evaluate.balance
@@ -275,7 +301,7 @@ def _expert_answers(
     if table is None:
         return {}
     found: dict[str, Answered] = {}
-    for method in EXPERT_METHODS:
+    for method in RECORD_METHODS:
         own = table[table["method"] == method]
         risks = dict(zip(own["patient_id"].astype(str), own["probability"], strict=True))
         if set(measured.patients) <= risks.keys():
@@ -319,6 +345,8 @@ def _references(
         found = _existing(each)
         return {"name": name, "label": label, "measures": {key: found[key] for key in of_measure}}
 
+    if measured.constant is None:
+        return rows
     constants = [measured.constant.names] * len(measured.patients)
     against = {
         "reward_att": overlaps(constants, measured.salient),

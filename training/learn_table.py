@@ -25,8 +25,18 @@ TERMINAL_MEASURES = (
 
 def learn_table(results: Results) -> list[str]:
     """The lines of the experiment's table for the terminal: arms, differences, what is missing."""
+    lines = _terminal_arms(results)
+    if results["differences"]:
+        lines += ["", *aligned([DIFFERENCE_COLUMNS, *difference_cells(results)])]
+    elsewhere = other_cohort(results)
+    if elsewhere is not None:
+        lines += ["", *other_cohort_facts(elsewhere), *_terminal_arms(elsewhere)]
+    return [*lines, *unfinished_lines(results), *results["problems"]]
+
+
+def _terminal_arms(results: Results) -> list[str]:
     measures = [name for name in TERMINAL_MEASURES if _is_measured(results, name)]
-    lines = aligned(
+    return aligned(
         [
             ["Arm", "Seeds", *(MEASURES[name] for name in measures), "Minutes"],
             *(
@@ -49,27 +59,41 @@ def learn_table(results: Results) -> list[str]:
             ),
         ]
     )
-    if results["differences"]:
-        lines += ["", *aligned([DIFFERENCE_COLUMNS, *difference_cells(results)])]
-    return [*lines, *unfinished_lines(results), *results["problems"]]
 
 
 def learn_markdown(results: Results) -> str:
     """The experiment as Markdown for the documents: facts, every seed, differences, ceilings."""
-    rows, references = arm_rows(results), reference_rows(results)
-    parts = ["\n".join(f"- {fact}" for fact in facts(results)), _markdown(rows, 2)]
-    if results["references"]:
-        parts.append(_markdown(references, 1))
-    if results["differences"]:
-        parts.append(_markdown([DIFFERENCE_COLUMNS, *difference_cells(results)], 2))
+    parts = [_markdown_list(facts(results)), *_markdown_tables(results, arm_rows(results))]
+    elsewhere = other_cohort(results)
+    if elsewhere is not None:
+        rows = arm_rows(elsewhere, has_effort=False)
+        parts += [
+            _markdown_list(other_cohort_facts(elsewhere)),
+            *_markdown_tables(elsewhere, rows),
+        ]
     missing = [*unfinished_lines(results), *results["problems"]]
     if missing:
-        parts.append("\n".join(f"- {line}" for line in missing))
+        parts.append(_markdown_list(missing))
     return "\n\n".join(parts) + "\n"
 
 
-def arm_rows(results: Results) -> list[list[str]]:
-    """The table of all arms with its heading: means with intervals, below each its seeds."""
+def _markdown_tables(results: Results, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Arms, what they are read against, differences; those that there are."""
+    parts = [_markdown(rows, 2)]
+    if results["references"]:
+        parts.append(_markdown(reference_rows(results), 1))
+    if results["differences"]:
+        parts.append(_markdown([DIFFERENCE_COLUMNS, *difference_cells(results)], 2))
+    return parts
+
+
+def arm_rows(results: Results, *, has_effort: bool = True) -> list[list[str]]:
+    """The table of all arms with its heading: means with intervals, below each its seeds.
+
+    Args:
+        results: of the experiment, or its part about another cohort.
+        has_effort: with what each unit took.
+    """
     measures = [name for name in MEASURES if _is_measured(results, name)]
     rows = [["Arm", "Seed", *(MEASURES[name] for name in measures), *EFFORT_COLUMNS]]
     for arm in results["arms"]:
@@ -81,7 +105,7 @@ def arm_rows(results: Results) -> list[list[str]]:
         for unit in [] if has_one else arm["units"]:
             cells = [value_text(as_object(unit["measures"][name]), name) for name in measures]
             rows.append(["", str(unit["seed"]), *cells, *effort_cells(unit)])
-    return rows
+    return rows if has_effort else [row[: -len(EFFORT_COLUMNS)] for row in rows]
 
 
 def reference_rows(results: Results) -> list[list[str]]:
@@ -116,6 +140,24 @@ def facts(results: Results) -> list[str]:
         f"Brackets: 95 % intervals over patients and seeds ({results['num_resamples']:,} "
         "resamples), over patients only where an arm has one seed; a few seeds say little about "
         "seeds. ECE before any recalibration.",
+    ]
+
+
+def other_cohort(results: Results) -> Results | None:
+    """The part about `evaluate.other_cohort`; None where there is none, or no unit is finished."""
+    found = as_object(results.get("other_cohort"))  # results of earlier releases have none
+    return found if found.get("arms") else None
+
+
+def other_cohort_facts(elsewhere: Results) -> list[str]:
+    """What the numbers on another cohort are about, a sentence each."""
+    mapped, missing = elsewhere["num_mapped"], elsewhere["num_missing"]
+    return [
+        f"Another test cohort: {elsewhere['cohort']}, the same arms trained on "
+        f"{elsewhere['trained_on']}; {elsewhere['num_patients']:,} test patients, "
+        f"{elsewhere['num_positives']:,} positive.",
+        f"Language models are shown its own features; models of the record get {mapped} of "
+        f"{mapped + missing} features through a map. No R_att: no expert was trained on it.",
     ]
 
 
@@ -210,6 +252,10 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
         for line in lines
     ]
     return [text[0], "  ".join("-" * width for width in widths), *text[1:]]
+
+
+def _markdown_list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _markdown(lines: Sequence[Sequence[str]], num_left: int) -> str:

@@ -7,7 +7,7 @@ named instead of stopping the reader.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from ehr.errors import EagRlError
 from ehr.truth import true_risks, true_sets
 from training.arms import ARMS, units_of
 from training.config import RunConfig
-from training.evaluation import PREDICTION_COLUMNS
+from training.evaluation import OTHER_COHORT_FILE, PREDICTION_COLUMNS, RECORD_METHODS
 from training.report_data import EXPERT_PREDICTION_COLUMNS, RunReader, as_object
 from training.result_table import finite_number
 from training.run_folder import RunFolder
 
 OWN_STAGES = ("grpo", "direct_sft", "evaluate")
 """Stages that a unit may have of its own, in the order in which it takes them."""
+
+_OTHER_PREDICTIONS = "evaluate/other_cohort_predictions.parquet"
 
 FAITHFULNESS_COLUMNS = (
     "patient_id",
@@ -57,6 +59,8 @@ class UnitRecords:
     """Its answers, with `PREDICTION_COLUMNS`; None before the evaluation is done."""
     faithfulness: pd.DataFrame | None = None
     """Its answers with a feature deleted, where they were asked for."""
+    other_predictions: pd.DataFrame | None = None
+    """Its answers about `evaluate.other_cohort`, where there is one."""
 
     @property
     def name(self) -> str:
@@ -88,8 +92,32 @@ class ExperimentRecords:
     truth: Truth | None = None
     train_rate: float | None = None
     """Share of positives among the training patients; None = the cohort is not there."""
+    other_cohort: Mapping[str, Any] | None = None
+    """`other_cohort.json` of a unit; None where no unit was asked about another cohort."""
+    other_expert_predictions: pd.DataFrame | None = None
+    """Risks of the models that read the record, of the other cohort's test patients."""
     problems: tuple[str, ...] = ()
     """One sentence for each file that exists and cannot be read."""
+
+    def on_other_cohort(self) -> "ExperimentRecords | None":
+        """The experiment with the other cohort's test patients in the place of its own.
+
+        Nothing is known of their true risks, and no expert of theirs was trained: answers have no
+        R_att. None where no unit was asked about another cohort.
+        """
+        if self.other_cohort is None:
+            return None
+        units = [
+            replace(unit, predictions=unit.other_predictions, faithfulness=None)
+            for unit in self.units
+        ]
+        return replace(
+            self,
+            units=units,
+            expert_predictions=self.other_expert_predictions,
+            truth=None,
+            train_rate=None,
+        )
 
 
 def collect(run_dir: Path) -> ExperimentRecords:
@@ -103,6 +131,7 @@ def collect(run_dir: Path) -> ExperimentRecords:
     expert = reader.table("expert/predictions.parquet", EXPERT_PREDICTION_COLUMNS)
     truth = _truth(run_dir, config, reader.problems)
     units = [_unit(reader, config, arm, seed) for arm, seed in _names(run_dir, config)]
+    other_cohort, other_expert = _other_cohort(reader, units)
     return ExperimentRecords(
         record=reader.json_object("config.json") or {},
         config=config,
@@ -110,6 +139,8 @@ def collect(run_dir: Path) -> ExperimentRecords:
         expert_predictions=None if expert is None else expert[expert["split"] == "test"],
         truth=truth,
         train_rate=_train_rate(reader),
+        other_cohort=other_cohort,
+        other_expert_predictions=other_expert,
         problems=tuple(reader.problems),
     )
 
@@ -134,7 +165,7 @@ def _unit(reader: RunReader, config: RunConfig, arm: str, seed: int) -> UnitReco
     }
     last = next((stage for stage in reversed(OWN_STAGES) if stage in records), None)
     is_done = records.get("evaluate", {}).get("state") == "done"
-    predictions = faithfulness = None
+    predictions = faithfulness = other = None
     if is_done:
         predictions = reader.table(f"{place}/evaluate/predictions.parquet", PREDICTION_COLUMNS)
         name = f"{place}/evaluate/faithfulness.parquet"
@@ -146,6 +177,7 @@ def _unit(reader: RunReader, config: RunConfig, arm: str, seed: int) -> UnitReco
                 "a unit has one."
             )
             predictions = None
+        other = reader.table(f"{place}/{_OTHER_PREDICTIONS}", PREDICTION_COLUMNS)
     training = ARMS[arm].own_stage
     return UnitRecords(
         arm=arm,
@@ -162,7 +194,21 @@ def _unit(reader: RunReader, config: RunConfig, arm: str, seed: int) -> UnitReco
         },
         predictions=predictions,
         faithfulness=faithfulness,
+        other_predictions=None if other is None else other[~other["method"].isin(RECORD_METHODS)],
     )
+
+
+def _other_cohort(
+    reader: RunReader, units: Sequence[UnitRecords]
+) -> tuple[Mapping[str, Any] | None, pd.DataFrame | None]:
+    """What a unit wrote about the other cohort, and its models of the record: all units' alike."""
+    for unit in units:
+        if unit.other_predictions is not None:
+            table = reader.table(f"arms/{unit.name}/{_OTHER_PREDICTIONS}", PREDICTION_COLUMNS)
+            described = reader.json_object(f"arms/{unit.name}/evaluate/{OTHER_COHORT_FILE}") or {}
+            expert = None if table is None else table[table["method"].isin(RECORD_METHODS)]
+            return described, expert
+    return None, None
 
 
 def _truth(run_dir: Path, config: RunConfig, problems: list[str]) -> Truth | None:

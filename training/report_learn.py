@@ -1,6 +1,6 @@
 """RUN/learn.html: one self-contained page about an experiment, whatever of it there is so far."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from training.learn_table import (
     arm_rows,
     difference_cells,
     facts,
+    other_cohort,
+    other_cohort_facts,
     reference_rows,
     unfinished_lines,
 )
@@ -73,25 +75,21 @@ def _context(
     results: Results, records: ExperimentRecords, estimate: Mapping[str, Any]
 ) -> dict[str, Any]:
     colours = {arm["label"]: arm_colour(arm["arm"]) for arm in results["arms"]}
-    columns, *rows = arm_rows(results)
-    against_columns, *against = reference_rows(results)
+    elsewhere = other_cohort(results)
     return {
         "name": shown(results["name"]),
         "dark_colours": DARK_COLOURS,
         "facts": facts(results),
         "unfinished": unfinished_lines(results),
         "problems": results["problems"],
-        "columns": columns,
-        "rows": [
-            {"cells": cells, "colour": colours.get(cells[0]), "is_seed": not cells[0]}
-            for cells in rows
-        ],
-        "against_columns": against_columns,
-        "against": against,
-        "measures": present([measure_figure(results, name) for name in MEASURES]),
-        "differences": present([forest_figure(results, name) for name in DIFFERENCE_MEASURES]),
-        "difference_columns": DIFFERENCE_COLUMNS,
-        "difference_rows": difference_cells(results),
+        "here": _found(results, arm_rows(results), colours),
+        "elsewhere": None
+        if elsewhere is None
+        else {
+            "name": shown(elsewhere["cohort"]),
+            "facts": other_cohort_facts(elsewhere),
+            **_found(elsewhere, arm_rows(elsewhere, has_effort=False), colours),
+        },
         "curves": present([curve_figure(records.units, key, title) for key, title in CURVES]),
         "unit_columns": UNIT_COLUMNS,
         "units": [_unit_cells(unit, results, estimate) for unit in records.units],
@@ -107,6 +105,27 @@ def _context(
                 )
             ]
         ),
+    }
+
+
+def _found(
+    results: Results, rows: Sequence[Sequence[str]], colours: Mapping[str, str]
+) -> dict[str, Any]:
+    """Tables and figures of what was measured on one cohort's test patients."""
+    columns, *cells_of_arms = rows
+    against_columns, *against = reference_rows(results)
+    return {
+        "columns": columns,
+        "rows": [
+            {"cells": cells, "colour": colours.get(cells[0]), "is_seed": not cells[0]}
+            for cells in cells_of_arms
+        ],
+        "against_columns": against_columns,
+        "against": against,
+        "measures": present([measure_figure(results, name) for name in MEASURES]),
+        "differences": present([forest_figure(results, name) for name in DIFFERENCE_MEASURES]),
+        "difference_columns": DIFFERENCE_COLUMNS,
+        "difference_rows": difference_cells(results),
     }
 
 

@@ -358,3 +358,72 @@ def test_arms_without_a_shared_seed_or_measure_are_not_compared() -> None:
 
     assert difference_of("auroc", {17: each}, {18: each}) is None
     assert difference_of("reward", {17: each}, {17: each}) is None
+
+
+@pytest.fixture
+def asked_elsewhere(tmp_path: Path) -> SampleExperiment:
+    experiment = SampleExperiment(tmp_path, other_seed=5)
+    experiment.write_shared()
+    experiment.write_unit("stage1", 17)
+    for seed in (17, 18):
+        experiment.write_unit("stage1_grpo", seed)
+        experiment.write_unit("eag_rl", seed)
+    return experiment
+
+
+def test_another_cohort_is_measured_as_the_experiments_own(
+    asked_elsewhere: SampleExperiment,
+) -> None:
+    results = write_learn_results(asked_elsewhere.folder)
+
+    elsewhere = results["other_cohort"]
+    assert elsewhere["num_patients"] == len(asked_elsewhere.patients) // 2
+    assert (elsewhere["num_mapped"], elsewhere["num_missing"]) == (1, 2)
+    measures = by_arm(elsewhere)["eag_rl"]["measures"]
+    assert measures["auroc"]["value"] != by_arm(results)["eag_rl"]["measures"]["auroc"]["value"]
+    assert {name for name in measures if name.startswith("reward_att") and measures[name]} == set()
+    assert {row["minus"] for row in elsewhere["differences"]} == {
+        "stage1",
+        "stage1_grpo",
+        "concare",
+        "logistic_regression_shared",
+    }
+    assert {tuple(row["seeds"]) for row in elsewhere["differences"]} == {(17, 18)}
+    assert [row["name"] for row in elsewhere["references"]] == [
+        "concare",
+        "logistic_regression_shared",
+    ]
+
+
+def test_the_tables_have_the_other_cohort_behind_the_experiments_own(
+    asked_elsewhere: SampleExperiment,
+) -> None:
+    results = write_learn_results(asked_elsewhere.folder)
+
+    for text in (learn_markdown(results), "\n".join(learn_table(results))):
+        own, elsewhere = text.split("Another test cohort: synthetic")
+        assert "True risk" in own
+        assert "True risk" not in elsewhere
+        assert "EAG-RL" in elsewhere
+    assert "get 1 of 3 features through a map" in learn_markdown(results)
+
+
+def test_a_broken_table_of_the_other_cohort_is_named_and_its_unit_left_out_there(
+    asked_elsewhere: SampleExperiment,
+) -> None:
+    place = "arms/eag_rl/seed-18/evaluate/other_cohort_predictions.parquet"
+    (asked_elsewhere.folder / place).write_text("not a table")
+
+    results = write_learn_results(asked_elsewhere.folder)
+
+    assert any(place in problem for problem in results["problems"])
+    assert by_arm(results)["eag_rl"]["num_seeds"] == 2
+    assert by_arm(results["other_cohort"])["eag_rl"]["num_seeds"] == 1
+
+
+def test_without_another_cohort_nothing_is_said_of_one(sample: SampleExperiment) -> None:
+    results = write_learn_results(sample.folder)
+
+    assert results["other_cohort"] is None
+    del results["other_cohort"]  # as results of earlier releases
+    assert "Another test cohort" not in learn_markdown(results)

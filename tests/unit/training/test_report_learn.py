@@ -81,3 +81,24 @@ def test_a_mean_curve_ends_with_its_shortest_seed() -> None:
     curves = [[(1.0, 2.0), (2.0, 4.0), (3.0, 5.0)], [(1.0, 4.0), (2.0, 8.0)]]
 
     assert mean_curve(curves) == [(1.0, 3.0), (2.0, 6.0)]
+
+
+def test_the_page_has_another_cohort_in_a_section_of_its_own(tmp_path: Path) -> None:
+    experiment = SampleExperiment(tmp_path, seeds=(17,), other_seed=5)
+    experiment.write_shared()
+    experiment.write_unit("stage1_grpo", 17)
+    experiment.write_unit("eag_rl", 17)
+
+    page = page_of(tmp_path)
+
+    assert page.open == []
+    for words in (
+        "Another test cohort: synthetic",
+        "the same arms trained on synthetic",
+        "Logistic regression, shared features",
+    ):
+        assert words in page.text
+
+
+def test_the_page_has_no_section_without_another_cohort(whole: SampleExperiment) -> None:
+    assert "Another test cohort" not in page_of(whole.folder).text
