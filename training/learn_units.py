@@ -4,7 +4,7 @@ Everything is read as it lies there, while units are missing or running; what ca
 named instead of stopping the reader.
 """
 # pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
