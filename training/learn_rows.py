@@ -135,8 +135,8 @@ def _other_cohort_facts(records: ExperimentRecords) -> dict[str, Any]:
     described = as_object(records.other_cohort)
     schema = as_object(described.get("map"))
     return {
-        "cohort": str(as_object(described.get("cohort")).get("name")),
-        "trained_on": str(described.get("trained_on")),
+        "cohort": str(as_object(described.get("cohort")).get("name", "unknown")),
+        "trained_on": records.config.cohort.source,
         "num_mapped": len(schema.get("pairs") or ()),
         "num_missing": len(schema.get("missing") or ()),
     }
