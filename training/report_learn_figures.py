@@ -30,6 +30,8 @@ REFERENCE_COLOURS = {
     "concare": "#1a7f6c",
     "logistic_regression": "#6fa35c",
     "gradient_boosting": "#40702f",
+    "logistic_regression_shared": "#b0578d",
+    "gradient_boosting_shared": "#8c6d5a",
     "true_risk": "#b3372f",
     "expert_salience": "#1a7f6c",
     "constant_set": "#97a3b0",

@@ -7,9 +7,10 @@ import pytest
 
 from tests.experiment_folder_sample import SampleExperiment
 from tests.report_page import EVIL, Page
+from training.evaluation import RECORD_METHODS
 from training.learn_results import write_learn_results
 from training.report_learn import write_learn_page
-from training.report_learn_figures import mean_curve
+from training.report_learn_figures import REFERENCE_COLOURS, mean_curve
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,9 @@ def test_the_page_has_another_cohort_in_a_section_of_its_own(tmp_path: Path) -> 
 
 def test_the_page_has_no_section_without_another_cohort(whole: SampleExperiment) -> None:
     assert "Another test cohort" not in page_of(whole.folder).text
+
+
+def test_every_model_of_the_record_has_a_colour_of_its_own() -> None:
+    colours = [REFERENCE_COLOURS[method] for method in RECORD_METHODS]
+
+    assert len(set(colours)) == len(RECORD_METHODS)
