@@ -116,6 +116,30 @@ class TrainingBatch:
     """Groups of each optimizer update, every class spread over them."""
 
 
+def require_enough_patients(labels: Sequence[int], section: GrpoSection) -> None:
+    """Refuses training patients of whom no batch can be drawn.
+
+    Args:
+        labels: outcome of each training patient.
+        section: how many a step draws, and whether it balances them.
+
+    Raises:
+        DataError: if there are too few for one batch, or of one class with `grpo.balance`.
+    """
+    num = section.patients_per_step
+    if section.balance:
+        found, needed = [sum(labels), len(labels) - sum(labels)], [(num + 1) // 2] * 2
+    else:
+        found, needed = [len(labels)], [num]
+    if any(have < want for have, want in zip(found, needed, strict=True)):
+        raise DataError(
+            f"Stage-2 draws {num} patients a step ({needed} "
+            f"{'positives and negatives' if section.balance else 'of any class'}), the "
+            f"training patients give {found}; lower grpo.patients_per_step, or set "
+            "grpo.balance=false"
+        )
+
+
 class PatientStream:
     """The patients of every step, a function of the seed and the step alone."""
 
@@ -125,22 +149,13 @@ class PatientStream:
         Raises:
             DataError: if there are too few for one batch, or of one class with `grpo.balance`.
         """
+        require_enough_patients([p.context.label for p in patients], section)
         self._section = section
-        num = section.patients_per_step
-        if section.balance:
-            kinds = [[p for p in patients if p.context.label == label] for label in (1, 0)]
-            needed = [(num + 1) // 2, (num + 1) // 2]
-        else:
-            kinds, needed = [list(patients)], [num]
-        found = [len(kind) for kind in kinds]
-        if any(have < want for have, want in zip(found, needed, strict=True)):
-            raise DataError(
-                f"Stage-2 draws {num} patients a step ({needed} "
-                f"{'positives and negatives' if section.balance else 'of any class'}), the "
-                f"training patients give {found}; lower grpo.patients_per_step, or set "
-                "grpo.balance=false"
-            )
-        self._kinds = kinds
+        self._kinds = (
+            [[p for p in patients if p.context.label == label] for label in (1, 0)]
+            if section.balance
+            else [list(patients)]
+        )
 
     def draw(self, step: int, refill: int = 0) -> list[GrpoPatient]:
         """The patients of a step (from 1), or of its n-th refill."""

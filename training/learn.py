@@ -7,12 +7,13 @@ behind its last committed step.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from ehr.cohort import choose_patients
-from ehr.errors import RunFolderError
+from ehr.errors import DataError, RunFolderError
 from services.environment import prepare_process
 from training.arms import Unit, unit_config, units_of
 from training.config import RunConfig
@@ -133,7 +134,9 @@ class _Experiment:
             self._remove_units()
         session.stages = (*(stage.name for stage in shared), *OWN)
         first = [stage for stage in shared if not stage.needs]
-        pipeline.run(first, session, lambda: None)
+        pipeline.run([each for each in first if each.name == "cohort"], session, lambda: None)
+        self._require_enough_patients(waiting)
+        pipeline.run([each for each in first if each.name != "cohort"], session, lambda: None)
         session.deploy_generator()
         pipeline.run([stage for stage in shared if stage.needs], session, lambda: None)
         costs = self._costs()
@@ -143,6 +146,20 @@ class _Experiment:
             self._write_early()
             done = self._finished()
             reporter.say(left_line(seconds_left(costs, done), len(costs) - len(done)))
+
+    def _require_enough_patients(self, units: Sequence[Unit]) -> None:
+        """Before minutes go into an expert: a unit that can draw no batch is refused."""
+        # torch, which a look at a finished experiment does without
+        from training.grpo_batch import require_enough_patients
+
+        cohort = self._session.cohort
+        labels = [cohort.labels[patient] for patient in cohort.splits["train"]]
+        for unit in units:
+            if unit.arm.own_stage == "grpo":
+                try:
+                    require_enough_patients(labels, unit_config(self._session.config, unit).grpo)
+                except DataError as error:
+                    raise DataError(f"unit {unit.name}: {error}") from None
 
     def lines(self) -> list[str]:
         """The table of all finished units, and where the page is; both are written."""

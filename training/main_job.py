@@ -195,12 +195,13 @@ def fine_tune_directly(session: Session, on_progress: OnProgress) -> None:
 def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     """Trains the policy on its own rollouts, rewarded with the expert's attention."""
     from training.grpo import train_grpo
-    from training.grpo_batch import GrpoPatient
+    from training.grpo_batch import GrpoPatient, require_enough_patients
     from training.grpo_inputs import Canary, GrpoInputs
 
     config = session.config
-    session.start_generator()
     train = session.cohort.splits["train"]
+    require_enough_patients([session.cohort.labels[patient] for patient in train], config.grpo)
+    session.start_generator()
     salience = session.salience(train)
     if config.grpo.shuffle_salience:
         salience = shuffled(salience, config.grpo.seed)

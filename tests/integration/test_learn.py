@@ -85,3 +85,17 @@ def test_a_stopped_experiment_goes_on_where_it_was_and_keeps_its_units(tmp_path:
     assert code == 2
     assert "unit eag_rl/seed-17" in err.strip().splitlines()[-1]
     assert "grpo.learning_rate" in err.strip().splitlines()[-1]
+
+
+@pytest.mark.timeout(300)
+def test_patients_too_few_for_a_step_are_refused_before_an_expert_is_trained(
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "experiment"
+
+    code, _, err = learn(run_dir, "cohort.train_patients=10", "grpo.patients_per_step=16")
+
+    assert code == 2, err[-3000:]
+    assert "unit eag_rl/seed-17" in err
+    assert "lower grpo.patients_per_step" in err
+    assert not (run_dir / "expert").exists()
