@@ -60,7 +60,8 @@ class UnitRecords:
     faithfulness: pd.DataFrame | None = None
     """Its answers with a feature deleted, where they were asked for."""
     other_predictions: pd.DataFrame | None = None
-    """Its answers about `evaluate.other_cohort`, where there is one."""
+    """Its answers about `evaluate.other_cohort`, where there is one, and those of the models of the
+    record, which are every unit's."""
 
     @property
     def name(self) -> str:
@@ -93,9 +94,7 @@ class ExperimentRecords:
     train_rate: float | None = None
     """Share of positives among the training patients; None = the cohort is not there."""
     other_cohort: Mapping[str, Any] | None = None
-    """`other_cohort.json` of a unit; None where no unit was asked about another cohort."""
-    other_expert_predictions: pd.DataFrame | None = None
-    """Risks of the models that read the record, of the other cohort's test patients."""
+    """`other_cohort.json` of a unit; None where there is none, or it cannot be read."""
     problems: tuple[str, ...] = ()
     """One sentence for each file that exists and cannot be read."""
 
@@ -105,16 +104,23 @@ class ExperimentRecords:
         Nothing is known of their true risks, and no expert of theirs was trained: answers have no
         R_att. None where no unit was asked about another cohort.
         """
-        if self.other_cohort is None:
+        asked = [each for unit in self.units if (each := unit.other_predictions) is not None]
+        if not asked:
             return None
         units = [
-            replace(unit, predictions=unit.other_predictions, faithfulness=None)
+            replace(
+                unit,
+                predictions=None
+                if (each := unit.other_predictions) is None
+                else _of(each, is_record=False),
+                faithfulness=None,
+            )
             for unit in self.units
         ]
         return replace(
             self,
             units=units,
-            expert_predictions=self.other_expert_predictions,
+            expert_predictions=_of(asked[0], is_record=True),
             truth=None,
             train_rate=None,
         )
@@ -131,7 +137,6 @@ def collect(run_dir: Path) -> ExperimentRecords:
     expert = reader.table("expert/predictions.parquet", EXPERT_PREDICTION_COLUMNS)
     truth = _truth(run_dir, config, reader.problems)
     units = [_unit(reader, config, arm, seed) for arm, seed in _names(run_dir, config)]
-    other_cohort, other_expert = _other_cohort(reader, units)
     return ExperimentRecords(
         record=reader.json_object("config.json") or {},
         config=config,
@@ -139,8 +144,7 @@ def collect(run_dir: Path) -> ExperimentRecords:
         expert_predictions=None if expert is None else expert[expert["split"] == "test"],
         truth=truth,
         train_rate=_train_rate(reader),
-        other_cohort=other_cohort,
-        other_expert_predictions=other_expert,
+        other_cohort=_other_cohort(reader, units),
         problems=tuple(reader.problems),
     )
 
@@ -194,21 +198,21 @@ def _unit(reader: RunReader, config: RunConfig, arm: str, seed: int) -> UnitReco
         },
         predictions=predictions,
         faithfulness=faithfulness,
-        other_predictions=None if other is None else other[~other["method"].isin(RECORD_METHODS)],
+        other_predictions=other,
     )
 
 
-def _other_cohort(
-    reader: RunReader, units: Sequence[UnitRecords]
-) -> tuple[Mapping[str, Any] | None, pd.DataFrame | None]:
-    """What a unit wrote about the other cohort, and its models of the record: all units' alike."""
-    for unit in units:
-        if unit.other_predictions is not None:
-            table = reader.table(f"arms/{unit.name}/{_OTHER_PREDICTIONS}", PREDICTION_COLUMNS)
-            described = reader.json_object(f"arms/{unit.name}/evaluate/{OTHER_COHORT_FILE}") or {}
-            expert = None if table is None else table[table["method"].isin(RECORD_METHODS)]
-            return described, expert
-    return None, None
+def _other_cohort(reader: RunReader, units: Sequence[UnitRecords]) -> Mapping[str, Any] | None:
+    """What a unit wrote about the other cohort: all units' alike."""
+    asked = next((unit for unit in units if unit.other_predictions is not None), None)
+    if asked is None:
+        return None
+    return reader.json_object(f"arms/{asked.name}/evaluate/{OTHER_COHORT_FILE}")
+
+
+def _of(predictions: pd.DataFrame, *, is_record: bool) -> pd.DataFrame:
+    """Rows of the models that read the record, or those of the language model."""
+    return predictions[predictions["method"].isin(RECORD_METHODS) == is_record]
 
 
 def _truth(run_dir: Path, config: RunConfig, problems: list[str]) -> Truth | None:
