@@ -14,7 +14,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,21 +26,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.reader_lessons import Lesson, LessonMaker, Naming, Part, prompt_texts
+from benchmarks.reader_patients import generated_alike, other_patients
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort
-from ehr.config import CohortSection
-from ehr.errors import ConfigurationError
-from ehr.few_patients import with_fewer_patients
-from ehr.loaders import build_cohort
 from ehr.prompts import PromptContext
-from ehr.synthetic import generate
 from services.environment import prepare_process
 from services.models import load_tokenizer
 from training.config import RunConfig
 from training.config_loading import load_config
-
-OTHER_PATIENTS = 1_000_000
-"""Added to `cohort.seed`: the generated patients are others."""
 
 _USER, _END, _ASSISTANT = "<|user|>", "<|end|>", "<|assistant|>"
 _FRAME = ChatFrame(prefix=f"{_USER}\n", suffix=f"{_END}\n{_ASSISTANT}\n")
@@ -67,6 +60,8 @@ class ReaderSize:
     """Whom it reads about, of a generated cohort; of a real one it is everybody else."""
     epochs: int = 1
     """How often it reads about each, with other names and another probability every time."""
+    generated: int = 0
+    """Of a real cohort: how many stays of its layout to generate and read about first, once."""
     batch: int = 32
     learning_rate: float = 2e-3
     seed: int = 0
@@ -85,37 +80,19 @@ def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
         ConfigurationError: if a real cohort leaves nobody out.
         DataError: if the cohort cannot be read.
     """
-    cohort = _other_patients(config.cohort, size.patients)
+    cohort = other_patients(config.cohort, size.patients)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(cohort, config, folder, size.vocabulary)
+    lessons: list[Lesson] = []
+    if size.generated:
+        alike = generated_alike(cohort, config.cohort, size.generated)
+        lessons += lesson_maker(alike, config, folder, size.naming).lessons(size.seed)
     maker = lesson_maker(cohort, config, folder, size.naming)
-    lessons = [
-        lesson for epoch in range(size.epochs) for lesson in maker.lessons(size.seed + epoch)
-    ]
+    for epoch in range(size.epochs):
+        lessons += maker.lessons(size.seed + epoch)
     model = _new_model(folder, size, config.model.max_model_len)
     _train(model, lessons, size)
     model.save_pretrained(folder)
-
-
-def _other_patients(section: CohortSection, num_generated: int) -> Cohort:
-    """Patients with their outcomes, none of whom the experiment knows."""
-    if section.source == "synthetic":
-        other = {"num_patients": num_generated, "seed": section.seed + OTHER_PATIENTS}
-        return generate(section.model_copy(update={**other, "train_patients": None}))
-    if section.train_patients is None:
-        raise ConfigurationError(
-            "a reader of real records is trained on the patients that the experiment leaves out: "
-            "expected cohort.train_patients, got null. Set it to the number of training patients "
-            "that the experiment itself may use"
-        )
-    everybody = build_cohort(section.model_copy(update={"train_patients": None}))
-    known = with_fewer_patients(everybody, section.train_patients, section.train_patients_seed)
-    others = {
-        patient: case for patient, case in everybody.cases.items() if patient not in known.cases
-    }
-    return replace(
-        everybody, cases=others, labels={patient: everybody.labels[patient] for patient in others}
-    )
 
 
 def _write_tokenizer(cohort: Cohort, config: RunConfig, folder: Path, vocabulary: int) -> None:
@@ -183,13 +160,13 @@ def _train(model: LlamaForCausalLM, lessons: Sequence[Lesson], size: ReaderSize)
         for group in optimizer.param_groups:
             group["lr"] = size.learning_rate * rate
         tokens, parts = _batch(lessons[(step - 1) * size.batch : step * size.batch])
-        logits = model(input_ids=tokens[:, :-1]).logits
-        found = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        counts = parts[:, 1:] != Part.NOTHING
+        states = model.model(input_ids=tokens[:, :-1]).last_hidden_state[counts]
+        parts = parts[:, 1:][counts]
+        found = cross_entropy(model.lm_head(states), tokens[:, 1:][counts], reduction="none")
         # Each part counts alike, however many tokens it has: the outcome is in one or two of some
         # two hundred.
-        losses = {
-            part: found[parts[:, 1:] == part].mean() for part in taught if (parts == part).any()
-        }
+        losses = {part: found[parts == part].mean() for part in taught if (parts == part).any()}
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -231,6 +208,12 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=usual.epochs, help="how often it reads about each patient"
     )
+    parser.add_argument(
+        "--generated",
+        type=int,
+        default=usual.generated,
+        help="of a real cohort: stays of its layout to generate and to read about first",
+    )
     parser.add_argument("--seed", type=int, default=usual.seed)
     parser.add_argument(
         "--naming",
@@ -241,7 +224,11 @@ def main() -> None:
     )
     given = parser.parse_args()
     size = ReaderSize(
-        patients=given.patients, epochs=given.epochs, seed=given.seed, naming=given.naming
+        patients=given.patients,
+        epochs=given.epochs,
+        generated=given.generated,
+        seed=given.seed,
+        naming=given.naming,
     )
     write_reader(load_config([given.config], given.overrides), given.folder, size)
 

@@ -1,19 +1,15 @@
 """The small model that reads records: what it is taught, and that a run can use it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.reader import (
-    _ASSISTANT,
-    OTHER_PATIENTS,
-    ReaderSize,
-    _other_patients,
-    lesson_maker,
-    write_reader,
-)
+from benchmarks.reader import _ASSISTANT, ReaderSize, lesson_maker, write_reader
 from benchmarks.reader_lessons import Naming, Part
+from benchmarks.reader_patients import OTHER_PATIENTS, generated_alike, other_patients
 from ehr.config import CohortSection
 from ehr.errors import ConfigurationError
 from ehr.grounding import GroundingChecker
@@ -113,7 +109,7 @@ def test_of_a_real_cohort_it_reads_about_those_whom_the_experiment_leaves_out(st
     known = build_cohort(stays.cohort)
     everybody = build_cohort(stays.cohort.model_copy(update={"train_patients": None}))
 
-    others = _other_patients(stays.cohort, num_generated=0)
+    others = other_patients(stays.cohort, num_generated=0)
 
     labelled = {*everybody.splits["train"], *everybody.splits["val"]}
     assert set(others.cases) == labelled - set(known.cases)
@@ -124,7 +120,7 @@ def test_of_a_real_cohort_it_reads_about_those_whom_the_experiment_leaves_out(st
 
 def test_of_a_short_record_it_also_names_what_is_missing(stays, reader):
     tokenizer = load_tokenizer(reader)
-    others = _other_patients(stays.cohort, num_generated=0)
+    others = other_patients(stays.cohort, num_generated=0)
     for lesson in lesson_maker(others, stays, reader).lessons(1):
         names = text_of(tokenizer, lesson, Part.NAMES).strip().split(", ")
         assert len(set(names)) == 5
@@ -139,6 +135,40 @@ def test_a_further_epoch_has_other_names_of_the_same_patients(reader, taught):
         before = [text_of(tokenizer, lesson, part) for lesson in lessons]
         after = [text_of(tokenizer, lesson, part) for lesson in again]
         assert (before == after) is same
+
+
+def test_generated_stays_have_the_layout_of_the_real_ones_and_no_values_of_their_own(stays, reader):
+    others = other_patients(stays.cohort, num_generated=0)
+    alike = generated_alike(others, stays.cohort, 60)
+
+    assert alike.features == others.features
+    assert {case.visit_labels[0] for case in alike.cases.values()} == {"12 h"}
+    assert max(case.num_visits for case in alike.cases.values()) == 4
+    generated = generate(
+        CohortSection(num_patients=60, num_visits=4, seed=stays.cohort.seed + OTHER_PATIENTS)
+    )
+    own = [feature.name for feature in generated.features]
+    for patient, case in alike.cases.items():
+        for feature, values in zip(alike.features, case.values.T, strict=True):
+            if feature.name in own:
+                expected = generated.cases[patient].values[:, own.index(feature.name)]
+                np.testing.assert_array_equal(values, expected)
+            else:
+                assert np.isnan(values).all()
+    tokenizer = load_tokenizer(reader)
+    lesson = lesson_maker(alike, stays, reader).lessons(1)[0]
+    assert "h since admission\n" in tokenizer.decode(lesson.token_ids)
+
+
+def test_a_reader_of_real_stays_can_read_about_generated_ones_first(stays, tmp_path):
+    small = dataclasses.replace(SIZE, generated=64)
+    write_reader(stays, tmp_path / "first", small)
+    write_reader(stays, tmp_path / "without", SIZE)
+    first, without = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).state_dict()
+        for name in ("first", "without")
+    )
+    assert not all(torch.equal(first[name], without[name]) for name in first)
 
 
 def test_a_real_cohort_of_which_nobody_is_left_out_is_refused(stays, tmp_path):

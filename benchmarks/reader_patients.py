@@ -1,0 +1,86 @@
+"""Whom the small model of `benchmarks.reader` reads about: never a patient of the experiment."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ehr.cohort import Cohort, PatientCase
+from ehr.config import CohortSection
+from ehr.errors import ConfigurationError
+from ehr.few_patients import with_fewer_patients
+from ehr.loaders import build_cohort
+from ehr.synthetic import generate
+
+OTHER_PATIENTS = 1_000_000
+"""Added to `cohort.seed`: the generated patients are others."""
+
+
+def other_patients(section: CohortSection, num_generated: int) -> Cohort:
+    """Patients of the experiment's kind with their outcomes, none of whom it knows.
+
+    Args:
+        section: of the experiment.
+        num_generated: how many, of a synthetic cohort; a real one has those who are left out.
+
+    Raises:
+        ConfigurationError: if a real cohort leaves nobody out.
+        DataError: if the cohort cannot be read.
+    """
+    if section.source == "synthetic":
+        other = {"num_patients": num_generated, "seed": section.seed + OTHER_PATIENTS}
+        return generate(section.model_copy(update={**other, "train_patients": None}))
+    if section.train_patients is None:
+        raise ConfigurationError(
+            "a reader of real records is trained on the patients that the experiment leaves out: "
+            "expected cohort.train_patients, got null. Set it to the number of training patients "
+            "that the experiment itself may use"
+        )
+    everybody = build_cohort(section.model_copy(update={"train_patients": None}))
+    known = with_fewer_patients(everybody, section.train_patients, section.train_patients_seed)
+    others = {
+        patient: case for patient, case in everybody.cases.items() if patient not in known.cases
+    }
+    return replace(
+        everybody, cases=others, labels={patient: everybody.labels[patient] for patient in others}
+    )
+
+
+def generated_alike(cohort: Cohort, section: CohortSection, num_patients: int) -> Cohort:
+    """Generated stays in the layout of a real cohort: its visits and those features both have.
+
+    Args:
+        cohort: the real one.
+        section: whose task and seed are taken.
+        num_patients: to generate.
+    """
+    longest = max(cohort.cases.values(), key=lambda case: case.num_visits)
+    generated = generate(
+        CohortSection(
+            task=section.task,
+            seed=section.seed + OTHER_PATIENTS,
+            num_patients=num_patients,
+            num_visits=longest.num_visits,
+        )
+    )
+    column = {feature.name: i for i, feature in enumerate(generated.features)}
+    shared = [column.get(feature.name) for feature in cohort.features]
+
+    def alike(case: PatientCase) -> PatientCase:
+        values = np.full((case.num_visits, len(shared)), np.nan)
+        for i, found in enumerate(shared):
+            if found is not None:
+                values[:, i] = case.values[:, found]
+        return replace(
+            case,
+            visit_labels=longest.visit_labels[: case.num_visits],
+            visit_days=longest.visit_days[: case.num_visits],
+            values=values,
+        )
+
+    return replace(
+        generated,
+        features=cohort.features,
+        cases={patient: alike(case) for patient, case in generated.cases.items()},
+        has_dates=cohort.has_dates,
+        truth=None,
+    )
