@@ -25,8 +25,8 @@ class Salience:
     features: frozenset[str]
     """C_exp: canonical names of the features that the expert attended to most."""
     stability: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Weight of each of `features` in (0, 1], from `ehr.salience.stability_weights`; empty where
-    the members behind C_exp are not known."""
+    """Weight of each of `features` in [0, 1], from `ehr.salience.stability_weights` or
+    `weighed_by_rarity`; empty where the members behind C_exp are not known."""
     risk: float | None = None
     """The expert's risk of the patient; None where only its features were asked for. Of a training
     patient it comes from members that did not see the patient."""

@@ -1,6 +1,9 @@
 """Salient features: every member's scores as a table, and C_exp read from it."""
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -115,6 +118,26 @@ def stored_salience(
     return {
         patient: Salience(features=frozenset(names), stability=stability[patient])
         for patient, names in asked.items()
+    }
+
+
+def weighed_by_rarity(salience: Mapping[str, Salience]) -> dict[str, Salience]:
+    """The same C_exp, each feature weighed by how rarely it is salient among these patients.
+
+    A feature's weight is 1 minus the share of the patients whose C_exp has it, so what holds for
+    nearly everybody counts for little and what singles a patient out for much.
+
+    Args:
+        salience: of the patients who are learned from.
+
+    Returns:
+        For every patient its C_exp, with weights in [0, 1) in place of the stability.
+    """
+    counts = Counter(itertools.chain.from_iterable(each.features for each in salience.values()))
+    weights = {name: 1 - count / len(salience) for name, count in counts.items()}
+    return {
+        patient: replace(each, stability={name: weights[name] for name in sorted(each.features)})
+        for patient, each in salience.items()
     }
 
 

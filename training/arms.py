@@ -91,6 +91,11 @@ ARMS: Mapping[str, Arm] = {
             {"shuffle_salience": True},
         ),
         _stage2(
+            "rare_features",
+            "EAG-RL rewarded by how rarely a salient feature is salient",
+            {"rare_features": True},
+        ),
+        _stage2(
             "without_attention_reward",
             "EAG-RL on the classification reward alone",
             _CLASSIFICATION_ONLY,

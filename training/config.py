@@ -95,6 +95,7 @@ class GrpoSection(Section):
         "without_attention_reward",
         "without_adaptive_clip",
         "shuffled_salience",
+        "rare_features",
     ] = "eag_rl"
     """Name of this row in the result tables."""
     steps: int = Field(default=2, ge=1)
@@ -126,6 +127,10 @@ class GrpoSection(Section):
     also, each name of the block counts what it adds to R_att itself."""
     shuffle_salience: bool = False
     """Give each patient another patient's C_exp (a control)."""
+    rare_features: bool = False
+    """Count a feature of C_exp by how rarely it is salient, 1 minus its share of the training
+    patients, so that names which fit everybody teach little (not in the paper). Stage-2 only;
+    evaluation shows the Jaccard of Eq. 6."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """epsilon of Eq. 16."""
     clip_high_min: float = Field(default=0.2, gt=0)
@@ -251,6 +256,7 @@ class LearnSection(Section):
             "stage1_dapo",
             "eag_rl",
             "shuffled_salience",
+            "rare_features",
             "without_attention_reward",
             "without_adaptive_clip",
             "without_stage1",
@@ -342,6 +348,15 @@ class RunConfig(Section):
             raise ValueError(
                 "prompt.kind is 'short_answer', which has no steps to search over; set "
                 "search.method=samples, or sft.enabled=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_weighting(self) -> "RunConfig":
+        if self.grpo.rare_features and self.reward.attention_weighting != "none":
+            raise ValueError(
+                "grpo.rare_features weighs the features of C_exp, and so does "
+                f"reward.attention_weighting={self.reward.attention_weighting}; set one of them"
             )
         return self
 

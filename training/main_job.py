@@ -13,9 +13,11 @@ import pandas as pd
 from actors.pool import run_search
 from actors.search_actor import SearchSetup
 from ehr.cohort import choose_patients, save_cohort, summary
+from ehr.config import RewardSection
 from ehr.loaders import build_cohort
 from ehr.prompts import PromptContext
 from ehr.rewards import RewardContext, Salience
+from ehr.salience import weighed_by_rarity
 from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
 from services.precision import parameter_type
@@ -202,9 +204,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     train = session.cohort.splits["train"]
     require_enough_patients([session.cohort.labels[patient] for patient in train], config.grpo)
     session.start_generator()
-    salience = session.salience(train)
-    if config.grpo.shuffle_salience:
-        salience = shuffled(salience, config.grpo.seed)
+    salience, reward = rewarded(session.salience(train), config)
     in_stage1: set[str] = set()
     if config.sft.enabled:
         table = pd.read_parquet(session.path("search") / "trajectories.parquet")
@@ -235,7 +235,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
         feature_names=PromptContext.of(session.cohort, config.prompt).listed_names,
         learner=config.learner,
         grpo=config.grpo,
-        reward=config.reward,
+        reward=reward,
         stage1_adapter=session.path("sft") / "adapter" if config.sft.enabled else None,
         canary=Canary(
             prompt_token_ids=patients[0].prompt_token_ids,
@@ -249,6 +249,23 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
         make_tokenizer=session.make_tokenizer(),
     )
     train_grpo(inputs, on_progress)
+
+
+def rewarded(
+    salience: dict[str, Salience], config: RunConfig
+) -> tuple[dict[str, Salience], RewardSection]:
+    """The salience that Stage 2 rewards, and how, where `grpo` changes either.
+
+    Args:
+        salience: of the training patients.
+        config: of the run.
+    """
+    if config.grpo.shuffle_salience:
+        salience = shuffled(salience, config.grpo.seed)
+    if not config.grpo.rare_features:
+        return salience, config.reward
+    weighted = config.reward.model_copy(update={"attention_weighting": "stability"})
+    return weighed_by_rarity(salience), weighted
 
 
 def shuffled(salience: dict[str, Salience], seed: int) -> dict[str, Salience]:

@@ -17,6 +17,7 @@ TRAINED = (
     "without_attention_reward",
     "without_adaptive_clip",
     "shuffled_salience",
+    "rare_features",
     "without_stage1",
     "stage1",
 )

@@ -20,6 +20,7 @@ LANGUAGE_MODEL_METHODS: dict[str, str] = {
     "without_attention_reward": "w/o R_att",
     "without_adaptive_clip": "w/o adaptive clip",
     "shuffled_salience": "Shuffled salience",
+    "rare_features": "Rare features count",
     "eag_rl": "EAG-RL",
 }
 """Rows that a language model answers, in the order of the table, with the label of each."""

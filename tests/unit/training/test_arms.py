@@ -12,6 +12,7 @@ PRESETS = {
     "stage1_grpo": "grpo",
     "stage1_dapo": "dapo",
     "shuffled_salience": "shuffled_salience",
+    "rare_features": "rare_features",
     "without_attention_reward": "without_attention_reward",
     "without_adaptive_clip": "without_adaptive_clip",
     "without_stage1": "without_stage1",
