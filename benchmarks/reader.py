@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.reader_lessons import Lesson, LessonMaker, Naming, Part, prompt_texts
-from benchmarks.reader_patients import generated_alike, other_patients
+from benchmarks.reader_patients import generated_alike, other_patients, resampled
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort
 from ehr.prompts import PromptContext
@@ -62,6 +62,8 @@ class ReaderSize:
     """How often it reads about each, with other names and another probability every time."""
     generated: int = 0
     """Of a real cohort: how many stays of its layout to generate and read about first, once."""
+    resampled: int = 0
+    """How many patients put together from the others' values to read about before these, once."""
     batch: int = 32
     learning_rate: float = 2e-3
     seed: int = 0
@@ -87,6 +89,9 @@ def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
     if size.generated:
         alike = generated_alike(cohort, config.cohort, size.generated)
         lessons += lesson_maker(alike, config, folder, size.naming).lessons(size.seed)
+    if size.resampled:
+        made = resampled(cohort, size.resampled, size.seed)
+        lessons += lesson_maker(made, config, folder, size.naming).lessons(size.seed)
     maker = lesson_maker(cohort, config, folder, size.naming)
     for epoch in range(size.epochs):
         lessons += maker.lessons(size.seed + epoch)
@@ -214,6 +219,12 @@ def main() -> None:
         default=usual.generated,
         help="of a real cohort: stays of its layout to generate and to read about first",
     )
+    parser.add_argument(
+        "--resampled",
+        type=int,
+        default=usual.resampled,
+        help="patients to put together from the others' values, and to read about before these",
+    )
     parser.add_argument("--seed", type=int, default=usual.seed)
     parser.add_argument(
         "--naming",
@@ -227,6 +238,7 @@ def main() -> None:
         patients=given.patients,
         epochs=given.epochs,
         generated=given.generated,
+        resampled=given.resampled,
         seed=given.seed,
         naming=given.naming,
     )

@@ -84,3 +84,34 @@ def generated_alike(cohort: Cohort, section: CohortSection, num_patients: int) -
         has_dates=cohort.has_dates,
         truth=None,
     )
+
+
+def resampled(cohort: Cohort, num_patients: int, seed: int) -> Cohort:
+    """Patients put together from a cohort's: each feature's values are those of some other patient.
+
+    One patient gives the outcome, the visits, the age and the sex; every feature, on its own, comes
+    from a patient with the same outcome, its last values at the last visits. So few patients make
+    many records whose values say about the outcome what they did before, one by one.
+
+    Args:
+        cohort: those to put together from; each outcome is somebody's.
+        num_patients: to make.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    ids = list(cohort.cases)
+    of_outcome = {label: [p for p in ids if cohort.labels[p] == label] for label in (0, 1)}
+    cases: dict[str, PatientCase] = {}
+    labels: dict[str, int] = {}
+    for number in range(1, num_patients + 1):
+        patient = ids[rng.integers(len(ids))]
+        alike = of_outcome[cohort.labels[patient]]
+        case = cohort.cases[patient]
+        values = np.full_like(case.values, np.nan)
+        for column, drawn in enumerate(rng.integers(len(alike), size=values.shape[1])):
+            given = cohort.cases[alike[drawn]].values[-case.num_visits :, column]
+            values[case.num_visits - len(given) :, column] = given
+        name = f"R{number}"
+        cases[name] = replace(case, patient_id=name, values=values)
+        labels[name] = cohort.labels[patient]
+    return replace(cohort, cases=cases, labels=labels, splits={}, truth=None)

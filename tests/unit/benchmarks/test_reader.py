@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.reader import _ASSISTANT, ReaderSize, lesson_maker, write_reader
 from benchmarks.reader_lessons import Naming, Part
-from benchmarks.reader_patients import OTHER_PATIENTS, generated_alike, other_patients
+from benchmarks.reader_patients import OTHER_PATIENTS, generated_alike, other_patients, resampled
 from ehr.config import CohortSection
 from ehr.errors import ConfigurationError
 from ehr.grounding import GroundingChecker
@@ -160,9 +160,45 @@ def test_generated_stays_have_the_layout_of_the_real_ones_and_no_values_of_their
     assert "h since admission\n" in tokenizer.decode(lesson.token_ids)
 
 
-def test_a_reader_of_real_stays_can_read_about_generated_ones_first(stays, tmp_path):
-    small = dataclasses.replace(SIZE, generated=64)
-    write_reader(stays, tmp_path / "first", small)
+def test_a_resampled_patient_has_each_feature_of_a_patient_with_its_outcome():
+    cohort = generate(CohortSection(num_patients=40, num_visits=3))
+
+    made = resampled(cohort, 60, seed=1)
+
+    assert len(made.cases) == len(made.labels) == 60
+    assert len({case.values.tobytes() for case in made.cases.values()}) > 50
+    for patient, case in made.cases.items():
+        alike = [p for p in cohort.cases if cohort.labels[p] == made.labels[patient]]
+        assert len(case.visit_labels) == case.num_visits == len(case.values)
+        for column, values in enumerate(case.values.T):
+            assert any(
+                np.array_equal(
+                    values, ends_like(cohort.cases[p].values[:, column], len(values)), True
+                )
+                for p in alike
+            )
+
+
+def ends_like(values, length):
+    """The last `length` values, missing where there are fewer."""
+    return np.concatenate([np.full(length, np.nan), values])[-length:]
+
+
+def test_the_same_seed_resamples_the_same_patients_and_another_others():
+    cohort = generate(CohortSection(num_patients=40))
+    first, again, other = (resampled(cohort, 20, seed=seed) for seed in (1, 1, 2))
+    assert first.labels == again.labels
+    for patient, case in first.cases.items():
+        np.testing.assert_array_equal(case.values, again.cases[patient].values)
+    assert any(
+        case.values.tobytes() != other.cases[patient].values.tobytes()
+        for patient, case in first.cases.items()
+    )
+
+
+@pytest.mark.parametrize("kind", ["generated", "resampled"])
+def test_a_reader_of_real_stays_can_read_about_made_ones_first(stays, kind, tmp_path):
+    write_reader(stays, tmp_path / "first", dataclasses.replace(SIZE, **{kind: 64}))
     write_reader(stays, tmp_path / "without", SIZE)
     first, without = (
         AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).state_dict()
