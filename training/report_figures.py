@@ -44,7 +44,7 @@ METHOD_COLOURS: dict[str, str] = {
     "without_attention_reward": "#d08c60",
     "without_adaptive_clip": "#5f8fa3",
     "shuffled_salience": "#a34d4d",
-    "rare_features": "#3f6fb5",
+    "rare_features": "#e0567a",
     "eag_rl": ACCENT,
     "concare": GREEN,
     "logistic_regression": "#6fa35c",
