@@ -10,6 +10,7 @@ from ehr.errors import ConfigurationError
 from ehr.few_patients import with_fewer_patients
 from ehr.loaders import build_cohort
 from ehr.synthetic import generate
+from ehr.trajectory import NUM_IMPORTANT_FEATURES
 
 OTHER_PATIENTS = 1_000_000
 """Added to `cohort.seed`: the generated patients are others."""
@@ -52,6 +53,9 @@ def generated_alike(cohort: Cohort, section: CohortSection, num_patients: int) -
         cohort: the real one.
         section: whose task and seed are taken.
         num_patients: to generate.
+
+    Raises:
+        ConfigurationError: if the generator has fewer of the cohort's features than a lesson names.
     """
     longest = max(cohort.cases.values(), key=lambda case: case.num_visits)
     generated = generate(
@@ -64,6 +68,13 @@ def generated_alike(cohort: Cohort, section: CohortSection, num_patients: int) -
     )
     column = {feature.name: i for i, feature in enumerate(generated.features)}
     shared = [column.get(feature.name) for feature in cohort.features]
+    num_shared = sum(found is not None for found in shared)
+    if num_shared < NUM_IMPORTANT_FEATURES:
+        raise ConfigurationError(
+            f"the generator has {num_shared} of the {len(shared)} features of cohort "
+            f"{cohort.name!r}: its stays would be empty records; use --resampled instead of "
+            "--generated"
+        )
 
     def alike(case: PatientCase) -> PatientCase:
         values = np.full((case.num_visits, len(shared)), np.nan)

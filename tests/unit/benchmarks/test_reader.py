@@ -160,6 +160,15 @@ def test_generated_stays_have_the_layout_of_the_real_ones_and_no_values_of_their
     assert "h since admission\n" in tokenizer.decode(lesson.token_ids)
 
 
+def test_generated_stays_of_a_cohort_with_other_features_are_refused(stays):
+    others = other_patients(stays.cohort, num_generated=0)
+    strange = tuple(
+        dataclasses.replace(feature, name=f"strange {feature.name}") for feature in others.features
+    )
+    with pytest.raises(ConfigurationError, match="use --resampled instead"):
+        generated_alike(dataclasses.replace(others, features=strange), stays.cohort, 30)
+
+
 def test_a_resampled_patient_has_each_feature_of_a_patient_with_its_outcome():
     cohort = generate(CohortSection(num_patients=40, num_visits=3))
 
