@@ -8,6 +8,7 @@ layout, how values go together, and to predict somewhat. The features that it na
 random among those recorded, so nothing of the expert's or the true salience is in it: what Stage 1
 and Stage 2 teach about them can be measured. With `--naming abnormal` unusual values are drawn
 sooner: a model that has read about medicine looks at them first, and has something to build on.
+Where real patients are few it reads about made ones first: `--generated` or `--resampled`.
 """
 
 import argparse
@@ -85,16 +86,16 @@ def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
     cohort = other_patients(config.cohort, size.patients)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(cohort, config, folder, size.vocabulary)
-    lessons: list[Lesson] = []
-    if size.generated:
-        alike = generated_alike(cohort, config.cohort, size.generated)
-        lessons += lesson_maker(alike, config, folder, size.naming).lessons(size.seed)
+    read_about = [(cohort, size.epochs)]
     if size.resampled:
-        made = resampled(cohort, size.resampled, size.seed)
-        lessons += lesson_maker(made, config, folder, size.naming).lessons(size.seed)
-    maker = lesson_maker(cohort, config, folder, size.naming)
-    for epoch in range(size.epochs):
-        lessons += maker.lessons(size.seed + epoch)
+        read_about.insert(0, (resampled(cohort, size.resampled, size.seed), 1))
+    if size.generated:
+        read_about.insert(0, (generated_alike(cohort, config.cohort, size.generated), 1))
+    lessons: list[Lesson] = []
+    for patients, epochs in read_about:
+        maker = lesson_maker(patients, config, folder, size.naming)
+        for epoch in range(epochs):
+            lessons += maker.lessons(size.seed + epoch)
     model = _new_model(folder, size, config.model.max_model_len)
     _train(model, lessons, size)
     model.save_pretrained(folder)
