@@ -56,13 +56,29 @@ def main() -> None:
     try:
         config = load_config(files, overrides)
         cohort = build_cohort(config.cohort)
+        require_sizes(cohort, sizes)
         for size in sizes:
             rows += points(cohort, config.expert, size, seeds)
+            write_result(arguments.json, rows, {})
             print(table([row for row in rows if row["size"] == size]), flush=True)
-    except (ConfigurationError, DataError, ValueError) as error:
+    except (ConfigurationError, DataError) as error:
         parser.error(str(error))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    write_result(arguments.json, rows, {})
+
+
+def require_sizes(cohort: Cohort, sizes: Sequence[str]) -> None:
+    """Refuses sizes that the cohort cannot give, before hours go into those ahead of them.
+
+    Raises:
+        ConfigurationError: if a size is neither a number nor `ALL`.
+        DataError: if the training split has fewer patients.
+    """
+    for size in sizes:
+        if size != ALL:
+            if not size.isdecimal():
+                raise ConfigurationError(
+                    f"--sizes: expected numbers of training patients or {ALL!r}, got {size!r}"
+                )
+            with_fewer_patients(cohort, int(size), seed=0)  # the seed changes no count
 
 
 def points(

@@ -30,6 +30,7 @@ from benchmarks.reader_lessons import Lesson, LessonMaker, Naming, Part, prompt_
 from benchmarks.reader_patients import generated_alike, other_patients, resampled
 from ehr.chat import ChatFrame
 from ehr.cohort import Cohort
+from ehr.errors import ConfigurationError, EagRlError
 from ehr.prompts import PromptContext
 from services.environment import prepare_process
 from services.models import load_tokenizer
@@ -80,25 +81,42 @@ def write_reader(config: RunConfig, folder: Path, size: ReaderSize) -> None:
         size: of the model and its training.
 
     Raises:
-        ConfigurationError: if a real cohort leaves nobody out.
+        ConfigurationError: if a real cohort leaves nobody out, or there are fewer lessons than a
+            batch.
         DataError: if the cohort cannot be read.
     """
     cohort = other_patients(config.cohort, size.patients)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer(cohort, config, folder, size.vocabulary)
     read_about = [(cohort, size.epochs)]
     if size.resampled:
         read_about.insert(0, (resampled(cohort, size.resampled, size.seed), 1))
     if size.generated:
         read_about.insert(0, (generated_alike(cohort, config.cohort, size.generated), 1))
+    _require_a_batch(sum(len(patients.cases) * epochs for patients, epochs in read_about), size)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tokenizer(cohort, config, folder, size.vocabulary)
     lessons: list[Lesson] = []
     for patients, epochs in read_about:
+        print(
+            f"making lessons about {len(patients.cases):,} patients; a thousand take some seconds",
+            flush=True,
+        )
         maker = lesson_maker(patients, config, folder, size.naming)
         for epoch in range(epochs):
             lessons += maker.lessons(size.seed + epoch)
     model = _new_model(folder, size, config.model.max_model_len)
     _train(model, lessons, size)
     model.save_pretrained(folder)
+
+
+def _require_a_batch(num_lessons: int, size: ReaderSize) -> None:
+    """Refuses lessons of which no step can be made: the model would keep its random weights."""
+    if num_lessons < size.batch:
+        raise ConfigurationError(
+            f"the reader is trained on batches of {size.batch} lessons: expected at least "
+            f"{size.batch} lessons, got {num_lessons}. Raise --epochs or --resampled; of a "
+            "generated cohort raise --patients, of a real one lower cohort.train_patients, which "
+            "leaves more patients to read about"
+        )
 
 
 def _write_tokenizer(cohort: Cohort, config: RunConfig, folder: Path, vocabulary: int) -> None:
@@ -243,7 +261,10 @@ def main() -> None:
         seed=given.seed,
         naming=given.naming,
     )
-    write_reader(load_config([given.config], given.overrides), given.folder, size)
+    try:
+        write_reader(load_config([given.config], given.overrides), given.folder, size)
+    except EagRlError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

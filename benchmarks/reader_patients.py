@@ -41,6 +41,13 @@ def other_patients(section: CohortSection, num_generated: int) -> Cohort:
     others = {
         patient: case for patient, case in everybody.cases.items() if patient not in known.cases
     }
+    if not others:
+        raise ConfigurationError(
+            "a reader of real records is trained on the patients that the experiment leaves out: "
+            f"expected fewer than the {len(everybody.splits['train'])} training patients of cohort "
+            f"{everybody.name!r} as cohort.train_patients, got all {section.train_patients} of "
+            "them. Lower it"
+        )
     return replace(
         everybody, cases=others, labels={patient: everybody.labels[patient] for patient in others}
     )

@@ -36,6 +36,7 @@ EFFECT = {
     "stage1_dapo": 1.1,
     "eag_rl": 1.6,
     "without_adaptive_clip": 1.4,
+    "without_stage1": 1.3,
 }
 """Made up: how much of the patient each arm's answers show."""
 

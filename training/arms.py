@@ -4,11 +4,13 @@ An arm is a row of the paper's Table 1 or of its ablations. All of an experiment
 the same Stage 1; one that trains has a run folder of its own for every seed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ehr.errors import ConfigurationError
 from training.config import RunConfig
+from training.config_loading import validated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +122,24 @@ class Unit:
         return f"{self.arm.name}/seed-{self.seed}"
 
 
-def units_of(config: RunConfig) -> list[Unit]:
+def units_of(config: RunConfig, made: Collection[Unit] = ()) -> list[Unit]:
     """The units of `learn`, seed by seed, so that a stopped experiment has whole pairs.
 
-    An arm without training of its own is one unit, at the first seed.
+    An arm without training of its own is one unit: that which is there already, or else one at the
+    first seed.
+
+    Args:
+        config: the experiment.
+        made: units that its folder has.
     """
     section = config.learn
     chosen = [arm for name, arm in ARMS.items() if name in section.arms]
+    asked_at: dict[str, int] = {}
+    for unit in made:
+        if unit.arm.own_stage is None:
+            asked_at.setdefault(unit.arm.name, unit.seed)
     return [
-        Unit(arm=arm, seed=seed)
+        Unit(arm=arm, seed=seed if arm.own_stage else asked_at.get(arm.name, seed))
         for place, seed in enumerate(section.seeds)
         for arm in chosen
         if place == 0 or arm.own_stage is not None
@@ -140,6 +151,9 @@ def unit_config(config: RunConfig, unit: Unit) -> RunConfig:
 
     The seed is that of the arm's own training. The cohort, Stage 1, the test patients and the
     sampling of their answers stay: arms are compared on the same ones.
+
+    Raises:
+        ConfigurationError: if the arm's changes do not fit the experiment's settings.
     """
     tree = config.model_dump()
     for section, settings in unit.arm.changes.items():
@@ -148,4 +162,27 @@ def unit_config(config: RunConfig, unit: Unit) -> RunConfig:
         tree["evaluate"]["methods"] = (config.prompt.kind,)
     if unit.arm.own_stage is not None:
         tree[unit.arm.own_stage]["seed"] = unit.seed
-    return RunConfig.model_validate(tree)
+    try:
+        return validated(tree)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"arm {unit.arm.name} of learn.arms: {error}") from None
+
+
+def shared_config(config: RunConfig) -> RunConfig:
+    """The configuration of what all arms share: with Stage 1 exactly where an arm needs it.
+
+    Raises:
+        ConfigurationError: if that, or what an arm changes in it, does not fit.
+    """
+    units = units_of(config)
+    needy = [unit.arm.name for unit in units if unit.arm.needs_stage1]
+    tree = config.model_dump()
+    tree["sft"]["enabled"] = bool(needy)
+    try:
+        shared = validated(tree)
+    except ConfigurationError as error:
+        reason = f"{', '.join(needy)} need Stage 1" if needy else "no arm needs Stage 1"
+        raise ConfigurationError(f"learn.arms ({reason}): {error}") from None
+    for unit in units:
+        unit_config(shared, unit)
+    return shared

@@ -52,9 +52,9 @@ An experiment: the arms of learn.arms over the seeds of learn.seeds, all from on
 expert and Stage 1, asked about the same test patients.
 
 The unit of work is one arm with one seed. Each has a run folder of its own, RUN/arms/ARM/seed-N,
-which every other command reads. After every unit RUN/learn/results.json and the page
-RUN/learn.html are written again. The same command resumes after any stop and skips what is
-done; more seeds or arms are added by naming them.
+with a report.html. After every unit RUN/learn/results.json and the page RUN/learn.html are written
+again. The same command resumes after any stop and skips what is done; more seeds or arms are
+added by naming them.
 
 settings that decide what it costs (all of them: docs/configuration.md):
   learn.arms=[stage1, stage1_grpo, eag_rl]
@@ -167,8 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(parsed)
     except KeyboardInterrupt:
+        redone = " without --redo" if getattr(parsed, "redo", None) else ""
         print(
-            "interrupted; what is finished is kept, and the same command resumes", file=sys.stderr
+            f"interrupted; what is finished is kept, and the same command{redone} resumes",
+            file=sys.stderr,
         )
         return 130
     except Exception as error:

@@ -34,6 +34,15 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
         if isinstance(tree["run"], dict):
             tree["run"].setdefault("name", files[0].stem)
     _check_keys(tree, RunConfig, ())
+    return validated(tree)
+
+
+def validated(tree: dict[str, Any]) -> RunConfig:
+    """The configuration that a tree of settings is.
+
+    Raises:
+        ConfigurationError: for a value that does not fit, by itself or beside another.
+    """
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

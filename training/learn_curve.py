@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ehr.errors import DataError
 from training.evaluation import EXPERT_METHODS
 from training.learn_measures import MEASURES
 from training.learn_results import RESULTS_FILE, read_learn_results
@@ -31,17 +32,30 @@ def size_folder(size: int | None) -> str:
     return "train-all" if size is None else f"train-{size}"
 
 
+def sizes_found(run_dir: Path) -> list[int | None]:
+    """Numbers of training patients that have a folder below the run folder; None (= all) last."""
+    names = (re.fullmatch(r"train-(\d+|all)", folder.name) for folder in run_dir.glob("train-*"))
+    numbers = {name[1] for name in names if name}
+    sizes = sorted(int(number) for number in numbers - {"all"})
+    return [*sizes, None] if "all" in numbers else [*sizes]
+
+
 def write_learn_curve(run_dir: Path) -> Curve:
     """Collects the results of all sizes into `RUN/learn/curve.json`, and returns it.
 
-    Sizes without a result are left out; of the others only finished units are in it.
+    Sizes without a result are left out; of the others only finished units are in it. One that
+    cannot be read is named among the problems.
     """
-    folders = sorted(run_dir.glob("train-*"), key=_size_of)
-    curve = {
-        "sizes": [
-            _of_size(folder) for folder in folders if (folder / "learn" / RESULTS_FILE).is_file()
-        ]
-    }
+    sizes: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for size in sizes_found(run_dir):
+        folder = run_dir / size_folder(size)
+        if (folder / "learn" / RESULTS_FILE).is_file():
+            try:
+                sizes.append(_of_size(folder))
+            except (DataError, KeyError) as error:
+                problems.append(f"{folder.name} is in no number of the curve: {error}")
+    curve = {"sizes": sizes, "problems": problems}
     write_json(run_dir / "learn" / CURVE_FILE, curve)
     return curve
 
@@ -51,7 +65,7 @@ def curve_lines(curve: Curve) -> list[str]:
     lines = curve_rows(curve, "auroc")
     if differences := curve_difference_rows(curve):
         lines += differences[1:]
-    return aligned(lines) if curve["sizes"] else []
+    return [*(aligned(lines) if curve["sizes"] else []), *curve["problems"]]
 
 
 def curve_rows(curve: Curve, measure: str) -> list[list[str]]:
@@ -103,20 +117,17 @@ def _headings(curve: Curve, first: str) -> list[str]:
     return [first, *(f"{size['train_patients']:,} patients" for size in curve["sizes"])]
 
 
-def _size_of(folder: Path) -> tuple[bool, int]:
-    number = re.fullmatch(r"train-(\d+)", folder.name)
-    return (number is None, int(number[1]) if number else 0)
-
-
 def _of_size(folder: Path) -> dict[str, Any]:
     summary = as_object(RunReader(folder).json_object("cohort/summary.json"))
     train = as_object(as_object(summary.get("splits")).get("train"))
+    if not train:
+        raise DataError(f"expected its training patients in {folder}/cohort/summary.json")
     results = read_learn_results(folder)
     return {
         "folder": folder.name,
         "train_patients": train["patients"],
         "train_positives": train["positives"],
-        "facts": facts(results),
+        "facts": facts(results, has_training_patients=False),
         "rows": [*_rows(results["arms"]), *_rows(results["references"])],
         "differences": [
             row

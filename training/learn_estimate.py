@@ -11,7 +11,10 @@ from training.report_text import duration
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitCost:
-    """Tokens of one unit, at most: answers may end before their limit."""
+    """Tokens of one unit, at most: answers may end early, and dynamic sampling need no refill.
+
+    Every prompt counts with the mean length of some.
+    """
 
     prefill_tokens: int
     """Prompts that generators read, each once."""
@@ -19,6 +22,8 @@ class UnitCost:
     """Tokens that generators write."""
     learner_tokens: int
     """Packed tokens that the learner trains on."""
+    leaves_out_other_cohort: bool = False
+    """Answers about `evaluate.other_cohort` come on top: how many patients it has is not known."""
 
     @property
     def weight(self) -> float:
@@ -33,7 +38,11 @@ class UnitCost:
 def unit_cost(
     config: RunConfig, unit: Unit, prompt_tokens: int, num_test: int, num_train: int
 ) -> UnitCost:
-    """Tokens of a unit.
+    """Tokens of a unit, at most.
+
+    A step of Stage 2 with `grpo.dynamic_sampling` samples up to `grpo.max_refills` batches beside
+    its own, and trains one. Of `evaluate.other_cohort` as many patients are counted as
+    `evaluate.num_patients` allows; without that limit none.
 
     Args:
         config: of the unit.
@@ -45,23 +54,32 @@ def unit_cost(
     evaluate, grpo, direct = config.evaluate, config.grpo, config.direct_sft
     asked = min(evaluate.num_patients or num_test, num_test)
     masked = 2 * min(evaluate.faithfulness_patients, asked)
-    answers = asked * evaluate.num_samples + masked * evaluate.num_samples
+    has_other = evaluate.other_cohort is not None
+    others = (evaluate.num_patients or 0) if has_other else 0
+    questions = asked + masked + others
     prefill, decode, learner = (
-        (asked + masked) * prompt_tokens,
-        answers * evaluate.max_new_tokens,
+        questions * prompt_tokens,
+        questions * evaluate.num_samples * evaluate.max_new_tokens,
         0,
     )
     if unit.arm.own_stage == "grpo":
-        groups = grpo.steps * grpo.patients_per_step
-        prefill += groups * prompt_tokens
-        decode += groups * grpo.group_size * grpo.max_new_tokens
-        learner = groups * (prompt_tokens + grpo.group_size * grpo.max_new_tokens)
+        trained = grpo.steps * grpo.patients_per_step
+        sampled = trained * (1 + (grpo.max_refills if grpo.dynamic_sampling else 0))
+        group_tokens = grpo.group_size * grpo.max_new_tokens
+        prefill += sampled * prompt_tokens
+        decode += sampled * group_tokens
+        learner = trained * (prompt_tokens + group_tokens)
     elif unit.arm.own_stage == "direct_sft":
         examples = (
             direct.num_predictions if direct.replay else min(direct.num_predictions, num_train)
         )
         learner = direct.epochs * examples * prompt_tokens
-    return UnitCost(prefill_tokens=prefill, decode_tokens=decode, learner_tokens=learner)
+    return UnitCost(
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+        learner_tokens=learner,
+        leaves_out_other_cohort=has_other and evaluate.num_patients is None,
+    )
 
 
 def seconds_left(costs: Mapping[str, UnitCost], spent: Mapping[str, float]) -> float | None:
@@ -84,11 +102,13 @@ def seconds_left(costs: Mapping[str, UnitCost], spent: Mapping[str, float]) -> f
 def cost_line(costs: Mapping[str, UnitCost], done: Collection[str]) -> str:
     """What is still to do, for the terminal."""
     left = [cost for name, cost in costs.items() if name not in done]
+    has_more = any(cost.leaves_out_other_cohort for cost in left)
     return (
         f"{len(left)} of {len(costs)} units to do: at most "
         f"{sum(cost.prefill_tokens for cost in left):,} prompt tokens to read, "
         f"{sum(cost.decode_tokens for cost in left):,} to write, "
         f"{sum(cost.learner_tokens for cost in left):,} to train on"
+        + ("; answers about evaluate.other_cohort are not counted" if has_more else "")
     )
 
 

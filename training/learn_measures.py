@@ -43,8 +43,8 @@ MEASURES: dict[str, str] = {
 
 Where patients were asked several times, `one answer` is the mean over the samples of what each
 alone would have measured: the mean of many answers ranks well even if each is a toss of a coin, and
-what Stage 2 rewards is the single answer. `ECE at the cohort's rate` is of risks that were learned
-from as many positives as negatives, with odds multiplied by those of a training patient: nothing is
+what Stage 2 rewards is the single answer. `ECE at the cohort's rate` is of arms that learned from
+as many positives as negatives, with odds multiplied by those of a training patient: nothing is
 fitted. `R_att, own minus others'` is the names' overlap with the patient's C_exp minus that with
 other patients': what the answer says about this one, where R_att and its excess also grow with
 what holds for most.
@@ -84,7 +84,10 @@ class Difference:
     low: float | None
     high: float | None
     minimal_detectable: float | None
-    """Smallest true difference that a two-sided 5 % test finds with 80 % power, 2.80 SE."""
+    """Smallest true difference that a two-sided 5 % test finds with 80 % power, 2.80 SE.
+
+    The standard error is that over patients and seeds. Two or three seeds show only part of their
+    variance (`training.learn_rows`), so with them this is too small."""
     by_seed: tuple[float | None, ...]
     """The difference at each shared seed, in their order."""
 
@@ -146,7 +149,8 @@ class Answered:
     claims: tuple[np.ndarray, np.ndarray] | None = None
     """Wrong and checked claims of each answer; None where the answers have no prose."""
     rate: float | None = None
-    """Share of positives in the cohort; None where risks were learned at it, or it is not known."""
+    """Share of positives in the cohort; None where the model learned from no balanced draws of it,
+    or the rate is not known."""
     _cache: dict[str, Values | None] = field(default_factory=dict, init=False)
 
     def measure(self, name: str) -> Values | None:

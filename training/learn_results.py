@@ -1,33 +1,36 @@
-"""RUN/learn/results.json: what an experiment has found so far.
+"""RUN/learn/results.json and results.md: what an experiment has found so far.
 
 How the intervals are made, and what they cover, stands in `training.learn_rows`.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ehr.errors import DataError
 from training.learn_rows import learn_rows
+from training.learn_table import learn_markdown
 from training.learn_units import collect
-from training.run_folder import write_json
+from training.run_folder import write_json, write_text
 
 RESULTS_FILE = "results.json"
 """In RUN/learn."""
 
-Results = Mapping[str, Any]
-"""What `RUN/learn/results.json` holds."""
+MARKDOWN_FILE = "results.md"
+"""Beside it: the same as tables."""
 
 
 def write_learn_results(run_dir: Path) -> dict[str, Any]:
     """Writes `RUN/learn/results.json` from what the experiment has so far, and returns it.
+
+    `RUN/learn/results.md` has the same as Markdown.
 
     Raises:
         RunFolderError: if the folder has no configuration of this release.
     """
     results = learn_rows(collect(run_dir))
     write_json(run_dir / "learn" / RESULTS_FILE, results)
+    write_text(run_dir / "learn" / MARKDOWN_FILE, learn_markdown(results))
     return results
 
 

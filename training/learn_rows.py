@@ -53,6 +53,9 @@ TOKEN_KEYS = {
 """Tokens of a unit's training, summed over its steps: read by the generator, written by it, in the
 loss, and passed through the learner. An answer that was not trained on counts too."""
 
+Results = Mapping[str, Any]
+"""What `learn_rows` returns and `RUN/learn/results.json` holds."""
+
 STEP_MEANS = ("clip/adaptive_share", "clip/high_share", "rollout/parse_failure_rate")
 """Metrics of a unit's steps that are also given as means over its steps."""
 
@@ -90,6 +93,8 @@ def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
         "task": str(config.cohort.task),
         "prompt": config.prompt.kind,
         "format": config.prompt.format,
+        "num_train_patients": records.num_train_patients,
+        "num_train_positives": records.num_train_positives,
         "seeds": list(config.learn.seeds),
         "accuracy_weight": config.reward.accuracy_weight,
         "num_samples": config.evaluate.num_samples,
@@ -171,8 +176,6 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
     most = max(config.expert.num_salient_features, *named)
     constant = constant_set(salient, most) if has_expert else None
     resamples = Resamples.draw(len(patients), config.evaluate.num_resamples, config.evaluate.seed)
-    # without balance risks are learned at the cohort's rate; balanced test patients do not have it
-    is_shifted = config.grpo.balance and not config.evaluate.balance
     units: dict[str, dict[int, Answered]] = {}
     for unit in records.units:
         if unit.predictions is not None:
@@ -184,7 +187,7 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
                 constant,
                 records.truth,
                 unit.faithfulness,
-                rate=records.train_rate if is_shifted else None,
+                rate=_rate_hidden_by_balance(unit.arm, records),
             )
     return _Measured(
         patients=patients,
@@ -195,6 +198,30 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
         constant=constant,
         most_names=most,
     )
+
+
+def _rate_hidden_by_balance(arm: str, records: ExperimentRecords) -> float | None:
+    """The cohort's rate of positives, where the arm learned from as many positives as negatives.
+
+    What an arm learned from last decides: Stage 2 draws its batches by `grpo.balance`, direct
+    predictions are always half positives (`training.direct_sft`), and Stage 1 learns from the
+    searched patients, whom `search.balance` halves unless a class runs out. Untrained models
+    learned nothing from the cohort. None for them, for arms that learned at the cohort's rate, and
+    for all where the test patients are balanced themselves (`evaluate.balance`).
+    """
+    config, found = records.config, ARMS[arm]
+    num, num_positives = records.num_train_patients, records.num_train_positives
+    if config.evaluate.balance or num is None or num_positives is None:
+        return None
+    if found.own_stage == "grpo":
+        is_half = config.grpo.balance
+    elif found.own_stage == "direct_sft":
+        is_half = True
+    else:
+        num_searched = min(config.search.num_patients or num, num)
+        has_enough = num_searched <= 2 * min(num_positives, num - num_positives)
+        is_half = found.needs_stage1 and config.search.balance and has_enough
+    return records.train_rate if is_half else None
 
 
 def _arm(arm: str, records: ExperimentRecords, measured: _Measured) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""The table of an experiment: for the terminal, and as Markdown for the documents."""
+"""The table of an experiment: for the terminal, and as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.learn_measures import MEASURES
-from training.learn_results import Results
-from training.learn_rows import arm_label
+from training.learn_rows import Results, arm_label
 from training.report_data import as_object
 from training.result_table import finite_number, format_number, format_percentage
 
@@ -62,7 +61,7 @@ def _terminal_arms(results: Results) -> list[str]:
 
 
 def learn_markdown(results: Results) -> str:
-    """The experiment as Markdown for the documents: facts, every seed, differences, ceilings."""
+    """What `RUN/learn/results.md` holds: facts, every seed, differences, ceilings."""
     parts = [_markdown_list(facts(results)), *_markdown_tables(results, arm_rows(results))]
     elsewhere = other_cohort(results)
     if elsewhere is not None:
@@ -121,15 +120,22 @@ def reference_rows(results: Results) -> list[list[str]]:
     ]
 
 
-def facts(results: Results) -> list[str]:
-    """What an experiment's numbers are about, a sentence each."""
+def facts(results: Results, *, has_training_patients: bool = True) -> list[str]:
+    """What an experiment's numbers are about, a sentence each.
+
+    Args:
+        results: of the experiment.
+        has_training_patients: with how many patients the arms learned from; not where the same
+            sentences stand for experiments over several numbers of them.
+    """
+    trained = _training_patients(results) if has_training_patients else ""
     patients = f"{results['num_patients']:,} test patients, {results['num_positives']:,} positive"
     left_out = results["num_patients_left_out"]
     samples = results["num_samples"]
     origin = results.get("data_origin")  # results of earlier releases have none
     return [
         f"Model: {results['model']}.",
-        f"Cohort: {results['cohort']}, {results['task']}; {patients}"
+        f"Cohort: {results['cohort']}, {results['task']}; {trained}{patients}"
         + (f"; {left_out} that not every unit answered left out." if left_out else ".")
         + (f" Data: {origin}." if origin else ""),
         f"Prompt: {results['prompt']}, {results['format']} format; "
@@ -141,6 +147,14 @@ def facts(results: Results) -> list[str]:
         "resamples), over patients only where an arm has one seed; a few seeds say little about "
         "seeds. ECE before any recalibration.",
     ]
+
+
+def _training_patients(results: Results) -> str:
+    num = finite_number(results.get("num_train_patients"))  # results of earlier releases have none
+    num_positives = finite_number(results.get("num_train_positives"))
+    if num is None or num_positives is None:
+        return ""
+    return f"{num:,.0f} training patients, {num_positives:,.0f} positive; "
 
 
 def other_cohort(results: Results) -> Results | None:
@@ -179,7 +193,8 @@ def _minutes(row: Mapping[str, Any]) -> str:
 
 
 DIFFERENCE_COLUMNS = ["Difference", "Measure", "Value [95 %]", "Detectable", "Seeds", "n"]
-"""`Detectable`: smallest true difference that such a comparison finds with 80 % power (5 %)."""
+"""`Detectable`: smallest true difference that such a comparison finds with 80 % power (5 %), from
+the standard error over patients and seeds: too small with two or three seeds."""
 
 
 def difference_cells(results: Results) -> list[list[str]]:

@@ -16,7 +16,7 @@ import pandas as pd
 from ehr.cohort import load_cohort
 from ehr.errors import EagRlError
 from ehr.truth import true_risks, true_sets
-from training.arms import ARMS, units_of
+from training.arms import ARMS, Unit, units_of
 from training.config import RunConfig
 from training.evaluation import OTHER_COHORT_FILE, PREDICTION_COLUMNS, RECORD_METHODS
 from training.report_data import EXPERT_PREDICTION_COLUMNS, RunReader, as_object
@@ -91,18 +91,27 @@ class ExperimentRecords:
     expert_predictions: pd.DataFrame | None = None
     """Risks of the models that read the record, of the test patients."""
     truth: Truth | None = None
-    train_rate: float | None = None
-    """Share of positives among the training patients; None = the cohort is not there."""
+    num_train_patients: int | None = None
+    """None = the cohort's summary is not there, or cannot be read."""
+    num_train_positives: int | None = None
+    """Of the training patients; None as above."""
     other_cohort: Mapping[str, Any] | None = None
     """`other_cohort.json` of a unit; None where there is none, or it cannot be read."""
     problems: tuple[str, ...] = ()
     """One sentence for each file that exists and cannot be read."""
 
+    @property
+    def train_rate(self) -> float | None:
+        """Share of positives among the training patients; None = they are not known."""
+        if not self.num_train_patients or self.num_train_positives is None:
+            return None
+        return self.num_train_positives / self.num_train_patients
+
     def on_other_cohort(self) -> "ExperimentRecords | None":
         """The experiment with the other cohort's test patients in the place of its own.
 
-        Nothing is known of their true risks, and no expert of theirs was trained: answers have no
-        R_att. None where no unit was asked about another cohort.
+        Nothing is known of their true risks, none of them were trained on, and no expert of theirs
+        was trained: answers have no R_att. None where no unit was asked about another cohort.
         """
         asked = [each for unit in self.units if (each := unit.other_predictions) is not None]
         if not asked:
@@ -122,7 +131,8 @@ class ExperimentRecords:
             units=units,
             expert_predictions=_of(asked[0], is_record=True),
             truth=None,
-            train_rate=None,
+            num_train_patients=None,
+            num_train_positives=None,
         )
 
 
@@ -136,28 +146,37 @@ def collect(run_dir: Path) -> ExperimentRecords:
     reader = RunReader(run_dir)
     expert = reader.table("expert/predictions.parquet", EXPERT_PREDICTION_COLUMNS)
     truth = _truth(run_dir, config, reader.problems)
-    units = [_unit(reader, config, arm, seed) for arm, seed in _names(run_dir, config)]
+    num_patients, num_positives = _train_counts(reader)
+    units = [_unit(reader, config, arm, seed) for arm, seed in _planned_and_found(run_dir, config)]
     return ExperimentRecords(
         record=reader.json_object("config.json") or {},
         config=config,
         units=units,
         expert_predictions=None if expert is None else expert[expert["split"] == "test"],
         truth=truth,
-        train_rate=_train_rate(reader),
+        num_train_patients=num_patients,
+        num_train_positives=num_positives,
         other_cohort=_other_cohort(reader, units),
         problems=tuple(reader.problems),
     )
 
 
-def _names(run_dir: Path, config: RunConfig) -> list[tuple[str, int]]:
-    planned = {(unit.arm.name, unit.seed) for unit in units_of(config)}
-    found = {
-        (folder.parent.name, int(seed))
+def found_units(run_dir: Path) -> list[Unit]:
+    """Units that have a folder below RUN/arms, by arm in the order of `ARMS`, then seed."""
+    found = [
+        Unit(arm=ARMS[folder.parent.name], seed=int(seed))
         for folder in (run_dir / "arms").glob("*/seed-*")
         if (seed := folder.name.removeprefix("seed-")).isdecimal() and folder.parent.name in ARMS
-    }
+    ]
     order = list(ARMS)
-    return sorted(planned | found, key=lambda name: (order.index(name[0]), name[1]))
+    return sorted(found, key=lambda unit: (order.index(unit.arm.name), unit.seed))
+
+
+def _planned_and_found(run_dir: Path, config: RunConfig) -> list[tuple[str, int]]:
+    found = found_units(run_dir)
+    names = {(unit.arm.name, unit.seed) for unit in (*found, *units_of(config, found))}
+    order = list(ARMS)
+    return sorted(names, key=lambda name: (order.index(name[0]), name[1]))
 
 
 def _unit(reader: RunReader, config: RunConfig, arm: str, seed: int) -> UnitRecords:
@@ -233,12 +252,15 @@ def _truth(run_dir: Path, config: RunConfig, problems: list[str]) -> Truth | Non
     )
 
 
-def _train_rate(reader: RunReader) -> float | None:
+def _train_counts(reader: RunReader) -> tuple[int | None, int | None]:
+    """Training patients and the positives among them, both or neither."""
     summary = as_object(reader.json_object("cohort/summary.json"))
     train = as_object(as_object(summary.get("splits")).get("train"))
     num_patients = finite_number(train.get("patients"))
     num_positives = finite_number(train.get("positives"))
-    return num_positives / num_patients if num_patients and num_positives is not None else None
+    if num_patients is None or num_positives is None:
+        return None, None
+    return int(num_patients), int(num_positives)
 
 
 def model_description(records: ExperimentRecords) -> str:

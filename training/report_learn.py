@@ -5,13 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from training.learn_measures import DIFFERENCE_MEASURES, MEASURES
-from training.learn_results import (
-    RESULTS_FILE,
-    Results,
-    read_learn_results,
-    write_learn_results,
-)
-from training.learn_rows import arm_label
+from training.learn_results import RESULTS_FILE, read_learn_results, write_learn_results
+from training.learn_rows import Results, arm_label
 from training.learn_table import (
     DIFFERENCE_COLUMNS,
     arm_rows,
@@ -68,11 +63,13 @@ def write_learn_page(run_dir: Path) -> Path:
         write_learn_results(run_dir)
     results, records = read_learn_results(run_dir), collect(run_dir)
     estimate = RunReader(run_dir).json_object("learn/estimate.json") or {}
-    return write_page(run_dir / "learn.html", "learn.html.j2", _context(results, records, estimate))
+    return write_page(
+        run_dir / "learn.html", "learn.html.j2", _context(results, records, estimate, run_dir)
+    )
 
 
 def _context(
-    results: Results, records: ExperimentRecords, estimate: Mapping[str, Any]
+    results: Results, records: ExperimentRecords, estimate: Mapping[str, Any], run_dir: Path
 ) -> dict[str, Any]:
     colours = {arm["label"]: arm_colour(arm["arm"]) for arm in results["arms"]}
     elsewhere = other_cohort(results)
@@ -92,7 +89,10 @@ def _context(
         },
         "curves": present([curve_figure(records.units, key, title) for key, title in CURVES]),
         "unit_columns": UNIT_COLUMNS,
-        "units": [_unit_cells(unit, results, estimate) for unit in records.units],
+        "units": [
+            {"cells": _unit_cells(unit, results, estimate), "page": _report_of(unit, run_dir)}
+            for unit in records.units
+        ],
         "time": present(
             [
                 bar_figure(
@@ -142,6 +142,12 @@ UNIT_COLUMNS = (
 )
 """Headings of the table of units; tokens are those of the training's steps, the last the
 learner's as they were estimated before, an upper limit."""
+
+
+def _report_of(unit: UnitRecords, run_dir: Path) -> str | None:
+    """Where the unit's own report is, from the page; None where there is none."""
+    page = f"arms/{unit.name}/report.html"
+    return page if (run_dir / page).is_file() else None
 
 
 def _unit_cells(unit: UnitRecords, results: Results, estimate: Mapping[str, Any]) -> list[str]:

@@ -43,9 +43,12 @@ def _context(name: str, curve: Curve) -> dict[str, Any]:
         "dark_colours": DARK_COLOURS,
         "facts": sizes[0]["facts"] if sizes else [],
         "missing": [
-            f"{size['train_patients']} training patients: {line}"
-            for size in sizes
-            for line in size["missing"]
+            *curve["problems"],
+            *(
+                f"{size['train_patients']} training patients: {line}"
+                for size in sizes
+                for line in size["missing"]
+            ),
         ],
         "curves": present([size_figure(curve, measure) for measure in MEASURES]),
         "tables": [*tables[:1], *([differences] if differences else []), *tables[1:]],

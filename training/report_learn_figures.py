@@ -6,8 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from training.learn_measures import MEASURES
-from training.learn_results import Results
-from training.learn_rows import arm_label
+from training.learn_rows import Results, arm_label
 from training.learn_table import estimate_text, value_text
 from training.learn_units import UnitRecords
 from training.report_chart import (

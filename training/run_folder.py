@@ -33,9 +33,15 @@ PINNED = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pandas"
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 so that a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+    # bytes of an argument that were no UTF-8 arrive as lone surrogates
+    partial.write_text(text, encoding="utf-8", errors="replace")
     os.replace(partial, path)
 
 

@@ -1,10 +1,16 @@
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks.few_patients import ALL, mean_with_interval, points
+from benchmarks import few_patients
+from benchmarks.few_patients import ALL, main, mean_with_interval, points
 from ehr.errors import DataError
 from tests.expert_cohort import tiny_cohort, tiny_section
 
+TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 LABELS = np.array([0, 0, 1, 1])
 
 
@@ -36,3 +42,38 @@ def test_every_model_is_trained_on_so_many_patients_and_all_of_them_once():
 def test_more_patients_than_there_are_are_refused():
     with pytest.raises(DataError, match="24 training patients"):
         points(tiny_cohort(), tiny_section(), "25", [0])
+
+
+@pytest.mark.parametrize("size", ["9999", "3", "some"])
+def test_a_size_that_cannot_be_is_refused_before_anything_is_trained(
+    size, monkeypatch, tmp_path, capsys
+):
+    fitted = []
+    monkeypatch.setattr(few_patients, "points", lambda *given: fitted.append(given))
+    given = [str(TINY), "--sizes", "10", size, "--json", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["few_patients", *given])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert fitted == []
+    assert size in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "found.json").exists()
+
+
+def test_what_is_measured_is_kept_when_a_later_size_is_interrupted(monkeypatch, tmp_path):
+    def measured(cohort, section, size, seeds):
+        if size == ALL:
+            raise KeyboardInterrupt
+        return [{"size": size}]
+
+    monkeypatch.setattr(few_patients, "points", measured)
+    monkeypatch.setattr(few_patients, "table", str)
+    given = [str(TINY), "--sizes", "10", ALL, "--json", str(tmp_path / "folder" / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["few_patients", *given])
+
+    with pytest.raises(KeyboardInterrupt):
+        main()
+
+    found = json.loads((tmp_path / "folder" / "found.json").read_text())
+    assert found["rows"] == [{"size": "10"}]

@@ -1,13 +1,14 @@
 """The small model that reads records: what it is taught, and that a run can use it."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.reader import _ASSISTANT, ReaderSize, lesson_maker, write_reader
+from benchmarks.reader import _ASSISTANT, ReaderSize, lesson_maker, main, write_reader
 from benchmarks.reader_lessons import Naming, Part
 from benchmarks.reader_patients import OTHER_PATIENTS, generated_alike, other_patients, resampled
 from ehr.config import CohortSection
@@ -222,6 +223,55 @@ def test_a_real_cohort_of_which_nobody_is_left_out_is_refused(stays, tmp_path):
     with pytest.raises(ConfigurationError, match=r"expected cohort\.train_patients, got null"):
         write_reader(config, tmp_path / "model", SIZE)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_real_cohort_of_which_all_train_is_refused(stays, tmp_path):
+    everybody = build_cohort(stays.cohort.model_copy(update={"train_patients": None}))
+    num = len(everybody.splits["train"])
+    cohort = stays.cohort.model_copy(update={"train_patients": num})
+    with pytest.raises(ConfigurationError, match=f"got all {num} of them"):
+        other_patients(cohort, num_generated=0)
+
+
+@pytest.mark.parametrize(("patients", "epochs"), [(63, 1), (30, 2)])
+def test_fewer_lessons_than_a_batch_are_refused_instead_of_an_untrained_model(
+    patients, epochs, tmp_path
+):
+    size = dataclasses.replace(SIZE, patients=patients, epochs=epochs, batch=64)
+    with pytest.raises(ConfigurationError) as refused:
+        write_reader(CONFIG, tmp_path / "model", size)
+    for words in (
+        "at least 64 lessons",
+        f"got {patients * epochs}",
+        "--epochs",
+        "--resampled",
+        "cohort.train_patients",
+    ):
+        assert words in str(refused.value)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["cohort.patients=3"], "unknown configuration key 'cohort.patients'"),
+        (["cohort.path=nowhere"], "expected cohort.train_patients"),
+        (["cohort.path=nowhere", "cohort.train_patients=40"], "nowhere"),
+    ],
+)
+def test_the_command_says_in_a_line_what_it_cannot_work_with(
+    overrides, words, tmp_path, monkeypatch, capsys
+):
+    config = tmp_path / "experiment.yaml"
+    config.write_text("cohort: {source: physionet2012}")
+    given = [str(config), str(tmp_path / "model"), *overrides]
+    monkeypatch.setattr(sys, "argv", ["reader", *given])
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_unusual_values_are_named_sooner_where_that_is_asked_for(reader, taught):

@@ -87,6 +87,14 @@ def test_seeds_come_outermost_and_what_trains_nothing_is_asked_once() -> None:
     ]
 
 
+def test_what_was_asked_once_is_not_asked_again_at_another_seed() -> None:
+    made = units_of(config(arms=("stage1", "eag_rl"), seeds=(1,)))
+
+    units = units_of(config(arms=("untrained", "stage1", "eag_rl"), seeds=(2,)), made)
+
+    assert [each.name for each in units] == ["untrained/seed-2", "stage1/seed-1", "eag_rl/seed-2"]
+
+
 @pytest.mark.parametrize("learn", [{"arms": ()}, {"arms": ("sft", "sft")}, {"seeds": (1, 1)}])
 def test_an_experiment_names_each_arm_and_seed_once(learn: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="learn"):

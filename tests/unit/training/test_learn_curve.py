@@ -12,6 +12,7 @@ from training.learn_curve import (
     curve_lines,
     curve_rows,
     size_folder,
+    sizes_found,
     write_learn_curve,
 )
 from training.learn_results import read_learn_results, write_learn_results
@@ -96,6 +97,28 @@ def test_a_size_without_results_is_no_point(tmp_path: Path) -> None:
     (tmp_path / "train-30" / "cohort").mkdir(parents=True)
 
     assert [size["train_patients"] for size in write_learn_curve(tmp_path)["sizes"]] == [10]
+
+
+def test_a_size_that_cannot_be_read_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    for size in (10, 20):
+        make_size(tmp_path, size)
+    make_size(tmp_path, None)
+    (tmp_path / "train-10" / "cohort" / "summary.json").unlink()
+    (tmp_path / "train-20" / "learn" / "results.json").write_text("{")
+
+    curve = write_learn_curve(tmp_path)
+
+    assert [size["folder"] for size in curve["sizes"]] == ["train-all"]
+    assert [problem.split()[0] for problem in curve["problems"]] == ["train-10", "train-20"]
+    assert "train-10 is in no number" in "\n".join(curve_lines(curve))
+    assert "train-20 is in no number" in write_curve_page(tmp_path, "sample", curve).read_text()
+
+
+def test_folders_of_sizes_are_found_in_their_order(tmp_path: Path) -> None:
+    for name in ("train-100", "train-all", "train-30", "train-x", "other"):
+        (tmp_path / name).mkdir()
+
+    assert sizes_found(tmp_path) == [30, 100, None]
 
 
 def test_an_unfinished_unit_is_named_and_in_no_number(tmp_path: Path) -> None:

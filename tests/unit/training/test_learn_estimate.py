@@ -2,11 +2,15 @@ import pytest
 
 from tests.unit.training.test_arms import config, unit
 from training.arms import unit_config
+from training.config import RunConfig
 from training.learn_estimate import cost_line, left_line, mean_length, seconds_left, unit_cost
 
 
-def cost(name: str):
-    return unit_cost(unit_config(config(), unit(name)), unit(name), 100, 84, 136)
+def cost(name: str, **evaluate: object):
+    tree = config().model_dump()
+    tree["evaluate"] |= evaluate
+    own = unit_config(RunConfig.model_validate(tree), unit(name))
+    return unit_cost(own, unit(name), 100, 84, 136)
 
 
 def test_tokens_of_a_unit_are_counted_from_its_settings() -> None:
@@ -29,6 +33,41 @@ def test_an_arm_that_trains_nothing_costs_its_answers_only() -> None:
     assert cost("stage1").learner_tokens == 0
     assert cost("sft").learner_tokens == 100 * 136
     assert cost("stage1").weight < cost("eag_rl").weight
+
+
+def test_dynamic_sampling_may_sample_every_refill_and_trains_one_batch() -> None:
+    section = config().grpo
+    refilled = section.max_refills * section.steps * section.patients_per_step
+    without, found = cost("stage1_grpo"), cost("stage1_dapo")
+
+    assert section.max_refills == 2
+    assert found.prefill_tokens - without.prefill_tokens == 100 * refilled
+    assert found.decode_tokens - without.decode_tokens == (
+        refilled * section.group_size * section.max_new_tokens
+    )
+    assert found.learner_tokens == without.learner_tokens
+
+
+def test_another_cohorts_patients_are_answered_for_as_well() -> None:
+    own = {"num_patients": 10, "num_samples": 3, "max_new_tokens": 200}
+    without = cost("stage1", **own)
+    found = cost("stage1", other_cohort={"num_patients": 60}, **own)
+
+    assert found.prefill_tokens - without.prefill_tokens == 10 * 100
+    assert found.decode_tokens - without.decode_tokens == 10 * 3 * 200
+    assert not found.leaves_out_other_cohort
+    assert "not counted" not in cost_line({"a": found}, {})
+
+
+def test_another_cohort_of_unknown_size_is_said_to_be_left_out() -> None:
+    without = cost("stage1", num_patients=None)
+    found = cost("stage1", num_patients=None, other_cohort={"num_patients": 60})
+
+    assert found.decode_tokens == without.decode_tokens
+    assert found.leaves_out_other_cohort
+    assert not without.leaves_out_other_cohort
+    assert cost_line({"a": found}, {}).endswith("evaluate.other_cohort are not counted")
+    assert "not counted" not in cost_line({"a": without}, {})
 
 
 def test_time_left_is_known_from_finished_units_only() -> None:

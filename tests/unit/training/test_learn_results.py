@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,8 @@ from ehr.config import RewardSection
 from ehr.errors import DataError
 from tests.experiment_folder_sample import SampleExperiment
 from training.learn_measures import Answered, Resamples, answered, constant_set, difference_of
-from training.learn_results import Results, read_learn_results, write_learn_results
-from training.learn_table import learn_markdown, learn_table
+from training.learn_results import read_learn_results, write_learn_results
+from training.learn_table import facts, learn_markdown, learn_table
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def sample(tmp_path: Path) -> SampleExperiment:
     return experiment
 
 
-def results_of_shared_stages(folder: Path, origin: str | None) -> Results:
+def results_of_shared_stages(folder: Path, origin: str | None) -> dict[str, Any]:
     """Results of an experiment none of whose units has begun."""
     SampleExperiment(folder, origin=origin).write_shared()
     return write_learn_results(folder)
@@ -131,17 +132,53 @@ def test_risks_learned_from_balanced_draws_are_judged_at_the_cohorts_rate_too() 
     assert answered(ASKED_TWICE, ["a", "b"], BARE, resamples).measure("ece_at_rate") is None
 
 
-def test_results_have_the_cohorts_rate_only_where_stage_2_does_not_draw_at_it(
-    sample: SampleExperiment, tmp_path: Path
-) -> None:
-    balanced = by_arm(write_learn_results(sample.folder))["eag_rl"]["measures"]
-    unbalanced = SampleExperiment(tmp_path / "unbalanced", is_balanced=False)
-    unbalanced.write_shared()
-    unbalanced.write_unit("eag_rl", 17)
-    at_rate = by_arm(write_learn_results(unbalanced.folder))["eag_rl"]["measures"]
+EVERY_KIND_OF_ARM = ("vanilla", "untrained", "sft", "stage1", "eag_rl", "without_stage1")
 
-    assert 0 <= balanced["ece_at_rate"]["value"] != balanced["ece"]["value"]
-    assert at_rate["ece_at_rate"] is None
+
+def arms_at_the_rate(folder: Path, changes: dict[str, dict[str, object]]) -> set[str]:
+    """Arms whose risks are also judged at the cohort's rate."""
+    experiment = SampleExperiment(folder, arms=EVERY_KIND_OF_ARM, seeds=(17,))
+    for section, settings in changes.items():
+        changed = getattr(experiment.config, section).model_copy(update=settings)
+        experiment.config = experiment.config.model_copy(update={section: changed})
+    experiment.write_shared()
+    for arm in EVERY_KIND_OF_ARM:
+        experiment.write_unit(arm, 17)
+    arms = by_arm(write_learn_results(folder))
+    return {name for name, arm in arms.items() if arm["measures"]["ece_at_rate"] is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"sft", "stage1", "eag_rl", "without_stage1"}),
+        ({"grpo": {"balance": False}}, {"sft", "stage1"}),
+        ({"search": {"balance": False}}, {"sft", "eag_rl", "without_stage1"}),
+        ({"grpo": {"balance": False}, "search": {"balance": False}}, {"sft"}),
+        ({"evaluate": {"balance": True}}, set()),
+    ],
+)
+def test_an_arm_is_judged_at_the_cohorts_rate_where_its_own_training_was_balanced(
+    tmp_path: Path, changes, expected
+) -> None:
+    assert arms_at_the_rate(tmp_path, changes) == expected
+
+
+@pytest.mark.parametrize(("num_patients", "is_half"), [(20, True), (200, False), (None, False)])
+def test_a_search_that_runs_out_of_positives_is_not_balanced(
+    tmp_path: Path, num_patients, is_half
+) -> None:
+    arms = arms_at_the_rate(tmp_path, {"search": {"num_patients": num_patients}})
+
+    assert ("stage1" in arms) == is_half
+
+
+def test_risks_at_the_cohorts_rate_have_another_calibration_error(
+    sample: SampleExperiment,
+) -> None:
+    measures = by_arm(write_learn_results(sample.folder))["eag_rl"]["measures"]
+
+    assert 0 <= measures["ece_at_rate"]["value"] != measures["ece"]["value"]
 
 
 def test_the_main_arm_is_compared_with_models_of_the_record_on_the_same_patients(
@@ -340,6 +377,44 @@ def test_the_facts_say_where_the_data_came_from(tmp_path: Path) -> None:
     assert "Data:" not in learn_markdown(silent)
     del silent["data_origin"]  # as results of earlier releases
     assert "Data:" not in learn_markdown(silent)
+
+
+def test_the_facts_say_how_many_patients_the_arms_learned_from(sample: SampleExperiment) -> None:
+    train = sample.cohort.splits["train"]
+    num_positives = sum(sample.cohort.labels[patient] for patient in train)
+
+    results = write_learn_results(sample.folder)
+
+    assert (results["num_train_patients"], results["num_train_positives"]) == (
+        len(train),
+        num_positives,
+    )
+    told = f"{len(train)} training patients, {num_positives} positive; {len(sample.patients)} test"
+    assert told in "".join(facts(results))
+    assert "training patients" not in "".join(facts(results, has_training_patients=False))
+
+
+@pytest.mark.parametrize("broken", ["not JSON", "{}", '{"splits": {"train": {"patients": "?"}}}'])
+def test_a_cohort_that_cannot_be_read_leaves_the_training_patients_out(
+    sample: SampleExperiment, broken
+) -> None:
+    (sample.folder / "cohort" / "summary.json").write_text(broken)
+
+    results = write_learn_results(sample.folder)
+
+    assert results["num_train_patients"] is None
+    assert results["num_train_positives"] is None
+    assert "training patients" not in "".join(facts(results))
+    earlier = {name: value for name, value in results.items() if "num_train" not in name}
+    assert "training patients" not in "".join(facts(earlier))
+
+
+def test_the_results_are_written_as_markdown_too(sample: SampleExperiment) -> None:
+    results = write_learn_results(sample.folder)
+
+    folder = sample.folder / "learn"
+    assert (folder / "results.md").read_text("utf-8") == learn_markdown(results)
+    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "results.md"]
 
 
 def test_results_that_were_never_written_are_asked_for(tmp_path: Path) -> None:

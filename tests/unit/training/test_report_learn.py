@@ -9,6 +9,7 @@ from tests.experiment_folder_sample import SampleExperiment
 from tests.report_page import EVIL, Page
 from training.evaluation import RECORD_METHODS
 from training.learn_results import write_learn_results
+from training.report import write_report
 from training.report_learn import write_learn_page
 from training.report_learn_figures import REFERENCE_COLOURS, mean_curve
 
@@ -40,6 +41,7 @@ def test_the_page_has_the_table_the_figures_and_the_units(whole: SampleExperimen
     assert page.open == []
     assert page.scripts == []
     for words in (
+        f"{len(whole.cohort.splits['train'])} training patients, ",
         "mean of 2",
         "AUROC: EAG-RL minus ...",
         "R_att above the best constant set",
@@ -50,6 +52,19 @@ def test_the_page_has_the_table_the_figures_and_the_units(whole: SampleExperimen
     ):
         assert words in page.text
     assert not [value for name, value in page.attributes if name in ("src", "onclick", "onerror")]
+
+
+def test_a_unit_with_a_report_of_its_own_leads_to_it(tmp_path: Path) -> None:
+    experiment = SampleExperiment(tmp_path, seeds=(17,))
+    experiment.write_shared()
+    for arm in ("stage1", "eag_rl"):
+        experiment.write_unit(arm, 17)
+    write_report(tmp_path / "arms" / "eag_rl" / "seed-17")
+
+    page = page_of(tmp_path)
+
+    links = [value for name, value in page.attributes if name == "href" and "report" in str(value)]
+    assert links == ["arms/eag_rl/seed-17/report.html"]
 
 
 @pytest.mark.parametrize("begun", [None, "training", "evaluating"])
