@@ -1,5 +1,7 @@
 """`eag-rl learn`: an experiment, or one for every number of training patients and their curve."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +14,8 @@ from training.arms import shared_config, units_of
 from training.config import RunConfig
 from training.learn_curve import curve_lines, size_folder, sizes_found, write_learn_curve
 from training.learn_experiment import Experiment, require_enough_patients_for
+from training.learn_folder import ExperimentFolder
+from training.learn_units import found_units
 from training.progress import Reporter
 from training.report_learn_curve import write_curve_page
 from training.run_folder import RunFolder
@@ -55,6 +59,8 @@ def _over_sizes(
 ) -> list[str]:
     folder.create()
     _look_at_sizes(config, folder, redo)
+    if redo is not None:
+        _remove_from_sizes(config, folder, redo)
     sizes = config.learn.train_patients
     lines: list[str] = []
     curve: list[str] = []
@@ -62,7 +68,7 @@ def _over_sizes(
         text = f"training patients: {'all' if size is None else f'{size:,}'}"
         reporter.say(f"{text} (size {place} of {len(sizes)})")
         of_size = RunFolder(folder.path / size_folder(size))
-        lines += [text, *_one_experiment(_sized(config, size), of_size, reporter, redo)]
+        lines += [text, *_one_experiment(_sized(config, size), of_size, reporter, None)]
         found = write_learn_curve(folder.path)
         page = write_curve_page(folder.path, config.run.name or folder.path.name, found)
         curve = [*curve_lines(found), f"page: {page}"]
@@ -71,31 +77,58 @@ def _over_sizes(
 
 def _look_at_sizes(config: RunConfig, folder: RunFolder, redo: str | None) -> None:
     """Refuses a later size before hours go into an earlier one, and what would enter the curve."""
+    without_cohort: list[RunConfig] = []
     planned = config.learn.train_patients
-    waiting: list[RunConfig] = []
-    for size in dict.fromkeys((*planned, *sizes_found(folder.path))):
+    for size in planned:
         sized, of_size = _sized(config, size), RunFolder(folder.path / size_folder(size))
         if (of_size.path / "config.json").exists():
-            quiet = Reporter(Console(quiet=True))
-            with of_size.lock(), Session(sized, of_size, quiet) as session:
-                try:
-                    Experiment(session, redo if size in planned else None).look()
-                except RunFolderError as error:
-                    raise RunFolderError(f"{size_folder(size)}: {error}") from None
-        if size in planned and (redo == "cohort" or not of_size.stage("cohort").done):
-            waiting.append(sized)
-    if waiting:
+            with of_size.lock(), Session(sized, of_size, _silent()) as session, _naming(size):
+                Experiment(session, redo).look()
+        if redo == "cohort" or not of_size.stage("cohort").done:
+            without_cohort.append(sized)
+    for size in sizes_found(folder.path):
+        if size not in planned:
+            of_size = RunFolder(folder.path / size_folder(size))
+            with Session(_sized(config, size), of_size, _silent()) as session, _naming(size):
+                ExperimentFolder(session).require_comparable(
+                    found_units(of_size.path),
+                    "Add the size to learn.train_patients, for --redo to replace it",
+                )
+    if without_cohort:
         everybody = build_cohort(_sized(config, None).cohort)
-        for sized in waiting:
+        for sized in without_cohort:
             size, seed = sized.cohort.train_patients, sized.cohort.train_patients_seed
-            try:
+            with _naming(size):
                 few = everybody if size is None else with_fewer_patients(everybody, size, seed)
                 require_enough_patients_for(sized, few, units_of(sized))
-            except DataError as error:
-                raise DataError(f"{size_folder(size)} of learn.train_patients: {error}") from None
+
+
+def _remove_from_sizes(config: RunConfig, folder: RunFolder, redo: str) -> None:
+    """Removes what is made again from all sizes before the first one runs."""
+    for size in config.learn.train_patients:
+        of_size = RunFolder(folder.path / size_folder(size))
+        if (of_size.path / "config.json").exists():
+            sized = _sized(config, size)
+            with of_size.lock(), Session(sized, of_size, _silent()) as session, _naming(size):
+                experiment = Experiment(session, redo)
+                experiment.look()
+                experiment.remove()
+
+
+@contextmanager
+def _naming(size: int | None) -> Iterator[None]:
+    """Errors say which size they are about."""
+    try:
+        yield
+    except (DataError, RunFolderError) as error:
+        raise type(error)(f"{size_folder(size)}: {error}") from None
 
 
 def _sized(config: RunConfig, size: int | None) -> RunConfig:
     """The experiment with so many training patients; None = all."""
     section = config.cohort.model_copy(update={"train_patients": size})
     return config.model_copy(update={"cohort": section})
+
+
+def _silent() -> Reporter:
+    return Reporter(Console(quiet=True))

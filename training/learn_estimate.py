@@ -22,6 +22,10 @@ class UnitCost:
     """Tokens that generators write."""
     learner_tokens: int
     """Packed tokens that the learner trains on."""
+    refill_prefill_tokens: int = 0
+    """Of the prompts: those of refills, of which dynamic sampling may need none."""
+    refill_decode_tokens: int = 0
+    """Of the tokens written: those of refills."""
     leaves_out_other_cohort: bool = False
     """Answers about `evaluate.other_cohort` come on top: how many patients it has is not known."""
 
@@ -30,9 +34,12 @@ class UnitCost:
         """One number to compare units by: forward passes over tokens, of prompts and packed rows.
 
         The learner's pass for old log-probabilities, forward and backward are some four; a decoded
-        token costs an engine many times a prompt's token, because batches are small.
+        token costs an engine many times a prompt's token, because batches are small. Refills are
+        not in it: how many there will be depends on the answers.
         """
-        return self.prefill_tokens + 8 * self.decode_tokens + 4 * self.learner_tokens
+        prefill = self.prefill_tokens - self.refill_prefill_tokens
+        decode = self.decode_tokens - self.refill_decode_tokens
+        return prefill + 8 * decode + 4 * self.learner_tokens
 
 
 def unit_cost(
@@ -62,12 +69,13 @@ def unit_cost(
         questions * evaluate.num_samples * evaluate.max_new_tokens,
         0,
     )
+    refilled = 0
+    group_tokens = grpo.group_size * grpo.max_new_tokens
     if unit.arm.own_stage == "grpo":
         trained = grpo.steps * grpo.patients_per_step
-        sampled = trained * (1 + (grpo.max_refills if grpo.dynamic_sampling else 0))
-        group_tokens = grpo.group_size * grpo.max_new_tokens
-        prefill += sampled * prompt_tokens
-        decode += sampled * group_tokens
+        refilled = trained * grpo.max_refills if grpo.dynamic_sampling else 0
+        prefill += (trained + refilled) * prompt_tokens
+        decode += (trained + refilled) * group_tokens
         learner = trained * (prompt_tokens + group_tokens)
     elif unit.arm.own_stage == "direct_sft":
         examples = (
@@ -78,6 +86,8 @@ def unit_cost(
         prefill_tokens=prefill,
         decode_tokens=decode,
         learner_tokens=learner,
+        refill_prefill_tokens=refilled * prompt_tokens,
+        refill_decode_tokens=refilled * group_tokens,
         leaves_out_other_cohort=has_other and evaluate.num_patients is None,
     )
 

@@ -9,12 +9,10 @@ name stay, and enter the results if they were made under the same settings.
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from rich.console import Console
+from functools import partial
 
 from ehr.cohort import Cohort, choose_patients
-from ehr.errors import DataError, RunFolderError
+from ehr.errors import DataError
 from training.arms import Unit, unit_config, units_of
 from training.config import RunConfig
 from training.learn_estimate import (
@@ -26,27 +24,23 @@ from training.learn_estimate import (
     seconds_left,
     unit_cost,
 )
+from training.learn_folder import SHARED_STAGES, ExperimentFolder
 from training.learn_results import read_learn_results, write_learn_results
 from training.learn_table import learn_table
-from training.learn_units import found_units
+from training.learn_units import OWN_STAGES, found_units
 from training.main_job import STAGES, describe_model
-from training.progress import Reporter
 from training.report import write_report
 from training.report_learn import write_learn_page
-from training.run_folder import RunFolder, write_json
+from training.run_folder import write_json
 from training.session import Session
 from training.stages import Pipeline, Stage
 
 logger = logging.getLogger(__name__)
 
-SHARED = ("cohort", "expert", "search", "sft")
-"""Stages of which a unit has links to the run's."""
-
-OWN = ("grpo", "direct_sft", "evaluate")
-"""Stages of a unit's own."""
-
 _NUM_MEASURED_PROMPTS = 16
 """Prompts whose length is measured for the estimate."""
+
+_NAME_IT = "Name its arm and seed, for --redo to replace it"
 
 
 class Experiment:
@@ -60,29 +54,58 @@ class Experiment:
     def __init__(self, session: Session, redo: str | None) -> None:
         self._session = session
         self._redo = redo
+        self._folder = ExperimentFolder(session)
         found = found_units(session.folder.path)
         self._units = units_of(session.config, found)
         planned = {unit.name for unit in self._units}
         self._kept = [unit for unit in found if unit.name not in planned]
-        self._describe = lambda: session.model.sha256[:16]
         self._shared = Pipeline(
-            STAGES, session.folder, session.config, session.reporter, self._describe
+            STAGES,
+            session.folder,
+            session.config,
+            session.reporter,
+            lambda: session.model.sha256[:16],
         )
 
     def look(self) -> tuple[list[Stage], list[Unit]]:
         """The shared stages and the units that are not done.
 
-        Everything is looked at before anything begins: a refused unit must not cost an hour.
+        Everything is looked at before anything begins, and nothing is written: a refused unit must
+        not cost an hour. Units that wait for a shared stage are looked at again behind it.
 
         Raises:
             RunFolderError: if anything there was made under another configuration.
+            DataError: if the training patients are too few for a step of a unit.
         """
-        target = "sft" if self._session.config.sft.enabled else "expert"
-        shared = self._shared.check(target, self._redo if self._redo in SHARED else None)
-        if shared:  # units that wait for a shared stage cannot be looked at yet
-            return shared, self._units
-        self._require_comparable()
-        return [], [unit for unit in self._units if self._look_at(unit, self._redo)]
+        session = self._session
+        target = "sft" if session.config.sft.enabled else "expert"
+        shared = self._shared.check(target, self._redo if self._redo in SHARED_STAGES else None)
+        pending = frozenset(stage.name for stage in shared)
+        waiting = [
+            unit
+            for unit in self._units
+            if pending & self._folder.needs(unit) or self._folder.todo(unit, self._redo)
+        ]
+        self._folder.require_comparable(self._kept, _NAME_IT, pending)
+        if "cohort" not in pending and waiting:
+            require_enough_patients_for(session.config, session.cohort, waiting)
+        session.stages = (*(stage.name for stage in shared), *OWN_STAGES)
+        return shared, waiting
+
+    def remove(self) -> None:
+        """Removes what is made again, after a look at it and where the cluster has room for it.
+
+        It goes from all units at once: a stop must leave no old one among the new. What follows
+        from a shared stage goes from units that the command does not name as well.
+        """
+        if self._redo is None:
+            return
+        self._session.connect()
+        self._shared.remove_stale()
+        kept = self._kept if self._redo in SHARED_STAGES else []
+        for unit in (*self._units, *kept):
+            self._folder.remove(unit, self._redo)
+        self._redo = None
 
     def run(self) -> None:
         """Shared stages first, then unit after unit."""
@@ -91,14 +114,14 @@ class Experiment:
         if not shared and not waiting:
             reporter.say("every unit is done; nothing to run")
             return
+        self.remove()
         session.folder.write_config(session.config, describe_model(session))
-        self._remove_what_is_redone()
-        session.stages = (*(stage.name for stage in shared), *OWN)
         self._shared.run([each for each in shared if each.name == "cohort"], session, _nothing)
         require_enough_patients_for(session.config, session.cohort, waiting)
         session.deploy_generator()
         self._shared.run([each for each in shared if each.name != "cohort"], session, _nothing)
-        self._require_comparable()
+        self._folder.require_comparable(self._kept, _NAME_IT)
+        waiting = [unit for unit in self._units if self._folder.todo(unit, None)]
         costs = self._costs()
         reporter.say(cost_line(costs, self._finished()))
         for unit in waiting:
@@ -109,88 +132,31 @@ class Experiment:
 
     def lines(self) -> list[str]:
         """The table of all finished units, and where the page is; both are written."""
+        for unit in (*self._units, *self._kept):
+            folder = self._folder.unit(unit).path
+            if self._folder.is_done(unit) and not (folder / "report.html").exists():
+                self._write_early(partial(write_report, folder))
         self._write()
         run_dir = self._session.folder.path
         return [*learn_table(read_learn_results(run_dir)), f"page: {run_dir / 'learn.html'}"]
 
-    def _folder(self, unit: Unit) -> RunFolder:
-        return RunFolder(self._session.folder.path / "arms" / unit.name)
-
-    def _pipeline(self, unit: Unit, reporter: Reporter) -> Pipeline:
-        config = unit_config(self._session.config, unit)
-        self._link(unit)
-        return Pipeline(STAGES, self._folder(unit), config, reporter, self._describe, only=OWN)
-
-    def _look_at(self, unit: Unit, redo: str | None) -> list[Stage]:
-        """Those of the unit's stages that are not done."""
-        pipeline = self._pipeline(unit, Reporter(Console(quiet=True)))
-        has_it = redo in {stage.name for stage in pipeline.wanted("evaluate")}
-        try:
-            return pipeline.check("evaluate", redo if has_it else None)
-        except RunFolderError as error:
-            raise RunFolderError(f"unit {unit.name}: {error}") from None
-
-    def _require_comparable(self) -> None:
-        """Refuses units that enter the results and were made under another configuration."""
-        for unit in self._kept:
-            if self._folder(unit).stage("evaluate").done:
-                try:
-                    self._look_at(unit, None)
-                except RunFolderError as error:
-                    raise RunFolderError(
-                        f"{error}. This command does not name that unit, but it would enter the "
-                        "same results: name its arm and seed for --redo to replace it, or remove "
-                        f"{self._folder(unit).path}"
-                    ) from None
-
     def _run_unit(self, unit: Unit) -> None:
         session = self._session
         session.reporter.say(f"unit {unit.name}: {unit.arm.text}")
-        pipeline = self._pipeline(unit, session.reporter)
-        folder, config = self._folder(unit), pipeline.config
+        self._folder.link(unit)
+        pipeline, folder = self._folder.pipeline(unit, session.reporter), self._folder.unit(unit)
         todo = pipeline.check("evaluate")
-        folder.write_config(config, describe_model(session))
-        pipeline.run(todo, session.unit(config, folder), _nothing)
-        self._write_early(lambda: write_report(folder.path))
-
-    def _remove_what_is_redone(self) -> None:
-        """Of all units at once: an interruption must not leave old ones among the new.
-
-        What a shared stage is made again for goes from every unit, named by this command or not.
-        """
-        if self._redo is None:
-            return
-        if self._redo in SHARED:
-            for unit in (*self._units, *self._kept):
-                for stage in OWN:
-                    self._folder(unit).stage(stage).remove()
-            return
-        for unit in self._units:
-            wanted = self._pipeline(unit, self._session.reporter).wanted("evaluate")
-            if self._redo in {stage.name for stage in wanted}:
-                for stage in {self._redo, "evaluate"}:
-                    self._folder(unit).stage(stage).remove()
-
-    def _link(self, unit: Unit) -> None:
-        """Makes the unit's folder, with links to the shared stages."""
-        folder = self._folder(unit)
-        folder.create()
-        for stage in SHARED:
-            link = folder.path / stage
-            if not link.is_symlink():
-                link.symlink_to(Path("..") / ".." / ".." / stage, target_is_directory=True)
+        folder.write_config(pipeline.config, describe_model(session))
+        pipeline.run(todo, session.unit(pipeline.config, folder), _nothing)
+        self._write_early(partial(write_report, folder.path))
 
     def _finished(self) -> dict[str, float]:
         """Seconds of each finished unit."""
         return {
-            unit.name: self._seconds(unit)
+            unit.name: self._folder.seconds(unit)
             for unit in self._units
-            if self._folder(unit).stage("evaluate").done
+            if self._folder.is_done(unit)
         }
-
-    def _seconds(self, unit: Unit) -> float:
-        records = (self._folder(unit).stage(stage).read() or {} for stage in OWN)
-        return sum(record.get("seconds", 0.0) for record in records)
 
     def _costs(self) -> dict[str, UnitCost]:
         """Tokens of every unit, from the length of some prompts."""

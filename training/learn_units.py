@@ -162,11 +162,13 @@ def collect(run_dir: Path) -> ExperimentRecords:
 
 
 def found_units(run_dir: Path) -> list[Unit]:
-    """Units that have a folder below RUN/arms, by arm in the order of `ARMS`, then seed."""
+    """Units below RUN/arms that have begun a stage, by arm in the order of `ARMS`, then seed."""
     found = [
         Unit(arm=ARMS[folder.parent.name], seed=int(seed))
         for folder in (run_dir / "arms").glob("*/seed-*")
-        if (seed := folder.name.removeprefix("seed-")).isdecimal() and folder.parent.name in ARMS
+        if (seed := folder.name.removeprefix("seed-")).isdecimal()
+        and folder.parent.name in ARMS
+        and any((folder / stage / "stage.json").exists() for stage in OWN_STAGES)
     ]
     order = list(ARMS)
     return sorted(found, key=lambda unit: (order.index(unit.arm.name), unit.seed))

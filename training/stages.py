@@ -130,14 +130,20 @@ class Pipeline:
     def check(self, target: str | None, redo: str | None = None) -> list[Stage]:
         """The stages still to run, before any long work begins.
 
-        Nothing is removed yet: what `redo` names goes when the first stage runs.
+        Nothing is removed yet: what `redo` names goes with `remove_stale`, or when the first stage
+        runs.
 
         Raises:
             RunFolderError: if a stage was begun under another key; lists what differs.
             DataError: if the cohort's files cannot be read.
         """
         wanted = self.wanted(target)
-        self._stale = self._downstream(redo, wanted) if redo is not None else set()
+        if redo is not None and redo not in (names := [stage.name for stage in wanted]):
+            raise RunFolderError(
+                f"--redo takes a stage of this command ({', '.join(names)}), got {redo!r}; "
+                "`eag-rl run` has them all"
+            )
+        self._stale = self.downstream(redo) if redo is not None else set()
         todo: list[Stage] = []
         for stage in wanted:
             upstream_changes = any(before.name in stage.needs for before in todo)
@@ -146,11 +152,15 @@ class Pipeline:
                 todo.append(stage)
         return todo
 
-    def run(self, todo: list[Stage], session: Any, after: Callable[[], None]) -> None:
-        """Runs the stages, marking each as running and then as done, and calls `after` each."""
+    def remove_stale(self) -> None:
+        """Removes what the last `check` was to redo."""
         for name in self._stale:
             self.folder.stage(name).remove()
         self._stale = set()
+
+    def run(self, todo: list[Stage], session: Any, after: Callable[[], None]) -> None:
+        """Runs the stages, marking each as running and then as done, and calls `after` each."""
+        self.remove_stale()
         for stage in todo:
             if self._is_done(stage):  # its inputs came out as they were
                 continue
@@ -190,14 +200,9 @@ class Pipeline:
             self.reporter.say(f"{stage.name}: already done, same inputs; skipped")
         return record.done and not lost
 
-    def _downstream(self, redo: str, wanted: list[Stage]) -> set[str]:
-        names = [stage.name for stage in wanted]
-        if redo not in names:
-            raise RunFolderError(
-                f"--redo takes a stage of this command ({', '.join(names)}), got {redo!r}; "
-                "`eag-rl run` has them all"
-            )
-        stale = {redo}
+    def downstream(self, name: str) -> set[str]:
+        """A stage and all that read what it writes, directly or not."""
+        stale = {name}
         for stage in self.stages.values():
             if stale & set(stage.needs):
                 stale.add(stage.name)

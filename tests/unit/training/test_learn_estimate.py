@@ -46,6 +46,7 @@ def test_dynamic_sampling_may_sample_every_refill_and_trains_one_batch() -> None
         refilled * section.group_size * section.max_new_tokens
     )
     assert found.learner_tokens == without.learner_tokens
+    assert found.weight == without.weight  # time is told by what is certain
 
 
 def test_another_cohorts_patients_are_answered_for_as_well() -> None:

@@ -1,20 +1,25 @@
 """What an experiment finds in its folder, refuses and removes, before and without any training."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from ehr.chat import ChatFrame
-from ehr.errors import ConfigurationError, DataError, RunFolderError
+from ehr.cohort import save_cohort
+from ehr.errors import ConfigurationError, DataError, ResourceError, RunFolderError
+from ehr.loaders import build_cohort
 from services.models import LocalModel
 from training.arms import shared_config, unit_config, units_of
 from training.config import RunConfig
 from training.config_loading import load_config
 from training.learn import learn
 from training.learn_curve import size_folder
-from training.learn_experiment import OWN, SHARED, Experiment
+from training.learn_experiment import Experiment
+from training.learn_folder import SHARED_STAGES
+from training.learn_units import OWN_STAGES, found_units
 from training.main_job import STAGES
 from training.progress import Reporter
 from training.run_folder import RunFolder
@@ -35,8 +40,8 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def session(self, config: RunConfig) -> Session:
-        session = Session(config, RunFolder(self.path), Reporter(Console(file=io.StringIO())))
+    def session(self, config: RunConfig, make: type[Session] = Session) -> Session:
+        session = make(config, RunFolder(self.path), Reporter(Console(file=io.StringIO())))
         session.model = LocalModel(
             path=self.path,
             name="none",
@@ -50,13 +55,13 @@ class Folder:
     def finish(self, config: RunConfig) -> None:
         """Marks every stage of the experiment as done under its settings."""
         shared = shared_config(config)
-        self._finish(self.path, shared, SHARED)
+        self._finish(self.path, shared, SHARED_STAGES)
         for unit in units_of(shared):
             folder = self.path / "arms" / unit.name
             folder.mkdir(parents=True)
-            for stage in SHARED:
+            for stage in SHARED_STAGES:
                 (folder / stage).symlink_to(self.path / stage)
-            self._finish(folder, unit_config(shared, unit), OWN)
+            self._finish(folder, unit_config(shared, unit), OWN_STAGES)
 
     def _finish(self, path: Path, config: RunConfig, only: tuple[str, ...]) -> None:
         folder = RunFolder(path)
@@ -69,6 +74,8 @@ class Folder:
             record.begin(pipeline.key(stage))
             for output in stage.outputs:
                 (record.folder / output).write_text("done")
+            if stage.name == "cohort":
+                save_cohort(build_cohort(config.cohort), record.folder)
             record.finish(1.0, "output")
 
     def experiment(self, config: RunConfig, redo: str | None = None) -> Experiment:
@@ -78,21 +85,24 @@ class Folder:
         """Units with the stages of their own that are done."""
         return {
             f"{path.parent.name}/{path.name}": {
-                stage for stage in OWN if RunFolder(path).stage(stage).done
+                stage for stage in OWN_STAGES if RunFolder(path).stage(stage).done
             }
             for path in sorted(self.path.glob("arms/*/seed-*"))
         }
 
 
+ALL = ("learn.arms=[stage1,eag_rl]", "learn.seeds=[17,18]")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     made = Folder(tmp_path)
-    made.finish(settings("learn.arms=[stage1,eag_rl]", "learn.seeds=[17,18]"))
+    made.finish(settings(*ALL))
     return made
 
 
 def test_a_finished_experiment_has_nothing_to_do(folder: Folder) -> None:
-    same = settings("learn.arms=[stage1,eag_rl]", "learn.seeds=[17,18]")
+    same = settings(*ALL)
 
     assert folder.experiment(same).look() == ([], [])
 
@@ -110,32 +120,85 @@ def test_a_unit_that_is_not_named_is_refused_where_it_was_made_otherwise(folder:
         "learn.arms=[without_adaptive_clip]", "learn.seeds=[17]", "grpo.learning_rate=0.01"
     )
 
-    with pytest.raises(RunFolderError, match=r"unit eag_rl/seed-17: .*grpo\.learning_rate") as told:
+    with pytest.raises(RunFolderError, match=r"unit eag_rl/seed-17 .*grpo\.learning_rate") as told:
         folder.experiment(other).look()
 
-    assert "does not name that unit" in str(told.value)
+    assert "not named by this command" in str(told.value)
     assert str(folder.path / "arms" / "eag_rl" / "seed-17") in str(told.value)
 
 
+def test_a_unit_that_is_not_named_and_does_not_fit_is_told_as_such(tmp_path: Path) -> None:
+    made = Folder(tmp_path)
+    made.finish(settings("learn.arms=[rare_features]", "learn.seeds=[17]"))
+    other = settings("learn.arms=[vanilla]", "reward.attention_weighting=stability")
+
+    with pytest.raises(RunFolderError, match="unit rare_features/seed-17 is not named"):
+        made.experiment(other).look()
+
+
+def test_what_waits_for_no_shared_stage_is_refused_before_that_begins(tmp_path: Path) -> None:
+    made = Folder(tmp_path)
+    made.finish(settings("learn.arms=[vanilla]", "learn.seeds=[17]"))
+
+    for arms in ("[eag_rl]", "[vanilla,eag_rl]"):
+        with pytest.raises(RunFolderError, match=r"unit vanilla/seed-17.*evaluate\.num_patients"):
+            made.experiment(settings(f"learn.arms={arms}", "evaluate.num_patients=5")).look()
+
+
+def test_looking_writes_nothing(folder: Folder) -> None:
+    before = sorted(folder.path.rglob("*"))
+
+    folder.experiment(settings("learn.arms=[stage1,eag_rl]", "learn.seeds=[17,18,99]")).look()
+
+    assert sorted(folder.path.rglob("*")) == before
+
+
+def test_a_folder_without_a_stage_is_no_unit(folder: Folder) -> None:
+    (folder.path / "arms" / "eag_rl" / "seed-99").mkdir()
+
+    found = [unit.name for unit in found_units(folder.path)]
+
+    assert found == ["stage1/seed-17", "eag_rl/seed-17", "eag_rl/seed-18"]
+
+
+class NoRoom(Session):
+    """A session whose cluster is too small."""
+
+    def connect(self, listen: bool = False):
+        raise ResourceError("the cluster is too small")
+
+
+class Room(NoRoom):
+    """A session whose cluster is asked for nothing."""
+
+    def connect(self, listen: bool = False):
+        return None
+
+
+def redone(folder: Folder, config: RunConfig, redo: str) -> Experiment:
+    experiment = Experiment(folder.session(shared_config(config), Room), redo)
+    experiment.look()
+    experiment.remove()
+    return experiment
+
+
 def test_one_stage_made_again_goes_from_every_named_unit_at_once(folder: Folder) -> None:
-    same = settings("learn.arms=[stage1,eag_rl]", "learn.seeds=[17,18]")
-    experiment = folder.experiment(same, redo="grpo")
-    _, waiting = experiment.look()
+    report = folder.path / "arms" / "eag_rl" / "seed-17" / "report.html"
+    report.write_text("old")
 
-    experiment._remove_what_is_redone()
+    experiment = redone(folder, settings(*ALL), "grpo")
 
-    assert [unit.name for unit in waiting] == ["eag_rl/seed-17", "eag_rl/seed-18"]
     assert folder.done() == {
         "eag_rl/seed-17": set(),
         "eag_rl/seed-18": set(),
         "stage1/seed-17": {"evaluate"},
     }
+    assert not report.exists()
+    assert [unit.name for unit in experiment.look()[1]] == ["eag_rl/seed-17", "eag_rl/seed-18"]
 
 
 def test_evaluation_made_again_keeps_what_was_trained(folder: Folder) -> None:
-    one = settings("learn.arms=[eag_rl]", "learn.seeds=[17]")
-
-    folder.experiment(one, redo="evaluate")._remove_what_is_redone()
+    redone(folder, settings("learn.arms=[eag_rl]", "learn.seeds=[17]"), "evaluate")
 
     assert folder.done() == {
         "eag_rl/seed-17": {"grpo"},
@@ -144,12 +207,73 @@ def test_evaluation_made_again_keeps_what_was_trained(folder: Folder) -> None:
     }
 
 
-def test_another_stage_1_leaves_no_unit_of_the_old_one(folder: Folder) -> None:
-    one = settings("learn.arms=[eag_rl]", "learn.seeds=[17]")
+def test_another_stage_1_leaves_no_unit_of_the_old_one_and_every_other_unit(tmp_path: Path) -> None:
+    made = Folder(tmp_path)
+    made.finish(
+        settings("learn.arms=[vanilla,sft,stage1,eag_rl,without_stage1]", "learn.seeds=[17]")
+    )
 
-    folder.experiment(one, redo="sft")._remove_what_is_redone()
+    redone(made, settings("learn.arms=[eag_rl]", "learn.seeds=[17]"), "sft")
 
-    assert set().union(*folder.done().values()) == set()
+    assert made.done() == {
+        "eag_rl/seed-17": set(),
+        "sft/seed-17": {"direct_sft", "evaluate"},
+        "stage1/seed-17": set(),
+        "vanilla/seed-17": {"evaluate"},
+        "without_stage1/seed-17": {"grpo", "evaluate"},
+    }
+    assert not (tmp_path / "sft" / "stage.json").exists()
+    assert (tmp_path / "search" / "stage.json").exists()
+
+
+@pytest.mark.parametrize("redo", ["grpo", "sft"])
+@pytest.mark.parametrize(
+    ("make_session", "setting", "error"),
+    [(NoRoom, "grpo.steps=2", ResourceError), (Room, "grpo.patients_per_step=64", DataError)],
+)
+def test_a_refused_command_removes_nothing(
+    folder: Folder, redo: str, make_session: type[Session], setting: str, error: type[Exception]
+) -> None:
+    before = folder.done()
+    session = folder.session(shared_config(settings(*ALL, setting)), make_session)
+
+    with pytest.raises(error):
+        Experiment(session, redo).run()
+
+    assert folder.done() == before
+    assert (folder.path / "sft" / "stage.json").exists()
+
+
+def no_engine(self: Session) -> None:
+    raise ResourceError("no engine")
+
+
+def test_what_is_made_again_is_gone_before_the_first_unit_begins(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Room, "deploy_generator", no_engine)
+    session = folder.session(shared_config(settings(*ALL)), Room)
+
+    with pytest.raises(ResourceError, match="no engine"):
+        Experiment(session, "grpo").run()
+
+    assert folder.done()["eag_rl/seed-17"] == folder.done()["eag_rl/seed-18"] == set()
+
+
+def test_what_is_made_again_is_gone_from_every_size_before_the_first_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = ("learn.arms=[vanilla]", "learn.seeds=[17]")
+    sizes = [Folder(tmp_path / size_folder(size)) for size in (10, 20)]
+    for size, of_size in zip((10, 20), sizes, strict=True):
+        of_size.finish(settings(f"cohort.train_patients={size}", *arms))
+    monkeypatch.setattr(Session, "connect", Room.connect)
+    monkeypatch.setattr(Session, "deploy_generator", no_engine)
+
+    with pytest.raises(ResourceError, match="no engine"):
+        learn(settings("learn.train_patients=[10,20]", *arms), tmp_path, redo="evaluate")
+
+    assert [of_size.done() for of_size in sizes] == [{"vanilla/seed-17": set()}] * 2
 
 
 def test_what_an_arm_makes_of_the_settings_is_checked_before_anything_is_written(
@@ -187,12 +311,26 @@ def test_a_size_that_cannot_be_is_refused_before_the_first_one_begins(
 
 
 def test_a_size_made_otherwise_is_refused_before_another_one_begins(tmp_path: Path) -> None:
-    arms = ("learn.arms=[stage1]", "learn.seeds=[17]")
-    ten = settings("cohort.train_patients=10", *arms)
-    Folder(tmp_path / size_folder(10)).finish(ten)
+    arms = ("learn.arms=[vanilla]", "learn.seeds=[17]")
+    Folder(tmp_path / size_folder(10)).finish(settings("cohort.train_patients=10", *arms))
+    before = sorted(tmp_path.rglob("*"))
     other = settings("learn.train_patients=[20]", "cohort.seed=5", *arms)
 
-    with pytest.raises(RunFolderError, match=r"train-10: .*cohort\.seed"):
+    with pytest.raises(RunFolderError, match=r"train-10: .*cohort\.seed.*Add the size"):
         learn(other, tmp_path)
 
-    assert not (tmp_path / "train-20").exists()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_finished_cohort_that_is_too_small_is_refused_before_another_size_begins(
+    tmp_path: Path,
+) -> None:
+    ten = settings("cohort.train_patients=10", "learn.arms=[vanilla]", "learn.seeds=[17]")
+    Folder(tmp_path / size_folder(10)).finish(ten)
+    shutil.rmtree(tmp_path / size_folder(10) / "arms")
+    more = ("learn.arms=[without_stage1]", "grpo.patients_per_step=16", "grpo.balance=false")
+
+    with pytest.raises(DataError, match=r"train-10: .*grpo\.patients_per_step"):
+        learn(settings("learn.train_patients=[30,10]", *more), tmp_path)
+
+    assert not (tmp_path / "train-30").exists()
