@@ -131,9 +131,10 @@ def left_line(seconds: float | None, num_left: int) -> str:
     """How long the units that are left will take, for the terminal."""
     if not num_left:
         return "all units are done"
+    left = f"{num_left} unit{'' if num_left == 1 else 's'} left"
     if seconds is None:
-        return f"{num_left} units left; how long they take is known when the first one is done"
-    return f"{num_left} units left, about {duration(seconds)} at the rate of those that are done"
+        return f"{left}; how long a unit takes is known when the first one is done"
+    return f"{left}, about {duration(seconds)} at the rate of those that are done"
 
 
 def mean_length(lengths: Iterable[int]) -> int:

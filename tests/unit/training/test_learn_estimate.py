@@ -86,7 +86,8 @@ def test_lines_for_the_terminal_say_what_is_left() -> None:
 
     assert cost_line(costs, {"a": 1.0}).startswith("1 of 2 units to do: at most 3,200 prompt")
     assert "first one is done" in left_line(None, 2)
-    assert "about 2 min 30 s" in left_line(150, 1)
+    assert left_line(150, 1).startswith("1 unit left, about 2 min 30 s")
+    assert left_line(150, 2).startswith("2 units left")
     assert left_line(0, 0) == "all units are done"
 
 
