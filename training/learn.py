@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from ehr.errors import DataError, RunFolderError
 from ehr.few_patients import with_fewer_patients
 from ehr.loaders import build_cohort
@@ -82,14 +80,21 @@ def _look_at_sizes(config: RunConfig, folder: RunFolder, redo: str | None) -> No
     for size in planned:
         sized, of_size = _sized(config, size), RunFolder(folder.path / size_folder(size))
         if (of_size.path / "config.json").exists():
-            with of_size.lock(), Session(sized, of_size, _silent()) as session, _naming(size):
+            with (
+                of_size.lock(),
+                Session(sized, of_size, Reporter.silent()) as session,
+                _naming(size),
+            ):
                 Experiment(session, redo).look()
         if redo == "cohort" or not of_size.stage("cohort").done:
             without_cohort.append(sized)
     for size in sizes_found(folder.path):
         if size not in planned:
             of_size = RunFolder(folder.path / size_folder(size))
-            with Session(_sized(config, size), of_size, _silent()) as session, _naming(size):
+            with (
+                Session(_sized(config, size), of_size, Reporter.silent()) as session,
+                _naming(size),
+            ):
                 ExperimentFolder(session).require_comparable(
                     found_units(of_size.path),
                     "Add the size to learn.train_patients, for --redo to replace it",
@@ -109,7 +114,11 @@ def _remove_from_sizes(config: RunConfig, folder: RunFolder, redo: str) -> None:
         of_size = RunFolder(folder.path / size_folder(size))
         if (of_size.path / "config.json").exists():
             sized = _sized(config, size)
-            with of_size.lock(), Session(sized, of_size, _silent()) as session, _naming(size):
+            with (
+                of_size.lock(),
+                Session(sized, of_size, Reporter.silent()) as session,
+                _naming(size),
+            ):
                 experiment = Experiment(session, redo)
                 experiment.look()
                 experiment.remove()
@@ -128,7 +137,3 @@ def _sized(config: RunConfig, size: int | None) -> RunConfig:
     """The experiment with so many training patients; None = all."""
     section = config.cohort.model_copy(update={"train_patients": size})
     return config.model_copy(update={"cohort": section})
-
-
-def _silent() -> Reporter:
-    return Reporter(Console(quiet=True))

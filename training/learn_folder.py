@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
-
 from ehr.errors import ConfigurationError, RunFolderError
 from training.arms import Unit, unit_config
 from training.learn_units import OWN_STAGES
@@ -83,7 +81,7 @@ class ExperimentFolder:
         Raises:
             RunFolderError: if one was begun under another configuration.
         """
-        pipeline = self.pipeline(unit, _silent())
+        pipeline = self.pipeline(unit, Reporter.silent())
         has_it = redo in {stage.name for stage in pipeline.wanted("evaluate")}
         try:
             return pipeline.check("evaluate", redo if has_it else None)
@@ -128,8 +126,4 @@ class ExperimentFolder:
             (self.unit(unit).path / "report.html").unlink(missing_ok=True)
 
     def _whole(self, unit: Unit) -> Pipeline:
-        return self.pipeline(unit, _silent(), only=[stage.name for stage in STAGES])
-
-
-def _silent() -> Reporter:
-    return Reporter(Console(quiet=True))
+        return self.pipeline(unit, Reporter.silent(), only=[stage.name for stage in STAGES])

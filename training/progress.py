@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -63,6 +64,11 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+    @classmethod
+    def silent(cls) -> Self:
+        """One that shows nothing: for a look that nobody waits for."""
+        return cls(Console(quiet=True))
 
     def say(self, text: str) -> None:
         """Prints one line."""
