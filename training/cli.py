@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--redo",
         metavar="STAGE",
         choices=[name for name in STAGES if name != "report"],
-        help="make this stage again, and all after it: a shared one, or that of every unit",
+        help="make this stage again, and all after it: a shared one, or that of every named unit",
     )
     serve = commands.add_parser(
         "serve",
@@ -167,9 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(parsed)
     except KeyboardInterrupt:
-        redone = " without --redo" if getattr(parsed, "redo", None) else ""
+        redo = getattr(parsed, "redo", None)
+        without = f" (without --redo, once {redo} has begun again)" if redo else ""
         print(
-            f"interrupted; what is finished is kept, and the same command{redone} resumes",
+            f"interrupted; what is finished is kept, and the same command{without} resumes",
             file=sys.stderr,
         )
         return 130

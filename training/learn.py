@@ -1,7 +1,7 @@
 """`eag-rl learn`: an experiment, or one for every number of training patients and their curve."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ehr.errors import DataError, RunFolderError
@@ -98,6 +98,7 @@ def _look_at_sizes(config: RunConfig, folder: RunFolder, redo: str | None) -> No
                 ExperimentFolder(session).require_comparable(
                     found_units(of_size.path),
                     "Add the size to learn.train_patients, for --redo to replace it",
+                    place=of_size.path,
                 )
     if without_cohort:
         everybody = build_cohort(_sized(config, None).cohort)
@@ -109,19 +110,25 @@ def _look_at_sizes(config: RunConfig, folder: RunFolder, redo: str | None) -> No
 
 
 def _remove_from_sizes(config: RunConfig, folder: RunFolder, redo: str) -> None:
-    """Removes what is made again from all sizes before the first one runs."""
-    for size in config.learn.train_patients:
-        of_size = RunFolder(folder.path / size_folder(size))
-        if (of_size.path / "config.json").exists():
-            sized = _sized(config, size)
-            with (
-                of_size.lock(),
-                Session(sized, of_size, Reporter.silent()) as session,
-                _naming(size),
-            ):
-                experiment = Experiment(session, redo)
-                experiment.look()
-                experiment.remove()
+    """Removes what is made again from all sizes before the first one runs.
+
+    The cluster is joined once before: one that is too small must not cost what is there.
+    """
+    experiments: list[Experiment] = []
+    with ExitStack() as stack:
+        for size in config.learn.train_patients:
+            of_size = RunFolder(folder.path / size_folder(size))
+            if (of_size.path / "config.json").exists():
+                stack.enter_context(of_size.lock())
+                session = Session(_sized(config, size), of_size, Reporter.silent())
+                stack.enter_context(session)
+                with _naming(size):
+                    experiments.append(Experiment(session, redo))
+                    experiments[-1].look()
+                if len(experiments) == 1:
+                    session.connect()
+        for experiment in experiments:
+            experiment.remove()
 
 
 @contextmanager

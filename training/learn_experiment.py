@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ehr.cohort import Cohort, choose_patients
-from ehr.errors import DataError
+from ehr.errors import ConfigurationError, DataError
+from ehr.loaders import build_cohort
 from training.arms import Unit, unit_config, units_of
 from training.config import RunConfig
 from training.learn_estimate import (
@@ -78,33 +79,45 @@ class Experiment:
             DataError: if the training patients are too few for a step of a unit.
         """
         session = self._session
+        self._require_a_unit_with_the_redone_stage()
         target = "sft" if session.config.sft.enabled else "expert"
         shared = self._shared.check(target, self._redo if self._redo in SHARED_STAGES else None)
         pending = frozenset(stage.name for stage in shared)
-        waiting = [
-            unit
-            for unit in self._units
-            if pending & self._folder.needs(unit) or self._folder.todo(unit, self._redo)
-        ]
+        waiting = [unit for unit in self._units if self._folder.todo(unit, self._redo)]
         self._folder.require_comparable(self._kept, _NAME_IT, pending)
-        if "cohort" not in pending and waiting:
-            require_enough_patients_for(session.config, session.cohort, waiting)
+        if waiting and ("cohort" not in pending or self._redo is not None):
+            is_there = "cohort" not in pending
+            cohort = session.cohort if is_there else build_cohort(session.config.cohort)
+            require_enough_patients_for(session.config, cohort, waiting)
         session.stages = (*(stage.name for stage in shared), *OWN_STAGES)
         return shared, waiting
 
+    def _require_a_unit_with_the_redone_stage(self) -> None:
+        if self._redo is not None:
+            stages = set().union(*(self._folder.needs(unit) for unit in self._units))
+            if self._redo not in stages:
+                arms = ", ".join(self._session.config.learn.arms)
+                raise ConfigurationError(
+                    f"--redo {self._redo}: no arm of learn.arms ({arms}) has this stage; name one "
+                    "that has it"
+                )
+
     def remove(self) -> None:
-        """Removes what is made again, after a look at it and where the cluster has room for it.
+        """Removes what is made again, after a look at it.
 
         It goes from all units at once: a stop must leave no old one among the new. What follows
-        from a shared stage goes from units that the command does not name as well.
+        from a shared stage goes from units that the command does not name as well. Results go
+        first and shared stages last, so that a stop in between leaves nothing that looks finished.
         """
         if self._redo is None:
             return
-        self._session.connect()
-        self._shared.remove_stale()
+        run_dir = self._session.folder.path
+        for path in (run_dir / "learn.html", *(run_dir / "learn").glob("results.*")):
+            path.unlink(missing_ok=True)
         kept = self._kept if self._redo in SHARED_STAGES else []
         for unit in (*self._units, *kept):
             self._folder.remove(unit, self._redo)
+        self._shared.remove_stale()
         self._redo = None
 
     def run(self) -> None:
@@ -114,8 +127,11 @@ class Experiment:
         if not shared and not waiting:
             reporter.say("every unit is done; nothing to run")
             return
-        self.remove()
-        session.folder.write_config(session.config, describe_model(session))
+        model = describe_model(session)
+        if self._redo is not None:
+            session.connect()  # a cluster that is too small must not cost what is there
+            self.remove()
+        session.folder.write_config(session.config, model)
         self._shared.run([each for each in shared if each.name == "cohort"], session, _nothing)
         require_enough_patients_for(session.config, session.cohort, waiting)
         session.deploy_generator()

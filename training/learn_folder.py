@@ -15,7 +15,7 @@ from training.main_job import STAGES
 from training.progress import Reporter
 from training.run_folder import RunFolder
 from training.session import Session
-from training.stages import Pipeline, Stage
+from training.stages import Pipeline
 
 SHARED_STAGES = ("cohort", "expert", "search", "sft")
 """Stages of which a unit has links to the run's."""
@@ -75,28 +75,40 @@ class ExperimentFolder:
         """Names of all stages that its answers follow from, shared ones too, and `evaluate`."""
         return {stage.name for stage in self._whole(unit).wanted("evaluate")}
 
-    def todo(self, unit: Unit, redo: str | None) -> list[Stage]:
-        """Those of its own stages that are not done, or that follow from `redo`.
+    def todo(self, unit: Unit, redo: str | None) -> list[str]:
+        """Names of its own stages that are not done, or that follow from `redo`.
+
+        What waits for a shared stage that is not done is among them; the rest is looked at.
 
         Raises:
-            RunFolderError: if one was begun under another configuration.
+            RunFolderError: if a stage was begun under another configuration.
         """
-        pipeline = self.pipeline(unit, Reporter.silent())
+        # without an arm that needs Stage 1 there is none, and no search for it
+        shared = SHARED_STAGES if self._session.config.sft.enabled else SHARED_STAGES[:2]
+        pipeline = self.pipeline(unit, Reporter.silent(), only=(*shared, *OWN_STAGES))
         has_it = redo in {stage.name for stage in pipeline.wanted("evaluate")}
         try:
-            return pipeline.check("evaluate", redo if has_it else None)
+            stages = pipeline.check("evaluate", redo if has_it else None)
         except RunFolderError as error:
-            raise RunFolderError(f"unit {unit.name}: {error}") from None
+            raise RunFolderError(
+                f"unit {unit.name}: {error}; --redo cohort makes the whole experiment again"
+            ) from None
+        return [stage.name for stage in stages if stage.name in OWN_STAGES]
 
     def require_comparable(
-        self, units: Sequence[Unit], advice: str, pending: frozenset[str] = frozenset()
+        self,
+        units: Sequence[Unit],
+        advice: str,
+        pending: frozenset[str] = frozenset(),
+        place: Path | None = None,
     ) -> None:
         """Refuses finished units that would enter the results from under other settings.
 
         Args:
             units: those that the command does not run.
-            advice: what to do about it.
+            advice: how the command would run them.
             pending: shared stages that are still to run; what follows from one is not looked at.
+            place: what to remove instead; None = the unit's folder.
 
         Raises:
             RunFolderError: with the first unit that was made otherwise.
@@ -104,14 +116,19 @@ class ExperimentFolder:
         for unit in units:
             if not self.is_done(unit):
                 continue
+            path = place or self.unit(unit).path
+            # an arm that trains nothing is asked at one seed: naming it means the other unit
+            has_way = unit.arm.own_stage is not None or place is not None
+            way = f"{advice}, or remove {path}" if has_way else f"Remove {path}"
             try:
                 if not pending & self.needs(unit):
                     self._whole(unit).check("evaluate")
-            except (RunFolderError, ConfigurationError) as error:
-                raise RunFolderError(
-                    f"unit {unit.name} is not named by this command and would enter its results, "
-                    f"but: {error}. {advice}, or remove {self.unit(unit).path}"
-                ) from None
+                    # its own stages too where a shared one is missing that nobody will make
+                    self.pipeline(unit, Reporter.silent()).check("evaluate")
+            except ConfigurationError as error:
+                raise RunFolderError(_unnamed(unit, error, f"Remove {path}")) from None
+            except RunFolderError as error:
+                raise RunFolderError(_unnamed(unit, error, way)) from None
 
     def remove(self, unit: Unit, redo: str) -> None:
         """Removes what follows from a stage that is made again, the unit's report too."""
@@ -119,7 +136,7 @@ class ExperimentFolder:
         with suppress(ConfigurationError):  # it does not fit these settings: refused when named
             if redo in self.needs(unit):
                 stale = self._whole(unit).downstream(redo)
-        own = [stage for stage in OWN_STAGES if stage in stale]
+        own = [stage for stage in reversed(OWN_STAGES) if stage in stale]
         for stage in own:
             self.unit(unit).stage(stage).remove()
         if own:
@@ -127,3 +144,10 @@ class ExperimentFolder:
 
     def _whole(self, unit: Unit) -> Pipeline:
         return self.pipeline(unit, Reporter.silent(), only=[stage.name for stage in STAGES])
+
+
+def _unnamed(unit: Unit, error: Exception, way: str) -> str:
+    return (
+        f"unit {unit.name} is not named by this command and would enter its results, but: {error}. "
+        f"{way}"
+    )

@@ -7,6 +7,8 @@ refused when it was begun under another key (unless it is to be redone).
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ehr.errors import RunFolderError
@@ -111,13 +113,13 @@ class Pipeline:
                     settings[full] = value
         if "cohort" in stage.sections:
             for file in source_files(self.config.cohort):
-                settings[f"cohort data {file.name}"] = file_hash(file)[:16]
+                settings[f"cohort data {file.name}"] = _source_hash(file)
         other = self.config.evaluate.other_cohort
         if "evaluate" in stage.sections and other is not None:
             described = other.model_dump(mode="json", exclude={"path"})
             settings["evaluate.other_cohort"] = described
             for file in source_files(other):
-                settings[f"other cohort data {file.name}"] = file_hash(file)[:16]
+                settings[f"other cohort data {file.name}"] = _source_hash(file)
         if "model" in stage.sections:
             settings["model content"] = self._describe_model()
         inputs = {
@@ -153,9 +155,10 @@ class Pipeline:
         return todo
 
     def remove_stale(self) -> None:
-        """Removes what the last `check` was to redo."""
-        for name in self._stale:
-            self.folder.stage(name).remove()
+        """Removes what the last `check` was to redo, what follows before what it follows from."""
+        for name in reversed(self.stages):
+            if name in self._stale:
+                self.folder.stage(name).remove()
         self._stale = set()
 
     def run(self, todo: list[Stage], session: Any, after: Callable[[], None]) -> None:
@@ -207,3 +210,18 @@ class Pipeline:
             if stale & set(stage.needs):
                 stale.add(stage.name)
         return stale
+
+
+def _source_hash(path: Path) -> str:
+    """Hash of a data file or folder; read again only if a file of it has changed.
+
+    An experiment asks for it for every unit.
+    """
+    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    stamps = tuple((each, (stat := each.stat()).st_mtime_ns, stat.st_size) for each in files)
+    return _hash_at(path, stamps)
+
+
+@lru_cache(maxsize=16)
+def _hash_at(path: Path, stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    return file_hash(path)[:16]

@@ -55,21 +55,21 @@ class Folder:
     def finish(self, config: RunConfig) -> None:
         """Marks every stage of the experiment as done under its settings."""
         shared = shared_config(config)
-        self._finish(self.path, shared, SHARED_STAGES)
+        self._finish(self.path, shared, "sft" if shared.sft.enabled else "expert", SHARED_STAGES)
         for unit in units_of(shared):
             folder = self.path / "arms" / unit.name
             folder.mkdir(parents=True)
             for stage in SHARED_STAGES:
                 (folder / stage).symlink_to(self.path / stage)
-            self._finish(folder, unit_config(shared, unit), OWN_STAGES)
+            self._finish(folder, unit_config(shared, unit), "evaluate", OWN_STAGES)
 
-    def _finish(self, path: Path, config: RunConfig, only: tuple[str, ...]) -> None:
+    def _finish(self, path: Path, config: RunConfig, target: str, only: tuple[str, ...]) -> None:
         folder = RunFolder(path)
         folder.create()
         folder.write_config(config, None)
         describe = lambda: "0" * 16  # noqa: E731
         pipeline = Pipeline(STAGES, folder, config, Reporter(), describe, only=only)
-        for stage in pipeline.wanted(None):
+        for stage in pipeline.wanted(target):
             record = folder.stage(stage.name)
             record.begin(pipeline.key(stage))
             for output in stage.outputs:
@@ -105,6 +105,20 @@ def test_a_finished_experiment_has_nothing_to_do(folder: Folder) -> None:
     same = settings(*ALL)
 
     assert folder.experiment(same).look() == ([], [])
+
+
+def test_a_search_that_no_arm_needs_is_not_waited_for(tmp_path: Path) -> None:
+    config = load_config(
+        [CONFIGS / "tiny.yaml"],
+        [
+            "search.value=label_free", "search.balance=false", "search.only_correct=false",
+            "sft.enabled=false", "learn.arms=[vanilla,without_stage1]", "learn.seeds=[17]",
+        ],
+    )  # fmt: skip
+    made = Folder(tmp_path)
+    made.finish(config)
+
+    assert made.experiment(config).look() == ([], [])
 
 
 def test_a_seed_more_is_one_unit_more(folder: Folder) -> None:
@@ -226,10 +240,13 @@ def test_another_stage_1_leaves_no_unit_of_the_old_one_and_every_other_unit(tmp_
     assert (tmp_path / "search" / "stage.json").exists()
 
 
-@pytest.mark.parametrize("redo", ["grpo", "sft"])
+@pytest.mark.parametrize("redo", ["grpo", "sft", "cohort"])
 @pytest.mark.parametrize(
     ("make_session", "setting", "error"),
-    [(NoRoom, "grpo.steps=2", ResourceError), (Room, "grpo.patients_per_step=64", DataError)],
+    [
+        (NoRoom, "grpo.steps=2", ResourceError),
+        (Room, "grpo.patients_per_step=64", DataError),
+    ],
 )
 def test_a_refused_command_removes_nothing(
     folder: Folder, redo: str, make_session: type[Session], setting: str, error: type[Exception]
@@ -242,6 +259,53 @@ def test_a_refused_command_removes_nothing(
 
     assert folder.done() == before
     assert (folder.path / "sft" / "stage.json").exists()
+
+
+def test_a_cohort_that_cannot_be_costs_nothing(folder: Folder) -> None:
+    before = folder.done()
+    other = settings(*ALL, "cohort.train_patients=9999")
+
+    with pytest.raises(DataError, match="9999"):
+        Experiment(folder.session(shared_config(other), Room), "cohort").run()
+
+    assert folder.done() == before
+
+
+def test_a_stage_that_waits_for_nothing_redone_is_looked_at_before_anything_goes(
+    tmp_path: Path,
+) -> None:
+    made = Folder(tmp_path)
+    made.finish(settings("learn.arms=[sft]", "learn.seeds=[17]"))
+    other = settings("learn.arms=[sft]", "learn.seeds=[17]", "learner.lora_rank=4")
+
+    with pytest.raises(RunFolderError, match=r"unit sft/seed-17: direct_sft.*--redo cohort makes"):
+        made.experiment(other, redo="expert").look()
+
+    assert made.done() == {"sft/seed-17": {"direct_sft", "evaluate"}}
+
+
+def test_only_what_a_named_arm_has_is_made_again(folder: Folder) -> None:
+    with pytest.raises(ConfigurationError, match=r"--redo sft: no arm of learn.arms \(vanilla\)"):
+        folder.experiment(settings("learn.arms=[vanilla]"), redo="sft").look()
+
+
+def test_a_removed_unit_leaves_no_results_behind(folder: Folder) -> None:
+    (folder.path / "learn").mkdir()
+    old = [folder.path / name for name in ("learn/results.json", "learn/results.md", "learn.html")]
+    for path in old:
+        path.write_text("old")
+
+    redone(folder, settings(*ALL), "evaluate")
+
+    assert not any(path.exists() for path in old)
+
+
+def test_a_unit_without_the_stage_1_it_came_from_is_compared_all_the_same(folder: Folder) -> None:
+    shutil.rmtree(folder.path / "sft")
+    other = settings("learn.arms=[vanilla]", "grpo.learning_rate=0.01")
+
+    with pytest.raises(RunFolderError, match=r"unit stage1/seed-17 is not named"):
+        folder.experiment(other).look()
 
 
 def no_engine(self: Session) -> None:
