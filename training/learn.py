@@ -86,7 +86,7 @@ def _look_at_sizes(config: RunConfig, folder: RunFolder, redo: str | None) -> No
                 _naming(size),
             ):
                 Experiment(session, redo).look()
-        if redo == "cohort" or not of_size.stage("cohort").done:
+        if not of_size.stage("cohort").done:
             without_cohort.append(sized)
     for size in sizes_found(folder.path):
         if size not in planned:

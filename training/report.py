@@ -6,7 +6,6 @@ the search tree, named by its hash. Without scripts the page shows the same fact
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from training.report_results import results_section
 from training.report_search import search_section
 from training.report_text import MISSING, duration, printable, shown, whole
 from training.result_table import finite_number, format_number, format_percentage
+from training.run_folder import write_text
 
 
 def write_report(run_dir: Path) -> Path:
@@ -50,10 +50,7 @@ def write_report(run_dir: Path) -> Path:
 def write_page(path: Path, template: str, context: Mapping[str, Any]) -> Path:
     """Writes a self-contained page from a template of this package, whole or not at all."""
     page = _environment().get_template(template).render(context)
-    partial = path.with_name(f"{path.name}.partial")
-    # surrogates come out of JSON escapes and exist in no encoding
-    partial.write_bytes(page.encode("utf-8", errors="replace"))
-    os.replace(partial, path)
+    write_text(path, page)
     return path
 
 

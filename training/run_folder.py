@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 so that a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    # bytes of an argument that were no UTF-8 arrive as lone surrogates
+    # lone surrogates, of JSON escapes or of arguments that were no UTF-8, exist in no encoding
     partial.write_text(text, encoding="utf-8", errors="replace")
     os.replace(partial, path)
 
