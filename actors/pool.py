@@ -21,7 +21,7 @@ from actors.search_board import OnProgress, SearchBoard
 from actors.search_folder import PatientSummary, SearchFolder
 from actors.search_totals import SearchTotals
 from ehr.cohort import Cohort
-from ehr.errors import EagRlError, ResourceError, SearchError
+from ehr.errors import EagRlError, ResourceError, SearchError, reason_text
 
 logger = logging.getLogger(__name__)
 
@@ -301,4 +301,4 @@ class _Pool:
 def _cause(error: RayTaskError, patient_id: str | None) -> EagRlError:
     if isinstance(error.cause, EagRlError):
         return error.cause
-    return SearchError(f"the search of patient {patient_id!r} failed: {error.cause!r}")
+    return SearchError(f"the search of patient {patient_id!r} failed: {reason_text(error.cause)}")

@@ -180,9 +180,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, EagRlError):
             _print_error(str(error))
             return error.exit_status
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            _print_error(_system_error_text(error, parsed))
+            return 1
         logging.getLogger(__name__).exception("unexpected failure")
         _print_error(f"{type(error).__name__}: {' '.join(str(error).split())[:2000]}")
         return 1
+
+
+def _system_error_text(error: OSError, parsed: argparse.Namespace) -> str:
+    from ehr.errors import os_error_text
+
+    if isinstance(error, BrokenPipeError):
+        # Python flushes standard output once more at its end, and would complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "whoever read the output has closed it; what is finished is kept"
+    # What a Ray worker raised stands behind an error with its traceback as text.
+    cause = getattr(error, "cause", None)
+    place = getattr(parsed, "run_dir", None) or getattr(parsed, "run", None)
+    return os_error_text(cause if isinstance(cause, OSError) else error, place)
 
 
 def _print_error(text: str) -> None:
@@ -220,6 +236,8 @@ def _run(parsed: argparse.Namespace) -> int:
             "name at least one configuration file, for instance configs/demo.yaml"
         )
     config = load_config(files, overrides)
+    if parsed.run_dir == "":
+        raise ConfigurationError("--run-dir is empty; name a folder, or leave it out for runs/NAME")
     run_dir = Path(parsed.run_dir or Path("runs") / str(config.run.name))
     other = config.evaluate.other_cohort
     paths = {
@@ -227,6 +245,7 @@ def _run(parsed: argparse.Namespace) -> int:
         "evaluate.other_cohort.path": None if other is None else other.path,
     }
     _refuse_relative_paths_in_a_job(parsed.run_dir, paths)
+    parsed.run_dir = str(run_dir)
 
     from services.environment import prepare_process
 

@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.rollout_actor import RolloutActor
 from actors.rollouts import Rollout, RolloutBatch, RolloutPlan
-from ehr.errors import EagRlError, TrainingError
+from ehr.errors import EagRlError, TrainingError, reason_text
 from services.policy_store import NAMESPACE
 from training.checkpoints import PolicyFolder, write_folder
 from training.grpo_controller import GrpoController, GrpoState
@@ -113,7 +113,9 @@ class GrpoControllerActor:
                 await controller.advance()
             except Exception as error:  # without this the ranks would wait for their timeout
                 logger.exception("the controller of Stage-2 failed")
-                controller.fail(TrainingError(f"the controller of Stage-2 failed: {error!r}"))
+                controller.fail(
+                    TrainingError(f"the controller of Stage-2 failed: {reason_text(error)}")
+                )
             await self._tell()
 
     async def join(self, fresh: NewPolicy | None) -> Start:
@@ -205,7 +207,7 @@ class ActorSampler:
         except RayTaskError as error:
             if isinstance(error.cause, EagRlError):
                 raise error.cause from error
-            raise TrainingError(f"sampling rollouts failed: {error.cause!r}") from error
+            raise TrainingError(f"sampling rollouts failed: {reason_text(error.cause)}") from error
         except RayError as error:
             raise TrainingError(f"the rollout actor was lost: {error}") from error
 

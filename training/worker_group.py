@@ -20,7 +20,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from ehr.errors import EagRlError, TrainingError
+from ehr.errors import EagRlError, TrainingError, os_error_text
 from training.config import LearnerSection
 
 logger = logging.getLogger(__name__)
@@ -160,6 +160,8 @@ def _as_own_error(name: str, causes: Sequence[BaseException]) -> EagRlError:
         while inner is not None:
             if isinstance(inner, EagRlError):
                 return inner
+            if isinstance(inner, OSError):
+                return TrainingError(f"the learner ranks of {name!r}: {os_error_text(inner)}")
             inner = inner.__cause__
     last = str(causes[0]).strip().splitlines()[-1] if causes else "unknown"
     return TrainingError(

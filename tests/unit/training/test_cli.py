@@ -1,13 +1,17 @@
+import errno
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from training import cli
 
 ROOT = Path(__file__).parents[3]
 DEMO = str(ROOT / "configs" / "demo.yaml")
+TINY = str(ROOT / "configs" / "tiny.yaml")
 
 
 def run(*arguments, **environment):
@@ -68,6 +72,55 @@ def test_a_table_in_an_error_keeps_its_lines_before_the_last(capsys):
         "  rank   900",
         "error: too much: lower it",
     ]
+
+
+def test_a_full_disk_ends_a_stage_with_one_line_that_names_the_place(tmp_path, capsys):
+    (tmp_path / "cohort").mkdir()
+    (tmp_path / "cohort" / "summary.json.partial").symlink_to("/dev/full")
+
+    status = cli.main(["cohort", TINY, "--run-dir", str(tmp_path)])
+
+    said = capsys.readouterr().err
+    assert status == 1
+    assert said.splitlines()[-1].startswith(
+        f"error: a file or connection failed at {str(tmp_path)!r}: No space left on device; free "
+    )
+    assert "Traceback" not in said
+
+
+def test_a_folder_where_a_stage_writes_a_file_is_named_with_the_fix(tmp_path, capsys):
+    (tmp_path / "cohort" / "patients.parquet").mkdir(parents=True)
+
+    status = cli.main(["cohort", TINY, "--run-dir", str(tmp_path)])
+
+    said = capsys.readouterr().err
+    assert status == 1
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "patients.parquet" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_a_run_folder_below_a_file_is_bad_input(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+
+    status = cli.main(["cohort", TINY, "--run-dir", str(tmp_path / "file" / "run")])
+
+    assert status == 2
+    assert "cannot make the run folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_a_worker_could_not_write_is_one_line_without_the_workers_traceback():
+    cause = OSError(errno.EACCES, "Permission denied", "/data/x")
+    error = RayTaskError("search", "Traceback (most recent call last): ...", cause)
+
+    text = cli._system_error_text(error.as_instanceof_cause(), Namespace(run_dir="runs/x"))
+
+    assert text.startswith("a file or connection failed at '/data/x': Permission denied; let this")
+
+
+def test_an_empty_run_folder_name_is_refused(capsys):
+    assert cli.main(["cohort", TINY, "--run-dir", ""]) == 2
+    assert "--run-dir is empty" in capsys.readouterr().err
 
 
 def test_relative_paths_are_refused_inside_a_submitted_job(monkeypatch, capsys):
