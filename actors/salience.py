@@ -30,7 +30,8 @@ class ServedSalience:
             raise ServiceError(
                 f"expected the stored opinion of patient {case.patient_id!r}, the expert computed "
                 f"one: it was trained on cohort {answer.data_sha256[:12]}, asked about "
-                f"{self._data_sha256[:12]}; train the expert again with --redo expert"
+                f"{self._data_sha256[:12]}, or its table was made of another record of the "
+                "patient; train the expert again with --redo expert"
             )
         return Salience(
             features=frozenset(answer.opinion.salient),

@@ -175,10 +175,21 @@ def cohort_hash(cohort: Cohort) -> str:
         case = cohort.cases[patient]
         background = [patient, str(case.sex), case.age, case.visit_labels, case.visit_days]
         digest.update(json.dumps([*background, cohort.labels[patient]]).encode())
-        # One bit pattern for "missing": NaN has many, and a parquet file keeps only one.
-        canonical = np.where(np.isnan(case.values), np.nan, case.values).astype("<f8")
-        digest.update(canonical.tobytes())
+        digest.update(_canonical(case.values).tobytes())
     return digest.hexdigest()
+
+
+def record_hash(case: PatientCase) -> int:
+    """The first 63 bits of a SHA-256 over one patient's record: name, background, times, values.
+
+    Labels of visits are not part of it: they only say the times again.
+    """
+    background = [case.patient_id, str(case.sex)]
+    age = np.nan if case.age is None else case.age
+    digest = hashlib.sha256(json.dumps(background).encode())
+    for numbers in (age, case.visit_days, case.values):
+        digest.update(_canonical(np.asarray(numbers)).tobytes())
+    return int.from_bytes(digest.digest()[:8]) >> 1
 
 
 def choose_patients(
@@ -325,6 +336,11 @@ def load_cohort(folder: Path) -> Cohort:
         dropped=description["dropped"],
         truth=truth,
     )
+
+
+def _canonical(values: np.ndarray) -> np.ndarray:
+    # One bit pattern for "missing": NaN has many, and a parquet file keeps only one.
+    return np.where(np.isnan(values), np.nan, values).astype("<f8")
 
 
 def _describe(cohort: Cohort) -> dict[str, Any]:

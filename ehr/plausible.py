@@ -1,18 +1,33 @@
 """Plausible ranges of the catalogue: what lies outside is missing, and counted by feature.
 
 Readers of charted data call this before they pick the value of a bin, so that a slip of the pen
-never hides the value before it.
+never hides the value before it. `read_value` does the same to one value that comes by itself.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ehr.catalogue import Feature
+from ehr.catalogue import TJH_LABS, Feature
 
 SHIFTS = (10.0, 100.0)
 """Factors by which a value is too large when its decimal point was left out or misplaced."""
+
+_RESTORED = "pH"
+_FRACTION = "Fraction inspired oxygen"
+"""Records write it as a fraction of 1 or in percent; the catalogue's unit is percent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadValue:
+    """What is read of one written value."""
+
+    value: float
+    """In the feature's unit; NaN = missing."""
+    reason: str | None
+    """Why it is not the written number; None = it is."""
 
 
 def plausible_mask(
@@ -63,3 +78,33 @@ def restore_decimal_point(
         restored = np.where(shifted, values / shift, restored)
         count += int(shifted.sum())
     return restored, count
+
+
+def read_value(feature: Feature, written: float) -> ReadValue:
+    """A number as the reader of the feature's source reads it: as it is, converted, or missing.
+
+    Inspired oxygen up to 1 is a fraction; a pH that lost its decimal point gets it back; what lies
+    outside the plausible range is missing; and so is a negative lab of the Tongji workbook, which
+    writes "not measured" that way and has no ranges. A feature of the generated cohort is read as
+    the same feature of a charted one.
+
+    Args:
+        feature: numeric; its unit is that of `written`.
+        written: finite.
+    """
+    if feature.plausible is None:
+        if feature in TJH_LABS and written < 0:
+            return ReadValue(value=np.nan, reason="negative: such records mean not measured")
+        return ReadValue(value=written, reason=None)
+    low, high = feature.plausible
+    if low <= written <= high:
+        return ReadValue(value=written, reason=None)
+    if feature.name == _FRACTION and low <= 100 * written <= high:
+        return ReadValue(value=100 * written, reason="a fraction of 1: read in percent")
+    if feature.name == _RESTORED:
+        restored, count = restore_decimal_point(np.array([written]), feature.plausible)
+        if count:
+            return ReadValue(value=float(restored[0]), reason="its decimal point was left out")
+    unit = f" {feature.unit}" if feature.unit else ""
+    reason = f"outside the plausible range, {low:g} to {high:g}{unit}: taken as not measured"
+    return ReadValue(value=np.nan, reason=reason)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ehr.agreement import best_constant_set, mean_jaccard
 from ehr.catalogue import AGE_AND_SEX
-from ehr.cohort import Cohort
+from ehr.cohort import Cohort, record_hash
 from ehr.errors import DataError
 from ehr.expert import candidate_tokens, heaviest_tokens
 from ehr.imputation import ExpertInput
@@ -30,7 +30,8 @@ def salience_table(
     Columns: patient_id, split, ensemble, member, out_of_fold (the member was not trained on the
     patient), feature, score (sums to 1 over a member's features), observed (a feature seen at
     least once; `Age & Sex` always), rank (1 = the member's heaviest token of that patient), method
-    (the same in all rows). Features stand in schema order.
+    (the same in all rows), record (`ehr.cohort.record_hash` of what was scored). Features stand in
+    schema order.
 
     Args:
         cohort: the patients.
@@ -40,6 +41,7 @@ def salience_table(
     """
     split_of = {patient: split for split, ids in cohort.splits.items() for patient in ids}
     ids = list(split_of)
+    records = np.array([record_hash(cohort.cases[patient]) for patient in ids], dtype=np.int64)
     frames: list[pd.DataFrame] = []
     for index, ensemble in enumerate(ensembles):
         inputs = [ensemble.scaler.transform(cohort.cases[patient]) for patient in ids]
@@ -68,6 +70,7 @@ def salience_table(
                     "observed": spread(observed),
                     "rank": ranks.ravel(),
                     "method": method,
+                    "record": spread(records[None, :, None]),
                 }
             )
         )

@@ -204,11 +204,12 @@ class ExpertClient:
         Args:
             case: the patient.
             data_sha256: hash of the cohort that the case was taken from unchanged; with the
-                expert's own, the stored out-of-fold salience answers.
+                expert's own and a record as the cohort has it, the stored out-of-fold salience
+                answers.
 
         Raises:
             DataError: if the case does not fit the expert.
-            ServiceError: if the expert does not answer in time.
+            ServiceError: if the expert does not answer in time, or its numbers are not finite.
         """
 
         async def attempt() -> "ExpertAnswer":

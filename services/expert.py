@@ -1,5 +1,6 @@
 """The expert on Ray Serve: risk and feature scores of a patient, stored or computed."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Literal
 import pandas as pd
 from ray import serve
 
-from ehr.cohort import PatientCase
-from ehr.errors import DataError
+from ehr.cohort import PatientCase, record_hash
+from ehr.errors import DataError, ServiceError
 from ehr.expert import ExpertEnsemble, Opinion, expert_opinion
 from ehr.opinions import SalienceEnsemble
 from ehr.salience import salient_features, stability_weights
@@ -41,6 +42,24 @@ class ExpertAnswer:
     """How many members agree on each salient feature, `ehr.salience.stability_weights`; of stored
     opinions only. For rewards: the HTTP endpoint does not show it."""
 
+    def check(self) -> None:
+        """Nothing, if the risk is a probability and all attention is a finite number.
+
+        Raises:
+            ServiceError: naming what is not; such an answer says nothing about the patient.
+        """
+        wrong = [] if 0 <= self.opinion.risk <= 1 else [f"risk {self.opinion.risk!r}"]
+        wrong += [
+            f"attention to {name!r} {score!r}"
+            for name, score in self.opinion.attention.items()
+            if not math.isfinite(score)
+        ]
+        if wrong:
+            raise ServiceError(
+                f"the expert ({self.model_sha256[:12]}) must answer with finite numbers, but gave "
+                f"{', '.join(wrong[:3])}; its parameters are broken. Train it again (--redo expert)"
+            )
+
 
 class StoredOpinions:
     """Answers for cohort patients from the salience table, for everybody else from the members."""
@@ -65,8 +84,15 @@ class StoredOpinions:
         }
 
     def answer(self, case: PatientCase, data_sha256: str | None) -> ExpertAnswer:
-        """The opinion of a case; stored only if the caller names the cohort it comes from."""
-        known = data_sha256 == self._ensemble.data_sha256 and case.patient_id in self._table
+        """The opinion of a case: risk and salience of one record, both stored or both computed.
+
+        It is stored only if the caller names the cohort that the case comes from and the record is
+        that cohort's own: the table says nothing about other values under a patient's name.
+
+        Raises:
+            ServiceError: if the expert's numbers are not finite.
+        """
+        known = data_sha256 == self._ensemble.data_sha256 and self._has(case)
         if known:
             opinion = self._stored(case)
             stability = self._stability(case.patient_id, opinion.salient)
@@ -74,18 +100,27 @@ class StoredOpinions:
             # A stranger with a training patient's name must not lose the members that saw the name.
             stranger = replace(case, patient_id="")
             opinion, stability = expert_opinion(self._ensemble, stranger, self._scorer), {}
-        return ExpertAnswer(
+        answer = ExpertAnswer(
             opinion=opinion,
             source="stored" if known else "computed",
             model_sha256=self._ensemble.model_sha256,
             data_sha256=self._ensemble.data_sha256,
             stability=stability,
         )
+        answer.check()
+        return answer
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Columns that a case must have, in order."""
         return self._ensemble.scaler.features
+
+    def _has(self, case: PatientCase) -> bool:
+        """Whether the table scored exactly this record; one without hashes cannot tell."""
+        rows = self._table.get(case.patient_id)
+        if rows is None or "record" not in rows:
+            return False
+        return int(rows["record"].iloc[0]) == record_hash(case)
 
     def _stored(self, case: PatientCase) -> Opinion:
         # Only the risk is computed: by the members that were not trained on this patient.

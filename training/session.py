@@ -254,7 +254,8 @@ class Session:
         self.start_expert()
         # A shared cluster has one port for all runs: each answers below its own name.
         prefix = "/" if cluster.started_here else f"/{self.run_id}"
-        start_http_app(self.run_id, prefix, self.config.generator.request_timeout_s)
+        timeout_s = self.config.generator.request_timeout_s
+        start_http_app(self.run_id, prefix, timeout_s, self.cohort.features)
         host, port = serve_address()
         return f"http://{host}:{port}{prefix.rstrip('/')}"
 

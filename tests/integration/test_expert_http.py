@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from ehr.catalogue import Feature
 from ehr.cohort import cohort_hash
 from ehr.errors import ResourceError
 from ehr.expert import save_ensembles
@@ -21,6 +23,11 @@ from tests.unit.services.test_expert import COHORT, train
 
 TIMEOUT_S = 120.0
 PATIENT = COHORT.splits["train"][0]
+# The cohort's heart rates and weights are charted; its glucose is in no unit of the catalogue.
+FEATURES = tuple(
+    Feature(name=feature.name, plausible=(10, 300) if feature.name == "Heart Rate" else None)
+    for feature in COHORT.features
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def endpoint(run_dir: Path, local_ray: Cluster, http_port: int) -> Iterator[str]:
     start_expert("clinic", run_dir, TIMEOUT_S)
-    start_http_app("clinic", "/clinic", TIMEOUT_S)
+    start_http_app("clinic", "/clinic", TIMEOUT_S, FEATURES)
     yield f"http://127.0.0.1:{http_port}/clinic"
     stop_http_app("clinic")
     stop_expert("clinic")
@@ -72,6 +79,49 @@ def test_http_answers_for_one_patient(endpoint: str) -> None:
     assert [each["feature"] for each in answer["salient"]] != []
     assert answer["source"] == "computed"
     assert answer["data_sha256"] == cohort_hash(COHORT)
+
+
+def test_a_cohorts_own_record_is_stored_and_a_changed_one_computed(endpoint: str) -> None:
+    case = COHORT.cases[PATIENT]
+    body = {
+        "patient_id": PATIENT,
+        "sex": str(case.sex),
+        "age": case.age,
+        "data_sha256": cohort_hash(COHORT),
+        "visits": [
+            {
+                "day": day,
+                "values": {
+                    feature.name: None if np.isnan(value) else float(value)
+                    for feature, value in zip(FEATURES, row, strict=True)
+                },
+            }
+            for day, row in zip(case.visit_days, case.values, strict=True)
+        ],
+    }
+    url = f"{endpoint}/v1/expert/attention"
+
+    own = httpx.post(url, json=body, timeout=TIMEOUT_S).json()
+    body["visits"][-1]["values"]["Heart Rate"] = -1
+    changed = httpx.post(url, json=body, timeout=TIMEOUT_S).json()
+
+    assert (own["source"], own["adjusted"]) == ("stored", [])
+    assert changed["source"] == "computed"
+    assert [(each["feature"], each["became"]) for each in changed["adjusted"]] == [
+        ("Heart Rate", None)
+    ]
+
+
+def test_a_number_that_is_none_is_a_422_behind_serve_too(endpoint: str) -> None:
+    reply = httpx.post(
+        f"{endpoint}/v1/expert/attention",
+        content='{"age":NaN,"patient_id":"\\ud800","visits":[{"day":0,"values":{"pH":7.2}}]}',
+        headers={"content-type": "application/json"},
+        timeout=TIMEOUT_S,
+    )
+
+    assert reply.status_code == 422
+    assert [each["loc"][1] for each in reply.json()["detail"]] == ["patient_id", "age"]
 
 
 def test_an_unknown_feature_is_a_422_with_the_nearest_names(endpoint: str) -> None:

@@ -378,6 +378,7 @@ def test_the_table_has_every_member_patient_and_token_once(table: pd.DataFrame) 
         "observed",
         "rank",
         "method",
+        "record",
     ]
     assert len(table) == 2 * 4 * len(IDS) * (len(FEATURES) + 1)
     assert not table.duplicated(["patient_id", "ensemble", "member", "feature"]).any()

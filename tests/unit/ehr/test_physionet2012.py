@@ -9,6 +9,7 @@ from ehr.cohort import Cohort, Sex, cohort_hash, summary
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
 from ehr.loaders import build_cohort
+from ehr.plausible import read_value
 from tests.physionet2012_files import (
     FIRST_ID,
     NUM_STAYS,
@@ -197,6 +198,28 @@ def test_inspired_oxygen_is_a_percentage(tmp_path: Path):
     cohort = cohort_with(tmp_path, "02:00,FiO2,0.5")
 
     assert first_values(cohort, "Fraction inspired oxygen")[0] == 50
+
+
+@pytest.mark.parametrize(
+    ("parameter", "name", "values"),
+    [
+        ("pH", "pH", [735, 73.5, 7.35, 65, 14, 0.735, 6.5, 8.0, -1]),
+        ("FiO2", "Fraction inspired oxygen", [0.21, 0.4, 1, 0.2, -1]),
+        ("Temp", "Temperature", [98.6, 36.6, 25, 45, 45.1, -1]),
+        ("HR", "Heart Rate", [-1, 0, 10, 300, 301, 1e9]),
+    ],
+)
+def test_a_value_by_itself_is_read_as_in_a_stay(
+    tmp_path: Path, parameter: str, name: str, values: list[float]
+):
+    texts = {str(FIRST_ID + i): (f"02:00,{parameter},{each}",) for i, each in enumerate(values)}
+    stays = stays_of() | {stay: stay_text(int(stay), rows) for stay, rows in texts.items()}
+    cohort = load(write_folder(tmp_path, stays))
+    column, feature = next((i, f) for i, f in enumerate(cohort.features) if f.name == name)
+
+    in_stays = [cohort.cases[stay].values[0, column] for stay in texts]
+
+    assert same([read_value(feature, each).value for each in values], in_stays)
 
 
 def test_rows_without_a_parameter_name_are_dropped_and_counted(tmp_path: Path):

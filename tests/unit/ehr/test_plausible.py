@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ehr.catalogue import Feature
-from ehr.plausible import plausible_mask, restore_decimal_point
+from ehr.catalogue import TJH_LABS, Feature
+from ehr.plausible import plausible_mask, read_value, restore_decimal_point
 
 FEATURES = (
     Feature(name="pulse", plausible=(10, 300)),
@@ -61,3 +61,21 @@ def test_the_given_values_are_not_changed():
 def test_a_range_in_which_two_shifts_fit_is_refused():
     with pytest.raises(AssertionError):
         restore_decimal_point(np.array([1.0]), (1.0, 10.0))
+
+
+@pytest.mark.parametrize("feature", TJH_LABS[:3], ids=lambda feature: feature.name)
+def test_a_negative_lab_of_the_workbook_is_missing_and_any_other_is_kept(feature: Feature):
+    assert np.isnan(read_value(feature, -1).value)
+    assert (read_value(feature, 0).value, read_value(feature, 1e5).value) == (0, 1e5)
+
+
+def test_a_feature_of_another_cohort_without_a_range_may_be_negative():
+    read = read_value(Feature(name="base excess"), -4)
+
+    assert (read.value, read.reason) == (-4, None)
+
+
+def test_the_reason_names_the_range_and_its_unit():
+    reason = read_value(Feature(name="warmth", unit="C", plausible=(25, 45)), 98.6).reason
+
+    assert reason == "outside the plausible range, 25 to 45 C: taken as not measured"

@@ -1,10 +1,13 @@
 """Stored and computed opinions."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from ehr.cohort import cohort_hash
+from ehr.cohort import PatientCase, Sex, cohort_hash
+from ehr.errors import ServiceError
 from ehr.expert import ExpertEnsemble
 from ehr.expert_member import Member, fit_member, halves, member_key
 from ehr.imputation import ExpertScaler
@@ -91,6 +94,71 @@ def test_the_same_name_in_other_data_is_computed(
 
     assert named.source == "computed"
     assert named.opinion == anonymous.opinion
+
+
+def changed(case: PatientCase, what: str) -> PatientCase:
+    values = case.values.copy()
+    match what:
+        case "value":
+            values[-1, 0] = 200.0
+        case "last digit":
+            values[-1, 1] = np.nextafter(7.0 if np.isnan(values[-1, 1]) else values[-1, 1], 9.0)
+        case "missing":
+            values[:, 3] = np.nan
+        case "age":
+            return replace(case, age=None)
+        case "sex":
+            return replace(case, sex=Sex.UNKNOWN)
+        case "days":
+            return replace(case, visit_days=tuple(3 * day + 1 for day in case.visit_days))
+        case "visits":
+            return replace(
+                case, visit_days=(*case.visit_days, 90.0), values=np.vstack([values, values[-1:]])
+            )
+    return replace(case, values=values)
+
+
+@pytest.mark.parametrize("what", ["value", "last digit", "missing", "age", "sex", "days", "visits"])
+def test_other_values_under_a_patients_name_and_hash_are_computed_altogether(
+    opinions: StoredOpinions, what: str
+) -> None:
+    case = changed(COHORT.cases[COHORT.splits["train"][0]], what)
+
+    named = opinions.answer(case, HASH)
+
+    assert named.source == "computed"
+    assert named.opinion == opinions.answer(replace(case, patient_id="nobody"), None).opinion
+
+
+def test_the_labels_of_visits_are_no_part_of_a_record(opinions: StoredOpinions) -> None:
+    case = COHORT.cases[COHORT.splits["train"][0]]
+
+    numbered = replace(case, visit_labels=tuple(map(str, range(case.num_visits))))
+
+    assert opinions.answer(numbered, HASH).source == "stored"
+
+
+def test_a_table_without_hashes_of_records_stores_nothing(ensemble: ExpertEnsemble) -> None:
+    table = salience_table(COHORT, [ensemble]).drop(columns="record")
+
+    answer = StoredOpinions(ensemble, table).answer(COHORT.cases[COHORT.splits["train"][0]], HASH)
+
+    assert answer.source == "computed"
+
+
+def test_numbers_that_are_not_finite_are_no_answer(
+    ensemble: ExpertEnsemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = salience_table(COHORT, [ensemble])
+    broken = StoredOpinions(ensemble, table.assign(score=math.nan))
+    patient = COHORT.cases[COHORT.splits["train"][0]]
+
+    with pytest.raises(ServiceError, match="attention to 'Heart Rate' nan"):
+        broken.answer(patient, HASH)
+    monkeypatch.setattr(ensemble, "fair_risk", lambda inputs: np.full(len(inputs), math.nan))
+    for data_sha256 in (HASH, None):
+        with pytest.raises(ServiceError, match="risk nan"):
+            StoredOpinions(ensemble, table).answer(patient, data_sha256)
 
 
 def test_answers_carry_the_hashes_of_model_and_data(
