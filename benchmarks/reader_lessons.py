@@ -9,7 +9,7 @@ unusual values are drawn sooner, as by a model that has read about medicine.
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -111,7 +111,7 @@ class LessonMaker:
         self._tokenizer = tokenizer
         self._frame = frame
         self._end_token = end_token
-        self._unusual = _deviations(cohort) if naming is Naming.ABNORMAL else None
+        self._unusual = deviations(cohort) if naming is Naming.ABNORMAL else None
         self._context = PromptContext.of(cohort, config.prompt)
         self._layout = GuidedFormat(tokenizer, self._context.listed_names)
         kind = config.prompt.kind
@@ -137,9 +137,9 @@ class LessonMaker:
 
     def _lesson_with_steps(self, patient: str, generator: random.Random) -> Lesson:
         case, max_depth = self._prompts[patient].case, self._config.search.max_depth
-        recorded = list(_recorded(case, self._cohort))
-        num_steps = generator.randrange(min(max_depth, len(recorded) + 1))
-        asked = generator.sample(recorded, num_steps)
+        known = list(recorded(case, self._cohort))
+        num_steps = generator.randrange(min(max_depth, len(known) + 1))
+        asked = generator.sample(known, num_steps)
         steps = self._steps(case, asked)
         if generator.random() < _SCORE_SHARE:
             return self._score_lesson(self._prompts[patient], steps, generator)
@@ -189,8 +189,8 @@ class LessonMaker:
     def _names(
         self, case: PatientCase, asked: Sequence[str], generator: random.Random
     ) -> list[str]:
-        recorded = [name for name in _recorded(case, self._cohort) if name not in asked]
-        others = self._in_some_order([*recorded, "Age"], case, generator)
+        known = [name for name in recorded(case, self._cohort) if name not in asked]
+        others = self._in_some_order([*known, "Age"], case, generator)
         names = [*asked, *others][:NUM_IMPORTANT_FEATURES]
         missing = [name for name in self._context.listed_names if name not in names]
         return names + generator.sample(missing, NUM_IMPORTANT_FEATURES - len(names))
@@ -198,15 +198,8 @@ class LessonMaker:
     def _in_some_order(
         self, names: Sequence[str], case: PatientCase, generator: random.Random
     ) -> list[str]:
-        if self._unusual is None:
-            return generator.sample(names, len(names))
-        # The largest of noisy scores first draws without replacement, by the scores' exponentials.
-        unusual = self._unusual[case.patient_id]
-        scores = {
-            name: unusual.get(name, 0.0) / _DEVIATION - math.log(generator.expovariate(1.0))
-            for name in names
-        }
-        return sorted(names, key=scores.__getitem__, reverse=True)
+        unusual = None if self._unusual is None else self._unusual[case.patient_id]
+        return drawn_names(names, unusual, generator)
 
     def _conclude(
         self, writer: Writer, patient: str, names: Sequence[str], generator: random.Random
@@ -244,7 +237,28 @@ def _question(name: str) -> str:
     return f"What is {name}?"
 
 
-def _recorded(case: PatientCase, cohort: Cohort) -> dict[str, float]:
+def drawn_names(
+    names: Sequence[str], unusual: Mapping[str, float] | None, generator: random.Random
+) -> list[str]:
+    """The names in the order in which a lesson draws them.
+
+    Args:
+        names: to draw from.
+        unusual: how far each one's value is from the mean, in standard deviations; one that is not
+            there counts as 0. None = all are as likely.
+        generator: of the draws.
+    """
+    if unusual is None:
+        return generator.sample(names, len(names))
+    # The largest of noisy scores first draws without replacement, by the scores' exponentials.
+    scores = {
+        name: unusual.get(name, 0.0) / _DEVIATION - math.log(generator.expovariate(1.0))
+        for name in names
+    }
+    return sorted(names, key=scores.__getitem__, reverse=True)
+
+
+def recorded(case: PatientCase, cohort: Cohort) -> dict[str, float]:
     """The last value of every feature that is recorded, in the order of the features."""
     return {
         feature.name: float(values[~np.isnan(values)][-1])
@@ -253,13 +267,13 @@ def _recorded(case: PatientCase, cohort: Cohort) -> dict[str, float]:
     }
 
 
-def _deviations(cohort: Cohort) -> dict[str, dict[str, float]]:
+def deviations(cohort: Cohort) -> dict[str, dict[str, float]]:
     """How far a patient's last values, and the age, are from the cohort's mean.
 
     Returns:
         By patient and feature, in standard deviations; without what is not recorded.
     """
-    values = {patient: _recorded(case, cohort) for patient, case in cohort.cases.items()}
+    values = {patient: recorded(case, cohort) for patient, case in cohort.cases.items()}
     for patient, case in cohort.cases.items():
         if case.age is not None:
             values[patient]["Age"] = case.age
