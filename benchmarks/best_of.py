@@ -102,8 +102,8 @@ def comparison(
 
     Returns:
         `search`, `samples`, `difference` and its 95 % interval over patients (`low`, `high`),
-        `minimal_detectable`, `num_patients`, `num_samples`: plain answers that a patient's budget
-        pays for on average, and `num_short`: patients whose plain answers all
+        `minimal_detectable`, `p`, `num_patients`, `num_samples`: plain answers that a patient's
+        budget pays for on average, and `num_short`: patients whose plain answers all
         together cost less than the budget, so that more of them could have been better.
 
     Raises:
@@ -142,4 +142,5 @@ def comparison(
         "low": low,
         "high": high,
         "minimal_detectable": drawn.minimal_detectable(),
+        "p": drawn.p_value(fmean(tree) - fmean(plain)),
     }

@@ -4,8 +4,9 @@
 
 For every size and seed: ConCare's whole members, logistic regression and boosting, trained on the
 same nested choice of patients and asked about the same test patients. All training patients are
-one choice, whatever the seed. Intervals are 95 % percentiles over patients and seeds, both drawn
-with replacement.
+one choice, whatever the seed. 95 % intervals are over test patients and choices of training
+patients (`ehr.seeds`); of one choice or two they are over test patients only. Choices that take
+most of the training patients overlap, and differ less than patients drawn anew would.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from ehr.errors import ConfigurationError, DataError
 from ehr.few_patients import with_fewer_patients
 from ehr.loaders import build_cohort
 from ehr.metrics import Metric, auprc, auroc, bootstrap
+from ehr.seeds import of_resamples, seeds_note
 from training.config_loading import load_config
 
 RESAMPLES = 1000
-"""Of patients and seeds, behind an interval: its ends move by some hundredth of its width."""
+"""Of patients, behind an interval: its ends move by some hundredth of its width."""
 
 ALL = "all"
 """Size that means every training patient."""
@@ -128,24 +130,23 @@ def points(
 def mean_with_interval(
     labels: Int[np.ndarray, " patients"], risks: Float[np.ndarray, "seeds patients"]
 ) -> dict[str, Any]:
-    """Mean AUROC and AUPRC over seeds, each seed's, and the 95 % interval of the mean."""
-    num_seeds = len(risks)
-    rng = np.random.default_rng(0)
-    found: dict[str, Any] = {}
+    """Mean AUROC and AUPRC over seeds, each seed's, and the 95 % interval of the mean.
+
+    `seeds_note` says where seeds are too few for an interval over them.
+    """
+    found: dict[str, Any] = {"seeds_note": seeds_note(len(risks))}
     for name, metric, point in (("auroc", Metric.AUROC, auroc), ("auprc", Metric.AUPRC, auprc)):
         # One seed of the resamples: the same patients are drawn for all rows.
-        drawn = np.stack(
-            [bootstrap(labels, risk, metric, RESAMPLES, seed=0).values for risk in risks]
-        )
-        of_seeds = rng.integers(num_seeds, size=(num_seeds, drawn.shape[1]))
-        low, high = np.percentile(np.take_along_axis(drawn, of_seeds, 0).mean(0), [2.5, 97.5])
-        by_seed = [point(labels, risk) for risk in risks]
-        assert None not in by_seed, "every test split has both classes"
+        drawn = [bootstrap(labels, risk, metric, RESAMPLES, seed=0).values for risk in risks]
+        by_seed = np.array([point(labels, risk) for risk in risks], dtype=float)
+        assert np.isfinite(by_seed).all(), "every test split has both classes"
+        mean = of_resamples(by_seed, np.stack(drawn, axis=1))
+        low, high = (float(end) for end in mean.interval(is_share=True))
         found |= {
-            name: float(np.array(by_seed, dtype=float).mean()),
-            f"{name}_low": float(low),
-            f"{name}_high": float(high),
-            f"{name}_by_seed": by_seed,
+            name: float(by_seed.mean()),
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_by_seed": by_seed.tolist(),
         }
     return found
 
@@ -156,7 +157,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{row['cohort']:<14} {row['train_patients']:>5} training patients  "
         f"{row['method']:<20} AUROC {row['auroc']:.3f} [{row['auroc_low']:.3f}, "
         f"{row['auroc_high']:.3f}]  AUPRC {row['auprc']:.3f} [{row['auprc_low']:.3f}, "
-        f"{row['auprc_high']:.3f}]  {len(row['seeds'])} seeds  "
+        f"{row['auprc_high']:.3f}]  {row['seeds_note'] or str(len(row['seeds'])) + ' seeds'}  "
         f"{row['cpu_seconds_a_seed']:.1f} CPU s"
         for row in rows
     )

@@ -27,7 +27,9 @@ from benchmarks.record import RESULTS, write_result
 from ehr.errors import EagRlError, RunFolderError
 from ehr.metrics import auroc, paired_difference
 from ehr.rewards import MIN_PROBABILITY
+from ehr.seeds import holm
 from training.config import RunConfig
+from training.evaluation import unreadable_shares
 from training.run_folder import RunFolder
 
 COSTS = ("decode_tokens", "requests")
@@ -97,6 +99,9 @@ def compare(search_run: Path, samples_run: Path) -> list[dict[str, Any]]:
         # Fine-tuning took the best of all answers, whatever they cost.
         spent = {f"{cost}_ratio": rows[1][cost] / rows[0][cost] for cost in COSTS}
         rows.append({**policies, **spent})
+    compared = [row for row in rows if "p" in row]
+    for row, p in zip(compared, holm([row["p"] for row in compared]), strict=True):
+        row["p_holm"] = p  # for all comparisons of the two runs
     return rows
 
 
@@ -186,7 +191,7 @@ def compare_policies(
         "num_positives": int(np.sum(labels)),
         "search": auroc(labels, p),
         "samples": auroc(labels, q),
-        "parse_failures": [float(each["parse_failed"].mean()) for each in tables],
+        "parse_failures": [float(unreadable_shares(each).mean()) for each in tables],
         **asdict(found),
     }
 
@@ -216,7 +221,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 lines.append(
                     f"AUROC after Stage 1, {row['num_patients']} test patients "
                     f"({row['num_positives']} positive): search {_number(row['search'])}, samples "
-                    f"{_number(row['samples'])}, difference {_interval(row)}; samples had "
+                    f"{_number(row['samples'])}, difference {_interval(row)} "
+                    "over patients (one search and one training of each); samples had "
                     f"{row['decode_tokens_ratio']:.2f} of the search's decoded tokens"
                 )
     return lines
@@ -301,7 +307,7 @@ def _refuse_other_experts(first: Path, second: Path) -> None:
 def _interval(row: Mapping[str, Any]) -> str:
     return (
         f"{_number(row['difference'])} [{_number(row['low'])}, {_number(row['high'])}], "
-        f"detectable {_number(row['minimal_detectable'])}"
+        f"detectable {_number(row['minimal_detectable'])}, p by Holm {_number(row['p_holm'])}"
     )
 
 

@@ -111,31 +111,46 @@ def agreement_of_tables(
 
 
 def jaccard_above_others(
-    first: Sequence[Collection[str]], second: Sequence[Collection[str]]
-) -> Float[np.ndarray, " patients"]:
-    """How much more each first set overlaps with its own patient's second set than with others'.
+    answers: Sequence[Sequence[Collection[str]]],
+    salient: Sequence[Collection[str]],
+    weights: Float[np.ndarray, "rows patients"],
+) -> Float[np.ndarray, " rows"]:
+    """How much more sets overlap with what is named of their own patient than of others.
 
-    Jaccard with the own set minus its mean over all other patients' sets; the mean over patients is
-    J - J_perm. It is 0 in expectation for answers that do not depend on the patient, whichever
-    names they hold: one set for everybody, however good, or names drawn anew for each.
+    J - J_perm, as the mean of J(j, j) - J(i, j) over all ordered pairs of different patients, where
+    J(i, j) takes the names said of i and the set of j. A resample weighs both patients of a pair,
+    and a patient drawn twice is no other patient to itself. One set of names for everybody, however
+    good, has exactly 0 in every resample; names drawn anew for each patient have it in expectation.
 
     Args:
-        first: one set of names per patient.
-        second: the other selection's sets, same patients in the same order.
+        answers: for each answer, one set of names per patient; J is the mean over the answers.
+        salient: the other selection's sets, same patients in the same order.
+        weights: times each patient counts; a row of ones is the value itself.
 
     Returns:
-        A value per patient; NaN for a single patient.
+        A value per row of weights; NaN where a row has fewer than two different patients.
 
     Raises:
-        DataError: if there is no patient, or the lists differ in length.
+        DataError: if there is no patient or no answer, or the lists differ in length.
     """
-    _check_paired(first, second)
-    names = sorted(set().union(*first, *second))
-    rows, columns = _membership(first, names), _membership(second, names)
-    if len(rows) == 1:
-        return np.full(1, np.nan)
-    own = _jaccard_of_pairs(rows, columns)
-    return own - (_sums_with(rows, columns) - own) / (len(rows) - 1)
+    if not answers:
+        raise DataError("Overlaps need at least one answer a patient, got none.")
+    for each in answers:
+        _check_paired(each, salient)
+    names = sorted(set().union(*salient, *(names for each in answers for names in each)))
+    rows = [_membership(each, names).astype(float) for each in answers]
+    columns = _membership(salient, names).astype(float)
+    own = np.add.reduce([_jaccard_of_pairs(each > 0, columns > 0) for each in rows]) / len(rows)
+    total = np.zeros(len(weights))
+    for start in range(0, len(columns), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        others = np.zeros((len(columns[block]), len(columns)))
+        for each in rows:
+            others += _jaccard_table(each[block], columns)
+        others /= len(rows)
+        total += (weights[:, block] * (weights @ (own - others).T)).sum(axis=1)
+    num_pairs = weights.sum(axis=1) ** 2 - np.square(weights).sum(axis=1)
+    return np.divide(total, num_pairs, out=np.full(len(total), np.nan), where=num_pairs > 0)
 
 
 def best_constant_set(sets: Sequence[Collection[str]], size: int) -> tuple[frozenset[str], float]:
@@ -242,12 +257,18 @@ def _quotients(
 ) -> Float[np.ndarray, "rows columns"]:
     """Jaccard index of every row with every column; 0 if both are empty.
 
-    In float32: counts are exact in it, and the memory decides the time.
+    Float32 is enough: counts are exact in it, and the memory decides the time.
     """
     shared = first @ second.T
     union = first_sizes[:, None] + second_sizes - shared
     np.maximum(union, 1, out=union)
     return np.divide(shared, union, out=shared)
+
+
+def _jaccard_table(
+    first: Float[np.ndarray, "rows names"], second: Float[np.ndarray, "columns names"]
+) -> Float[np.ndarray, "rows columns"]:
+    return _quotients(first, second, first.sum(axis=1), second.sum(axis=1))
 
 
 def _jaccard_of_others(

@@ -11,7 +11,7 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import root_scalar
-from scipy.special import expit, logit, ndtri
+from scipy.special import expit, logit, ndtr, ndtri
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
@@ -88,6 +88,18 @@ class Bootstrap:
             return None
         return float((ndtri(1 - TEST_LEVEL / 2) + ndtri(TEST_POWER)) * standard_error)
 
+    def p_value(self, value: float | None) -> float | None:
+        """Two-sided p-value of the value against 0, normal with the resamples' deviation.
+
+        1 where nothing differs at all; None where the value or its deviation does not exist.
+        """
+        _, standard_error = self.mean_and_sd()
+        if value is None or standard_error is None:
+            return None
+        if not standard_error:
+            return 1.0 if value == 0 else None
+        return float(2 * ndtr(-abs(value) / standard_error))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
@@ -98,6 +110,8 @@ class PairedDifference:
     high: float | None
     minimal_detectable: float | None
     """Smallest true difference that so many patients show with 80 % power (two-sided 5 %)."""
+    p: float | None
+    """Two-sided, against no difference; for this comparison alone."""
     num_skipped: int
 
 
@@ -224,6 +238,7 @@ def paired_difference(
         low=low,
         high=high,
         minimal_detectable=kept.minimal_detectable(),
+        p=kept.p_value(difference),
         num_skipped=kept.num_skipped,
     )
 

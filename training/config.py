@@ -229,7 +229,7 @@ class EvaluateSection(Section):
     """Half positives among those test patients; false = a seeded random sample."""
     num_samples: int = Field(default=1, ge=1)
     """Answers to each question: 1 = greedy; more = the mean probability of so many samples at
-    temperature 1 (two written digits tie heavily). Texts and features are those of the first."""
+    temperature 1 (two written digits tie heavily). The text that is kept is that of the first."""
     seed: int = 19
     """Seeds the sample of test patients, sampled answers and the bootstrap."""
     num_resamples: int = Field(default=1000, ge=100)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from ehr.agreement import excess_jaccard
 from ehr.cohort import Cohort, PatientCase
@@ -19,6 +21,7 @@ from ehr.grounding import GroundingChecker, grounding_error_rate
 from ehr.metrics import Metric, paired_difference, performance
 from ehr.names import FeatureMatcher
 from ehr.rewards import MAX_FEATURE_NAMES, attention_reward
+from ehr.seeds import holm
 from ehr.trajectory import (
     ParsedTrajectory,
     parse_think,
@@ -57,9 +60,10 @@ PREDICTION_COLUMNS = (
 )
 """The last three say how the answer's prose agrees with the record (`ehr.grounding`)."""
 
-SAMPLE_COLUMNS = ("sample_probabilities", "sample_failed")
-"""Of each sampled answer: its probability (the base rate if unreadable), and whether it is
-unreadable. Tables of language models have them beside `PREDICTION_COLUMNS`."""
+SAMPLE_COLUMNS = ("sample_probabilities", "sample_failed", "sample_features")
+"""Of each sampled answer: its probability (the base rate if unreadable), whether it is unreadable,
+and the names in it (none if unreadable). Tables of language models have them beside
+`PREDICTION_COLUMNS`, whose text, features, R_att and claims are those of the first answer."""
 
 _PARSERS: dict[str, Callable[[str], ParsedTrajectory]] = {
     "vanilla": parse_vanilla,
@@ -110,7 +114,8 @@ class AnswerReader:
     def rows(self, method: str, answers: Answers) -> pd.DataFrame:
         """Prediction rows of one method; its probability is the mean over a patient's samples.
 
-        An unreadable sample stands in that mean at the base rate, and marks the patient as failed.
+        An unreadable sample stands in that mean at the base rate. The patient counts as failed only
+        if no sample could be read; how many could not is in `sample_failed`.
 
         Args:
             method: name of the row in the result table.
@@ -119,14 +124,17 @@ class AnswerReader:
         checker = GroundingChecker(self.cohort.features, self.matcher)
         rows = []
         for patient, (text, truncated) in answers.texts.items():
-            parsed, failed = _read(answers.kind, text, truncated)
-            names = self.matcher.canonical_set(parsed.features) if not failed else frozenset()
             samples = [
-                (parsed, failed),
-                *(_read(answers.kind, *sample) for sample in answers.more.get(patient, ())),
+                _read(answers.kind, *sample)
+                for sample in ((text, truncated), *answers.more.get(patient, ()))
             ]
+            failed = [is_unreadable for _, is_unreadable in samples]
             probabilities = [
                 self.base_rate if each.probability is None or is_unreadable else each.probability
+                for each, is_unreadable in samples
+            ]
+            names = [
+                frozenset() if is_unreadable else self.matcher.canonical_set(each.features)
                 for each, is_unreadable in samples
             ]
             salient = None if self.salient is None else self.salient[patient]
@@ -139,18 +147,19 @@ class AnswerReader:
                     "patient_id": patient,
                     "label": self.cohort.labels[patient],
                     "probability": fmean(probabilities),
-                    "parse_failed": any(is_unreadable for _, is_unreadable in samples),
+                    "parse_failed": all(failed),
                     "text": text,
-                    "features": sorted(names),
+                    "features": sorted(names[0]),
                     "salient": None if salient is None else sorted(salient),
-                    "reward_att": attention_reward(names, salient) if is_rewarded else None,
+                    "reward_att": attention_reward(names[0], salient) if is_rewarded else None,
                     "num_claims": len(grounding.claims) if has_prose else None,
                     "wrong_claims": [
                         f"{checked.claim.text}: {checked.problem}" for checked in grounding.wrong
                     ],
                     "unsupported_numbers": list(grounding.unsupported_numbers),
                     "sample_probabilities": probabilities,
-                    "sample_failed": [is_unreadable for _, is_unreadable in samples],
+                    "sample_failed": failed,
+                    "sample_features": [sorted(each) for each in names],
                 }
             )
         return pd.DataFrame(rows, columns=[*PREDICTION_COLUMNS, *SAMPLE_COLUMNS])
@@ -161,6 +170,32 @@ def _read(kind: str, text: str, truncated: bool) -> tuple[ParsedTrajectory, bool
     parsed = _PARSERS[kind](text)
     too_many = len(parsed.features) > MAX_FEATURE_NAMES
     return parsed, truncated or parsed.probability is None or too_many
+
+
+def unreadable_shares(predictions: pd.DataFrame) -> Float[np.ndarray, " patients"]:
+    """Share of each patient's answers that could not be read: their mean is that of all answers."""
+    failed = predictions["parse_failed"].to_numpy(float)
+    if "sample_failed" not in predictions:
+        return failed
+    samples = predictions["sample_failed"]
+    return np.array(
+        [
+            whole if each is None or np.ndim(each) == 0 else np.mean(each)
+            for whole, each in zip(failed, samples, strict=True)
+        ]
+    )
+
+
+def readable_probability(answer: Mapping[str, Any]) -> float | None:
+    """Mean over a patient's answers that could be read, which is what was said; None without one.
+
+    Args:
+        answer: a row of `AnswerReader.rows`.
+    """
+    if answer["parse_failed"]:
+        return None
+    pairs = zip(answer["sample_probabilities"], answer["sample_failed"], strict=True)
+    return fmean(probability for probability, is_unreadable in pairs if not is_unreadable)
 
 
 def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -216,7 +251,7 @@ def result_rows(
         row: dict[str, Any] = {
             "method": method,
             **performance(labels, probabilities, num_resamples, seed),
-            "parse_failure_rate": float(table["parse_failed"].mean()),
+            "parse_failure_rate": float(unreadable_shares(table).mean()),
             "reward_att": None,
             "reward_att_constant": None,
             "reward_att_excess": None,
@@ -225,11 +260,7 @@ def result_rows(
         }
         named = table[table["reward_att"].notna()]
         if len(named):
-            excess = excess_jaccard(
-                [set(names) for names in named["features"]],
-                [set(names) for names in named["salient"]],
-                num_salient_features,
-            )
+            excess = excess_jaccard(*_named_and_salient(named), num_salient_features)
             row |= {
                 "reward_att": excess.jaccard,
                 "reward_att_constant": excess.constant,
@@ -252,7 +283,8 @@ def difference_rows(
 ) -> list[dict[str, Any]]:
     """Paired differences `reference` minus each other method, on the patients both answered.
 
-    `minimal_detectable` is the smallest true difference that so many patients would show.
+    `minimal_detectable` is the smallest true difference that so many patients would show. `p` is
+    of each difference alone, `p_holm` adjusted for all rows that are returned.
     """
     tables = {
         method: table.set_index("patient_id") for method, table in predictions.groupby("method")
@@ -286,10 +318,12 @@ def difference_rows(
                     "low": found.low,
                     "high": found.high,
                     "minimal_detectable": found.minimal_detectable,
+                    "p": found.p,
                     "n": len(patients),
                 }
             )
-    return rows
+    adjusted = holm([row["p"] for row in rows])
+    return [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _grounding(table: pd.DataFrame) -> dict[str, Any]:
@@ -310,6 +344,22 @@ def _grounding(table: pd.DataFrame) -> dict[str, Any]:
         "num_wrong_claims": wrong,
         "num_unsupported_numbers": sum(len(found) for found in answers["unsupported_numbers"]),
     }
+
+
+def _named_and_salient(
+    table: pd.DataFrame,
+) -> tuple[list[frozenset[str]], list[frozenset[str]]]:
+    """Named and salient features of every answer: a patient's own set stands beside each."""
+    if "sample_features" not in table or np.any(table["sample_features"].isna()):
+        every = [[names] for names in table["features"]]
+    else:
+        every = list(table["sample_features"])
+    pairs = [
+        (frozenset(names), frozenset(salient))
+        for answers, salient in zip(every, table["salient"], strict=True)
+        for names in answers
+    ]
+    return [named for named, _ in pairs], [salient for _, salient in pairs]
 
 
 def _asked_patients(predictions: pd.DataFrame) -> set[str]:

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ehr.errors import DataError
+from ehr.seeds import holm
 from training.evaluation import EXPERT_METHODS
-from training.learn_measures import MEASURES
 from training.learn_results import RESULTS_FILE, read_learn_results
-from training.learn_table import aligned, estimate_text, facts, unfinished_lines
+from training.learn_table import (
+    aligned,
+    estimate_text,
+    facts,
+    measure_headings,
+    p_text,
+    unfinished_lines,
+)
 from training.report_data import RunReader, as_object
 from training.run_folder import write_json
 
@@ -55,6 +62,10 @@ def write_learn_curve(run_dir: Path) -> Curve:
                 sizes.append(_of_size(folder))
             except (DataError, KeyError) as error:
                 problems.append(f"{folder.name} is in no number of the curve: {error}")
+    rows = [row for size in sizes for row in size["differences"]]
+    # what stands together on the curve, not what stood in each size's own table
+    for row, p in zip(rows, holm([row.get("p") for row in rows]), strict=True):
+        row["p_holm"] = p
     curve = {"sizes": sizes, "problems": problems}
     write_json(run_dir / "learn" / CURVE_FILE, curve)
     return curve
@@ -65,13 +76,29 @@ def curve_lines(curve: Curve) -> list[str]:
     lines = curve_rows(curve, "auroc")
     if differences := curve_difference_rows(curve):
         lines += differences[1:]
-    return [*(aligned(lines) if curve["sizes"] else []), *curve["problems"]]
+    notes = curve_notes(curve)
+    return [*([*aligned(lines), *notes] if curve["sizes"] else []), *curve["problems"]]
+
+
+def curve_notes(curve: Curve) -> list[str]:
+    """What its intervals say nothing about, a sentence each."""
+    few = {
+        f"{row['label']}, {size['train_patients']:,} patients: {note}"
+        for size in curve["sizes"]
+        for row in size["rows"]
+        if (note := row.get("seeds_note")) is not None
+    }
+    return [
+        "Each number of training patients is one choice of them: intervals say nothing about "
+        "another choice.",
+        *sorted(few),
+    ]
 
 
 def curve_rows(curve: Curve, measure: str) -> list[list[str]]:
     """A measure of every arm and reference, a column a number of patients; headings first."""
     sizes = curve["sizes"]
-    rows = [_headings(curve, MEASURES[measure])]
+    rows = [_headings(curve, measure_headings(sizes[0] if sizes else {})[measure])]
     for name, label in methods(curve).items():
         found = [measured(size, name, measure) for size in sizes]
         if any(found):
@@ -80,7 +107,10 @@ def curve_rows(curve: Curve, measure: str) -> list[list[str]]:
 
 
 def curve_difference_rows(curve: Curve) -> list[list[str]]:
-    """AUROC of an arm less that of a model of the record, on the same patients; headings first."""
+    """AUROC of an arm less that of a model of the record, on the same patients; headings first.
+
+    P-values are adjusted by Holm's method for all differences of the curve.
+    """
     labels = {row["name"]: row["label"] for size in curve["sizes"] for row in size["rows"]}
     by_size = [
         {(row["arm"], row["minus"]): row for row in size["differences"]} for size in curve["sizes"]
@@ -90,7 +120,8 @@ def curve_difference_rows(curve: Curve) -> list[list[str]]:
         [
             f"{labels[arm]} - {labels[minus]}",
             *(
-                estimate_text({**row, "value": row["difference"]}, "auroc", is_signed=True)
+                f"{estimate_text({**row, 'value': row['difference']}, 'auroc', is_signed=True)}, "
+                f"p {p_text(row.get('p_holm'))}"
                 if (row := rows.get((arm, minus)))
                 else "-"
                 for rows in by_size
@@ -98,7 +129,7 @@ def curve_difference_rows(curve: Curve) -> list[list[str]]:
         ]
         for arm, minus in pairs
     ]
-    return [_headings(curve, "Difference in AUROC"), *texts] if texts else []
+    return [_headings(curve, "Difference in AUROC, p by Holm"), *texts] if texts else []
 
 
 def methods(curve: Curve) -> dict[str, str]:
@@ -127,10 +158,11 @@ def _of_size(folder: Path) -> dict[str, Any]:
         "folder": folder.name,
         "train_patients": train["patients"],
         "train_positives": train["positives"],
+        "num_samples": results.get("num_samples"),
         "facts": facts(results, has_training_patients=False),
         "rows": [*_rows(results["arms"]), *_rows(results["references"])],
         "differences": [
-            row
+            dict(row)
             for row in results["differences"]
             if row["measure"] == "auroc" and row["minus"] in EXPERT_METHODS
         ],
@@ -144,6 +176,7 @@ def _rows(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "name": row.get("arm") or row["name"],
             "label": row["label"],
             "num_seeds": row.get("num_seeds"),
+            "seeds_note": row.get("seeds_note"),
             "measures": row["measures"],
         }
         for row in found

@@ -1,13 +1,12 @@
 """The results of an experiment: every arm over its seeds, paired differences, ceilings.
 
-What an interval covers: patients are resampled with replacement, and in each resample the seeds
-too (a two-way bootstrap: A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2),
-2007), with the same draws for all arms, which are paired by seed. So it says how far the mean over
-seeds would move with other patients of this cohort and other seeds of the arm's own training. It
-counts what patient and seed do together more than once (conservative); but a few seeds cannot show
-how much seeds matter: with three, resampling sees two thirds of their variance, and those three
-are all that it knows. An arm with one seed has patients only. Not covered: another Stage 1,
-another expert, another split, another sample of an answer; the best constant set is held fixed.
+What an interval covers: how far the mean over seeds would move with other patients of this cohort
+and other seeds of the arm's own training, arms being paired by seed (a t interval, `ehr.seeds`).
+One seed or two are too few for that: percentiles over patients, for the policies that were trained;
+what so few seeds leave out stands beside them. P-values of differences are by the same t, and
+adjusted by Holm's method for all differences on one cohort's patients, which is one table. Not
+covered: another Stage 1, another expert, another split, another sample of an answer; the best
+constant set is held fixed.
 """
 # pandas annotates results of indexing too widely for the checker.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
@@ -19,23 +18,27 @@ from typing import Any
 
 import numpy as np
 
-from ehr.agreement import jaccard_above_others
 from ehr.errors import DataError
 from ehr.rewards import classification_reward
+from ehr.seeds import holm, seeds_note
 from training.arms import ARMS
 from training.evaluation import RECORD_METHODS
-from training.learn_measures import (
-    DIFFERENCE_MEASURES,
-    MEASURES,
+from training.learn_answers import (
     Answered,
     ConstantSet,
     Resamples,
     answered,
     constant_set,
-    difference_of,
-    estimate,
+    lacks_names,
+    named_sets,
     overlaps,
     salient_sets,
+)
+from training.learn_measures import (
+    DIFFERENCE_MEASURES,
+    MEASURES,
+    difference_of,
+    estimate_of_arm,
 )
 from training.learn_units import ExperimentRecords, UnitRecords, model_description
 from training.report_data import as_object
@@ -73,6 +76,8 @@ class _Measured:
     constant: ConstantSet | None
     """None where no expert was trained on the patients' cohort."""
     most_names: int
+    has_every_name: bool
+    """What is said of names is of all answers; else of the first answer of each patient."""
 
 
 def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
@@ -118,6 +123,7 @@ def _found(records: ExperimentRecords) -> dict[str, Any]:
             "num_patients": 0,
             "num_positives": 0,
             "num_patients_left_out": 0,
+            "names_of": None,
             "reference": reference,
             "arms": [],
             "differences": [],
@@ -129,6 +135,7 @@ def _found(records: ExperimentRecords) -> dict[str, Any]:
         "num_patients": len(labels),
         "num_positives": int(labels.sum()),
         "num_patients_left_out": measured.num_left_out,
+        "names_of": "every answer" if measured.has_every_name else "first answer",
         "reference": reference,
         "arms": [_arm(arm, records, measured) for arm in measured.units],
         "differences": [] if reference is None else _differences(reference, measured, experts),
@@ -142,6 +149,7 @@ def _other_cohort_facts(records: ExperimentRecords) -> dict[str, Any]:
     return {
         "cohort": str(as_object(described.get("cohort")).get("name", "unknown")),
         "trained_on": records.config.cohort.source,
+        "num_samples": records.config.evaluate.num_samples,
         "num_mapped": len(schema.get("pairs") or ()),
         "num_missing": len(schema.get("missing") or ()),
     }
@@ -172,7 +180,14 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
     sample = next(iter(tables.values())).set_index("patient_id").loc[patients]
     has_expert = bool(sample["salient"].notna().all())
     salient = salient_sets(sample) if has_expert else []
-    named = [len(names) for table in tables.values() for names in table["features"]]
+    # one table never mixes measures of the first answer's names with those of all answers'
+    has_every_name = not any(lacks_names(table) for table in tables.values())
+    named = [
+        len(names)
+        for table in tables.values()
+        for answer in named_sets(table, has_every_name=has_every_name)
+        for names in answer
+    ]
     most = max(config.expert.num_salient_features, *named)
     constant = constant_set(salient, most) if has_expert else None
     resamples = Resamples.draw(len(patients), config.evaluate.num_resamples, config.evaluate.seed)
@@ -188,6 +203,7 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
                 records.truth,
                 unit.faithfulness,
                 rate=_rate_hidden_by_balance(unit.arm, records),
+                has_every_name=has_every_name,
             )
     return _Measured(
         patients=patients,
@@ -197,6 +213,7 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
         salient=salient,
         constant=constant,
         most_names=most,
+        has_every_name=has_every_name,
     )
 
 
@@ -242,6 +259,7 @@ def _arm(arm: str, records: ExperimentRecords, measured: _Measured) -> dict[str,
         "num_seeds": len(units),
         "num_planned_seeds": len(known),
         "trains": ARMS[arm].own_stage is not None,
+        "seeds_note": seeds_note(len(units)) if ARMS[arm].own_stage is not None else None,
         "measures": _estimates(list(units.values())),
         "seconds": fmean(row["seconds"] for row in rows),
         "units": rows,
@@ -252,9 +270,7 @@ def _estimates(units: Sequence[Answered]) -> dict[str, Any]:
     """Every measure's mean over the units (seeds) with its interval; null where one lacks it."""
     found: dict[str, Any] = {}
     for name in MEASURES:
-        values = [each for unit in units if (each := unit.measure(name)) is not None]
-        mean = units[0].resamples.over_seeds(values) if len(values) == len(units) else None
-        known = None if mean is None else estimate(mean)
+        known = estimate_of_arm(name, units)
         found[name] = None if known is None or known.value is None else asdict(known)
     return found
 
@@ -315,9 +331,17 @@ def _differences(
                         **asdict(found),
                         "n": len(measured.patients),
                         "seeds": seeds,
+                        "seeds_note": _note_of_pair(reference, arm, seeds),
                     }
                 )
-    return rows
+    adjusted = holm([row["p"] for row in rows])
+    return [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _note_of_pair(first: str, second: str, seeds: Sequence[int]) -> str | None:
+    """Nothing where neither has seeds: no training of its own, or no language model."""
+    is_trained = any(arm in ARMS and ARMS[arm].own_stage is not None for arm in (first, second))
+    return seeds_note(len(seeds)) if is_trained else None
 
 
 def _expert_answers(
@@ -362,44 +386,39 @@ def _references(
         for method, answers in experts.items()
     ]
 
-    def set_row(name: str, label: str, of_measure: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def set_row(
+        name: str, label: str, named: Sequence[frozenset[str]], truth: np.ndarray | None
+    ) -> dict[str, Any]:
+        of_names = {"reward_att": overlaps(named, measured.salient)}
         each = Answered(
             labels=labels,
             probabilities=labels.astype(float),  # names alone predict nothing: not shown
             resamples=measured.resamples,
-            per_patient=of_measure,
+            per_patient=of_names if truth is None else {**of_names, "truth_overlap": truth},
+            named=[named],
+            salient=measured.salient,
         )
         found = _existing(each)
-        return {"name": name, "label": label, "measures": {key: found[key] for key in of_measure}}
+        shown = {key: found[key] for key in (*each.per_patient, "reward_att_own") if key in found}
+        return {"name": name, "label": label, "measures": shown}
 
     if measured.constant is None:
         return rows
-    constants = [measured.constant.names] * len(measured.patients)
-    against = {
-        "reward_att": overlaps(constants, measured.salient),
-        "reward_att_own": jaccard_above_others(constants, measured.salient),
-    }
+    against_truth = None
     if records.truth is not None:
         truth = records.truth
         risks = np.array([truth.risks[patient] for patient in measured.patients])
         sets = [truth.salient[patient] for patient in measured.patients]
         of_truth = _existing(_of_risks(risks, records, measured, labels))
         rows.append({"name": "true_risk", "label": "True risk", "measures": of_truth})
-        rows.append(
-            set_row(
-                "expert_salience",
-                "The expert's salient features",
-                {
-                    "reward_att": np.ones(len(sets)),
-                    "reward_att_own": jaccard_above_others(measured.salient, measured.salient),
-                    "truth_overlap": overlaps(measured.salient, sets),
-                },
-            )
-        )
+        salience = overlaps(measured.salient, sets)
+        label = "The expert's salient features"
+        rows.append(set_row("expert_salience", label, measured.salient, salience))
         # A floor for each question: the constant that is best against the truth.
         best = constant_set(sets, measured.most_names).names
-        against["truth_overlap"] = overlaps([best] * len(sets), sets)
-    rows.append(set_row("constant_set", "Best constant set", against))
+        against_truth = overlaps([best] * len(sets), sets)
+    constants = [measured.constant.names] * len(measured.patients)
+    rows.append(set_row("constant_set", "Best constant set", constants, against_truth))
     return rows
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.learn_measures import MEASURES
+from training.learn_measures import MEASURES, headings
 from training.learn_rows import Results, arm_label
 from training.report_data import as_object
 from training.result_table import finite_number, format_number, format_percentage
@@ -35,9 +35,10 @@ def learn_table(results: Results) -> list[str]:
 
 def _terminal_arms(results: Results) -> list[str]:
     measures = [name for name in TERMINAL_MEASURES if _is_measured(results, name)]
-    return aligned(
+    titles = measure_headings(results)
+    lines = aligned(
         [
-            ["Arm", "Seeds", *(MEASURES[name] for name in measures), "Minutes"],
+            ["Arm", "Seeds", *(titles[name] for name in measures), "Minutes"],
             *(
                 [
                     arm["label"],
@@ -58,6 +59,8 @@ def _terminal_arms(results: Results) -> list[str]:
             ),
         ]
     )
+    notes = {str(note) for arm in results["arms"] if (note := arm.get("seeds_note")) is not None}
+    return [*lines, *sorted(notes)]
 
 
 def learn_markdown(results: Results) -> str:
@@ -94,12 +97,14 @@ def arm_rows(results: Results, *, has_effort: bool = True) -> list[list[str]]:
         has_effort: with what each unit took.
     """
     measures = [name for name in MEASURES if _is_measured(results, name)]
-    rows = [["Arm", "Seed", *(MEASURES[name] for name in measures), *EFFORT_COLUMNS]]
+    titles = measure_headings(results)
+    rows = [["Arm", "Seed", *(titles[name] for name in measures), *EFFORT_COLUMNS]]
     for arm in results["arms"]:
         has_one = arm["num_planned_seeds"] == 1
         cells = [estimate_text(arm["measures"][name], name) for name in measures]
         effort = effort_cells(arm["units"][0]) if has_one else [_minutes(arm), "", ""]
         seeds = str(arm["units"][0]["seed"]) if has_one else f"mean of {seeds_text(arm)}"
+        seeds += _note_behind(arm)
         rows.append([arm["label"], seeds, *cells, *effort])
         for unit in [] if has_one else arm["units"]:
             cells = [value_text(as_object(unit["measures"][name]), name) for name in measures]
@@ -111,8 +116,9 @@ def reference_rows(results: Results) -> list[list[str]]:
     """What the arms are read against, with its heading."""
     references = results["references"]
     known = [name for name in MEASURES if any(name in row["measures"] for row in references)]
+    titles = measure_headings(results)
     return [
-        ["Read against", *(MEASURES[name] for name in known)],
+        ["Read against", *(titles[name] for name in known)],
         *(
             [row["label"], *(estimate_text(row["measures"].get(name), name) for name in known)]
             for row in references
@@ -143,10 +149,27 @@ def facts(results: Results, *, has_training_patients: bool = True) -> list[str]:
         f"R: {format_number(results['accuracy_weight'], 2)} R_cls + "
         f"{format_number(1 - results['accuracy_weight'], 2)} R_att for every arm, whatever it was "
         "trained on.",
-        f"Brackets: 95 % intervals over patients and seeds ({results['num_resamples']:,} "
-        "resamples), over patients only where an arm has one seed; a few seeds say little about "
-        "seeds. ECE before any recalibration.",
+        *([] if samples == 1 else [_of_answers(results)]),
+        "Brackets: 95 % intervals over patients and seeds, by t with as many degrees of freedom as "
+        f"the seeds leave ({results['num_resamples']:,} resamples of patients). One seed or two "
+        "are too few for an interval over seeds: percentiles over patients only, for the policies "
+        "that were trained. ECE before any recalibration.",
+        "p: of one difference alone, by the same t; p by Holm: adjusted for all differences in "
+        "their table.",
     ]
+
+
+def _of_answers(results: Results) -> str:
+    """Which answers stand behind what is said of names."""
+    if results.get("names_of") == "every answer":
+        return (
+            "R, R_att and what else is said of names are of one answer: measured for each of the "
+            f"{results['num_samples']} and averaged, as Stage 2 rewards them."
+        )
+    return (
+        "R_att and what else is said of names are of each patient's first answer. R is missing: "
+        "names of the other answers were not kept."
+    )
 
 
 def _training_patients(results: Results) -> str:
@@ -192,24 +215,53 @@ def _minutes(row: Mapping[str, Any]) -> str:
     return format_number(row["seconds"] / 60, 1)
 
 
-DIFFERENCE_COLUMNS = ["Difference", "Measure", "Value [95 %]", "Detectable", "Seeds", "n"]
+DIFFERENCE_COLUMNS = [
+    "Difference",
+    "Measure",
+    "Value [95 %]",
+    "Detectable",
+    "p",
+    "p by Holm",
+    "Seeds",
+    "n",
+]
 """`Detectable`: smallest true difference that such a comparison finds with 80 % power (5 %), from
-the standard error over patients and seeds: too small with two or three seeds."""
+the standard error over patients and seeds and its t. `p by Holm`: adjusted for all rows."""
 
 
 def difference_cells(results: Results) -> list[list[str]]:
     """The paired differences in the order of `DIFFERENCE_COLUMNS`."""
+    titles = measure_headings(results)
     return [
         [
             f"{arm_label(row['arm'])} - {arm_label(row['minus'])}",
-            MEASURES[row["measure"]],
+            titles[row["measure"]],
             estimate_text({**row, "value": row["difference"]}, row["measure"], is_signed=True),
             format_number(row["minimal_detectable"]),
-            str(len(row["seeds"])),
+            p_text(row.get("p")),  # results of earlier releases have none
+            p_text(row.get("p_holm")),
+            f"{len(row['seeds'])}{_note_behind(row)}",
             str(row["n"]),
         ]
         for row in results["differences"]
     ]
+
+
+def measure_headings(results: Results) -> dict[str, str]:
+    """Headings of the measures, which say where they are of the mean of several answers."""
+    return headings(int(finite_number(results.get("num_samples")) or 1))
+
+
+def p_text(value: object) -> str:
+    """A p-value with three decimals."""
+    p = finite_number(value)
+    return "< 0.001" if p is not None and p < 0.001 else format_number(p)
+
+
+def _note_behind(row: Mapping[str, Any]) -> str:
+    """`: too few for an interval over seeds ...`, behind the number of seeds; empty if enough."""
+    note = row.get("seeds_note")  # results of earlier releases have none
+    return "" if note is None else f": {str(note).partition(': ')[2]}"
 
 
 def unfinished_lines(results: Results) -> list[str]:

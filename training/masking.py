@@ -19,7 +19,7 @@ from ehr.faithfulness import (
     choose_pair,
     faithfulness,
 )
-from training.evaluation import AnswerReader, Answers
+from training.evaluation import AnswerReader, Answers, readable_probability
 
 MASKED_COLUMNS = (
     "method",
@@ -63,7 +63,7 @@ def masked_rows(
     for patient, case in shown.items():
         answer = answers.loc[patient]
         pair = Unjudged.UNREADABLE_ANSWER
-        if not answer["parse_failed"]:
+        if not answer["sample_failed"][0]:  # the names are those of the first answer
             names = frozenset(answer["features"])
             pair = choose_pair(case, reader.cohort.features, names, seed)
         rows[patient] = {"method": answer["method"], "patient_id": patient}
@@ -76,7 +76,7 @@ def masked_rows(
             "unnamed": pair.unnamed,
             "num_named_values": pair.num_named_values,
             "num_unnamed_values": pair.num_unnamed_values,
-            "original": answer["probability"],
+            "original": readable_probability(answer),
         }
     if pairs:
         _read(
@@ -127,4 +127,4 @@ def _read(
         elif answer["parse_failed"]:
             row["unjudged"] = str(Unjudged.UNREADABLE_MASKED)
         else:
-            row[f"without_{which}"] = answer["probability"]
+            row[f"without_{which}"] = readable_probability(answer)

@@ -1,6 +1,6 @@
 """One test patient side by side: the untrained model's answer and the trained one's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from training.report_data import Rows, name_list
@@ -81,7 +81,7 @@ def compare_case(predictions: Rows) -> CaseComparison | None:
 
     def preference(patient: str) -> tuple[bool, bool, str]:
         pair = (rows[untrained, patient], rows[trained, patient])
-        any_failed = any(bool(row["parse_failed"]) for row in pair)
+        any_failed = any(_first_answer(row)[0] for row in pair)
         return (any_failed, finite_number(pair[0]["label"]) != 1, patient)
 
     patient = min(patients, key=preference)
@@ -99,11 +99,11 @@ def compare_case(predictions: Rows) -> CaseComparison | None:
 def _answer(row: dict[str, object], salient: Sequence[str]) -> Answer:
     named = list(dict.fromkeys(name_list(row.get("features"))))
     common, union = set(named) & set(salient), set(named) | set(salient)
-    failed = bool(row["parse_failed"])
+    failed, probability = _first_answer(row)
     return Answer(
         label=method_label(row["method"]),
         # a failed answer carries the base rate, which the model never said
-        probability=None if failed else finite_number(row["probability"]),
+        probability=None if failed else probability,
         parse_failed=failed,
         features=tuple(
             NamedFeature(name=printable(name), is_salient=name in common) for name in named
@@ -111,3 +111,14 @@ def _answer(row: dict[str, object], salient: Sequence[str]) -> Answer:
         overlap=f"{len(common)} of {len(union)}" if salient else "",
         blocks=tuple(text_blocks(row["text"])),
     )
+
+
+def _first_answer(row: Mapping[str, object]) -> tuple[bool, float | None]:
+    """Whether the answer that is shown could not be read, and its probability.
+
+    Of several answers the row's probability is their mean; text and features are the first's.
+    """
+    failed, probabilities = row.get("sample_failed"), row.get("sample_probabilities")
+    if isinstance(failed, list) and isinstance(probabilities, list):
+        return bool(failed[0]), finite_number(probabilities[0])
+    return bool(row["parse_failed"]), finite_number(row["probability"])

@@ -130,6 +130,7 @@ def difference_figure(rows: Sequence[Row], metric: str) -> Figure | None:
         tip = (
             f"minus {labels[index]}: {format_number(row['difference'])} "
             f"[{format_number(low)}, {format_number(high)}], n {format_number(row.get('n'), 0)}, "
+            f"p by Holm {format_number(row.get('p_holm'))}, "
             f"detectable from {format_number(row.get('minimal_detectable'))}"
         )
         if low is not None and high is not None:
@@ -140,7 +141,7 @@ def difference_figure(rows: Sequence[Row], metric: str) -> Figure | None:
         svg=chart.render(),
         note="The same patients on both sides. An interval across 0 is no evidence. A true "
         "difference inside the pale band would be found by fewer than 80 % of such comparisons "
-        "(5 %, two-sided).",
+        "(5 %, two-sided). p by Holm (behind each row): adjusted for all rows of both metrics.",
     )
 
 

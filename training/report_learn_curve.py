@@ -9,12 +9,13 @@ from training.learn_curve import (
     REFERENCES,
     Curve,
     curve_difference_rows,
+    curve_notes,
     curve_rows,
     measured,
     methods,
 )
 from training.learn_measures import MEASURES
-from training.learn_table import estimate_text
+from training.learn_table import estimate_text, measure_headings
 from training.report import write_page
 from training.report_chart import Axis, Chart, Figure, LegendEntry, padded_range, present
 from training.report_learn import DARK_COLOURS
@@ -41,7 +42,7 @@ def _context(name: str, curve: Curve) -> dict[str, Any]:
     return {
         "name": shown(name),
         "dark_colours": DARK_COLOURS,
-        "facts": sizes[0]["facts"] if sizes else [],
+        "facts": [*sizes[0]["facts"], *curve_notes(curve)] if sizes else [],
         "missing": [
             *curve["problems"],
             *(
@@ -82,8 +83,9 @@ def size_figure(curve: Curve, measure: str) -> Figure | None:
     ]
     numbers = [size["train_patients"] for size in sizes]
     low, high = padded_range(every)
+    title = measure_headings(sizes[0])[measure]
     chart = Chart(
-        label=f"{MEASURES[measure]} over the number of training patients",
+        label=f"{title} over the number of training patients",
         x=Axis(
             low=math.log(min(numbers)) - _AIR,
             high=math.log(max(numbers)) + _AIR,
@@ -108,7 +110,7 @@ def size_figure(curve: Curve, measure: str) -> Figure | None:
             _interval(chart, x, each, colour, tip)
             chart.dot(x, y, colour, tip=tip)
         legend.append(LegendEntry(label=label, colour=colour, is_dashed=name in REFERENCES))
-    return Figure(title=MEASURES[measure], svg=chart.render(), legend=tuple(legend))
+    return Figure(title=title, svg=chart.render(), legend=tuple(legend))
 
 
 def _interval(chart: Chart, x: float, found: Mapping[str, Any], colour: str, tip: str) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from training.learn_measures import MEASURES
 from training.learn_rows import Results, arm_label
-from training.learn_table import estimate_text, value_text
+from training.learn_table import estimate_text, measure_headings, p_text, value_text
 from training.learn_units import UnitRecords
 from training.report_chart import (
     GREY,
@@ -84,9 +83,8 @@ def measure_figure(results: Results, name: str) -> Figure | None:
         *(value for _, value in references),
     ]
     low, high = padded_range(every)
-    chart = _rows_chart(
-        f"{MEASURES[name]} of each arm", low, high, [arm["label"] for arm, _ in arms]
-    )
+    title = measure_headings(results)[name]
+    chart = _rows_chart(f"{title} of each arm", low, high, [arm["label"] for arm, _ in arms])
     legend: list[LegendEntry] = []
     for row, value in references:
         colour = REFERENCE_COLOURS.get(row["name"], GREY)
@@ -97,6 +95,7 @@ def measure_figure(results: Results, name: str) -> Figure | None:
     for index, (arm, found) in enumerate(arms):
         colour = arm_colour(arm["arm"])
         seed_text = "1 seed" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"
+        seed_text = str(arm.get("seeds_note") or seed_text)
         tip = f"{arm['label']}, {seed_text}: {estimate_text(found, name)}"
         _interval(chart, found, index - 0.12, colour, tip)
         for unit in arm["units"] if arm["num_seeds"] > 1 else []:
@@ -105,7 +104,7 @@ def measure_figure(results: Results, name: str) -> Figure | None:
             if value is not None:
                 text = f"{arm['label']}, seed {unit['seed']}: {value_text(of_seed, name)}"
                 chart.dot(value, index + 0.22, colour, radius=3, is_hollow=True, tip=text)
-    return Figure(title=MEASURES[name], svg=chart.render(), legend=tuple(legend))
+    return Figure(title=title, svg=chart.render(), legend=tuple(legend))
 
 
 def forest_figure(results: Results, name: str) -> Figure | None:
@@ -120,7 +119,7 @@ def forest_figure(results: Results, name: str) -> Figure | None:
     labels = [arm_label(row["minus"]) for row in rows]
     every = [value for row in rows for value in _numbers(row, ("difference", "low", "high"))]
     reach = max([*(abs(value) for value in every), *(_detectable(row) for row in rows), 0.01])
-    title = f"{MEASURES[name]}: {arm_label(rows[0]['arm'])} minus ..."
+    title = f"{measure_headings(results)[name]}: {arm_label(rows[0]['arm'])} minus ..."
     chart = _rows_chart(title, -1.06 * reach, 1.06 * reach, labels)
     for index, row in enumerate(rows):
         if (band := _detectable(row)) > 0:
@@ -130,7 +129,8 @@ def forest_figure(results: Results, name: str) -> Figure | None:
         found = {**row, "value": row["difference"]}
         tip = (
             f"minus {labels[index]}: {estimate_text(found, name, is_signed=True)}, {row['n']} "
-            f"patients, {len(row['seeds'])} seed(s), detectable from "
+            f"patients, {row.get('seeds_note') or str(len(row['seeds'])) + ' seed(s)'}, p by Holm "
+            f"{p_text(row.get('p_holm'))}, detectable from "
             f"{format_number(row['minimal_detectable'])}"
         )
         colour = arm_colour(row["minus"])

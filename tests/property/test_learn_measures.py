@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.learn_measures import (
-    Answered,
-    Resamples,
-    constant_set,
-    difference_of,
-    estimate,
-    overlaps,
-)
+from training.learn_answers import Answered, Resamples, constant_set, overlaps
+from training.learn_measures import difference_of, estimate_of_arm
 
 NUM_PATIENTS = 12
 RESAMPLES = Resamples.draw(NUM_PATIENTS, 100, seed=5)
@@ -41,10 +35,9 @@ def arm(seeds: list[int], shift: int = 0) -> dict[int, Answered]:
 
 @given(seeds=seeds_of_arms, name=measures)
 def test_an_interval_holds_its_estimate(seeds, name) -> None:
-    values = [value for seed in seeds if (value := unit(seed).measure(name)) is not None]
+    found = estimate_of_arm(name, [unit(seed) for seed in seeds])
 
-    found = estimate(RESAMPLES.over_seeds(values))
-
+    assert found is not None
     assert found.value is not None
     assert found.low is not None
     assert found.high is not None

@@ -21,7 +21,25 @@ def test_the_mean_over_seeds_lies_in_its_interval():
 
     assert found["auroc_by_seed"] == [1.0, 0.5]
     assert found["auroc"] == 0.75
-    assert found["auroc_low"] <= 0.75 <= found["auroc_high"] == 1.0
+    assert 0 <= found["auroc_low"] < 0.75 < found["auroc_high"] <= 1
+    assert found["seeds_note"].startswith("two seeds: too few")
+
+
+def test_choices_of_training_patients_widen_the_interval_by_t():
+    alike = np.tile(np.linspace(0.1, 0.9, 40), (3, 1))
+    labels = np.tile([0, 0, 1, 1], 10)
+    apart = np.stack([alike[0], labels * 0.5 + alike[0] / 2, 1 - alike[0]])
+
+    same, other = mean_with_interval(labels, alike), mean_with_interval(labels, apart)
+
+    assert other["seeds_note"].startswith("three seeds: too few")
+    deviation = np.std(other["auroc_by_seed"], ddof=1) / np.sqrt(3)
+    value = other["auroc"]
+    reach = 4.302653 * deviation / (value * (1 - value))  # on the log-odds, over seeds alone
+    assert np.log(value / (1 - value)) - np.log(other["auroc_low"] / (1 - other["auroc_low"])) > (
+        0.5 * reach
+    )
+    assert same["auroc_high"] - same["auroc_low"] < other["auroc_high"] - other["auroc_low"]
 
 
 @pytest.mark.slow

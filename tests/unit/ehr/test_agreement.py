@@ -136,15 +136,59 @@ def test_lists_that_do_not_pair_up_are_refused(
         agreement(first, second, size=5)
 
 
-def test_own_minus_others_is_nothing_for_one_answer_and_j_minus_j_perm_in_the_mean() -> None:
-    salient = [{"a", "b"}, {"b"}, {"a", "c"}, {"b", "c"}]
-    answers = [{"a"}, {"b", "c"}, {"c"}, {"a", "b", "c"}]
+SALIENT = [{"a", "b"}, {"b"}, {"a", "c"}, {"b", "c"}]
+NAMED = [{"a"}, {"b", "c"}, {"c"}, {"a", "b", "c"}]
 
-    above = jaccard_above_others(answers, salient)
 
-    others = np.mean([jaccard(answers[0], each) for each in salient[1:]])
-    assert above[0] == pytest.approx(jaccard(answers[0], salient[0]) - others)
-    whole = agreement(answers, salient, size=2)
-    assert above.mean() == pytest.approx(whole.jaccard - whole.jaccard_permuted)
-    assert jaccard_above_others([{"a", "b"}] * 4, salient).mean() == pytest.approx(0, abs=1e-7)
-    assert np.isnan(jaccard_above_others(answers[:1], salient[:1])).all()
+def test_own_minus_others_is_j_minus_j_perm() -> None:
+    (above,) = jaccard_above_others([NAMED], SALIENT, np.ones((1, 4)))
+
+    whole = agreement(NAMED, SALIENT, size=2)
+    assert above == pytest.approx(whole.jaccard - whole.jaccard_permuted)
+
+
+def test_a_resample_weighs_both_patients_of_a_pair_and_no_patient_with_itself() -> None:
+    # a is drawn twice, c not at all: pairs (a, b), (a, d) count twice, (b, d) once, both ways
+    (above,) = jaccard_above_others([NAMED], SALIENT, np.array([[2.0, 1, 0, 1]]))
+
+    def gap(named: int, patient: int) -> float:
+        own, others = NAMED[patient], NAMED[named]
+        return jaccard(own, SALIENT[patient]) - jaccard(others, SALIENT[patient])
+
+    pairs = {(0, 1): 2, (0, 3): 2, (1, 3): 1}
+    by_hand = sum(count * (gap(i, j) + gap(j, i)) for (i, j), count in pairs.items())
+    assert above == pytest.approx(by_hand / (2 * sum(pairs.values())))
+
+
+def test_one_set_for_everybody_is_exactly_nothing_above_others_in_every_resample() -> None:
+    random = np.random.default_rng(0)
+    num = 1030  # more than one block of patients
+    sets = [{name for name in "abcdef" if random.random() < 0.5} | {"g"} for _ in range(num)]
+    weights = random.multinomial(num, [1 / num] * num, size=3).astype(float)
+
+    constant = jaccard_above_others([[{"a", "b"}] * num] * 3, sets, weights)
+    reader = jaccard_above_others([sets], sets, weights)
+
+    assert (constant == 0).all()
+    assert (reader > 0.3).all()
+
+
+def test_several_answers_count_with_their_mean() -> None:
+    other = [{"b"}, {"b"}, {"a"}, {"c"}]
+    weights = np.array([[1.0, 1, 1, 1], [0, 2, 1, 1]])
+
+    both = jaccard_above_others([NAMED, other], SALIENT, weights)
+
+    each = [jaccard_above_others([answer], SALIENT, weights) for answer in (NAMED, other)]
+    assert both == pytest.approx(np.mean(each, axis=0))
+
+
+def test_a_single_patient_has_no_others() -> None:
+    assert np.isnan(jaccard_above_others([NAMED[:1]], SALIENT[:1], np.ones((1, 1)))).all()
+    assert np.isnan(jaccard_above_others([NAMED], SALIENT, np.array([[4.0, 0, 0, 0]]))).all()
+
+
+@pytest.mark.parametrize("answers", [[], [NAMED[:2]]])
+def test_answers_of_other_patients_are_refused(answers) -> None:
+    with pytest.raises(DataError):
+        jaccard_above_others(answers, SALIENT, np.ones((1, 4)))

@@ -1,11 +1,20 @@
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ehr.config import CohortSection
 from ehr.loaders import build_cohort
 from ehr.metrics import paired_difference
 from ehr.names import FeatureMatcher
-from training.evaluation import AnswerReader, Answers, difference_rows, expert_rows, result_rows
+from ehr.seeds import holm
+from training.evaluation import (
+    AnswerReader,
+    Answers,
+    difference_rows,
+    expert_rows,
+    readable_probability,
+    result_rows,
+)
 
 SALIENT = frozenset({"pH", "Glucose", "Heart Rate", "Temperature", "Age & Sex"})
 
@@ -60,10 +69,10 @@ def answer(probability):
     return f"<Final answer>\n{probability}\n</Final answer>"
 
 
-def sampled(reader, *samples):
+def sampled(reader, *samples, kind="vanilla"):
     patient = reader.cohort.splits["test"][0]
     answers = Answers(
-        kind="vanilla",
+        kind=kind,
         texts={patient: (samples[0], False)},
         more={patient: tuple((text, False) for text in samples[1:])},
         shown={patient: reader.cohort.cases[patient]},
@@ -80,13 +89,60 @@ def test_several_samples_count_with_their_mean(reader):
     assert not row["parse_failed"]
 
 
-def test_an_unreadable_sample_stands_at_the_base_rate_and_marks_the_patient(reader):
+def test_an_unreadable_sample_stands_at_the_base_rate_and_marks_itself_only(reader):
     row = sampled(reader, answer("0.99"), "no idea")
 
     assert row["probability"] == pytest.approx((0.99 + reader.base_rate) / 2)
     assert row["sample_probabilities"] == [0.99, reader.base_rate]
     assert row["sample_failed"] == [False, True]
+    assert not row["parse_failed"]
+
+
+def test_a_patient_without_a_readable_sample_is_marked(reader):
+    row = sampled(reader, "no idea", "none either")
+
     assert row["parse_failed"]
+    assert row["probability"] == pytest.approx(reader.base_rate)
+    assert readable_probability(row) is None
+
+
+def test_what_was_said_is_the_mean_of_the_answers_that_could_be_read(reader):
+    row = sampled(reader, answer("0.8"), "no idea", answer("0.6"))
+
+    assert readable_probability(row) == pytest.approx(0.7)
+
+
+def test_the_names_of_every_answer_are_kept(reader):
+    two = "<Important Features>\npH, Glucose\n</Important Features>\n" + answer("0.5")
+
+    row = sampled(reader, GOOD, "no idea", two, kind="question_decomposition")
+
+    assert row["features"] == sorted(SALIENT)
+    assert row["sample_features"] == [sorted(SALIENT), [], ["Glucose", "pH"]]
+
+
+def test_one_unreadable_answer_of_eight_is_an_eighth():
+    predictions = table("stage1", [0, 1], [0.2, 0.9])
+    predictions["sample_failed"] = [[True] + [False] * 7, [False] * 8]
+
+    (row,) = result_rows(predictions, 5, num_resamples=20, seed=1)
+
+    assert row["parse_failure_rate"] == 1 / 16
+
+
+def test_overlaps_of_a_row_are_over_all_its_answers():
+    predictions = table("stage1", [0, 1], [0.2, 0.9])
+    predictions["features"] = [["pH"], ["pH"]]
+    predictions["salient"] = [["pH"], ["pH", "Glucose"]]
+    predictions["reward_att"] = [1.0, 0.5]
+    first = result_rows(predictions, 1, num_resamples=20, seed=1)[0]
+    predictions["sample_features"] = [[["pH"], []], [["pH"], ["pH", "Glucose"]]]
+
+    every = result_rows(predictions, 1, num_resamples=20, seed=1)[0]
+
+    assert first["reward_att"] == pytest.approx((1 + 0.5) / 2)
+    assert every["reward_att"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert every["reward_att_constant"] == first["reward_att_constant"]
 
 
 def test_prose_is_checked_against_the_record_and_questions_are_not(reader):
@@ -207,6 +263,24 @@ def test_a_difference_says_what_so_many_patients_could_have_shown():
     found = paired_difference(labels, probabilities, probabilities[::-1], "auroc", 200, 1)
     assert row["minimal_detectable"] == found.minimal_detectable
     assert row["minimal_detectable"] > 0
+
+
+def test_p_values_are_adjusted_for_all_differences_of_the_table():
+    labels, probabilities = [0, 0, 1, 1] * 5, [0.1, 0.4, 0.35, 0.8] * 5
+    predictions = pd.concat(
+        [
+            table("eag_rl", labels, probabilities),
+            table("vanilla", labels, probabilities[::-1]),
+            table("sft", labels, probabilities),
+        ]
+    )
+
+    rows = difference_rows(predictions, "eag_rl", num_resamples=200, seed=1)
+
+    assert [row["p"] for row in rows[2:]] == [1.0, 1.0]  # the same answers
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    auroc = rows[0]["difference"] / (rows[0]["minimal_detectable"] / 2.8015852)
+    assert rows[0]["p"] == pytest.approx(2 * stats.norm.sf(auroc))
 
 
 def test_expert_rows_take_the_test_split_only():

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from ehr.seeds import holm
 from tests.experiment_folder_sample import SampleExperiment
 from training.learn_curve import (
     Curve,
     curve_difference_rows,
     curve_lines,
+    curve_notes,
     curve_rows,
     size_folder,
     sizes_found,
@@ -80,6 +82,25 @@ def test_tables_have_a_column_a_size_and_the_differences_from_the_expert(curve: 
         "EAG-RL - Logistic regression",
     ]
     assert any("EAG-RL - ConCare" in line and "[" in line for line in lines)
+
+
+def test_p_values_of_the_curve_are_adjusted_for_all_its_differences(curve: Curve) -> None:
+    rows = [row for size in curve["sizes"] for row in size["differences"]]
+
+    assert len(rows) == 4
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    shown = curve_difference_rows(curve)
+    assert shown[0][0] == "Difference in AUROC, p by Holm"
+    assert all(", p " in cell for line in shown[1:] for cell in line[1:])
+
+
+def test_the_curve_says_what_its_intervals_leave_out(curve: Curve) -> None:
+    notes = "\n".join(curve_notes(curve))
+
+    assert "one choice of them" in notes
+    assert "EAG-RL, 10 patients: two seeds: too few for an interval over seeds" in notes
+    assert "Stage-1" not in notes  # no training of its own
+    assert notes in "\n".join(curve_lines(curve))
 
 
 def test_an_arm_that_a_size_lacks_has_a_dash_there(tmp_path: Path) -> None:

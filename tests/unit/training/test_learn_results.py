@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ehr.config import RewardSection
 from ehr.errors import DataError
+from ehr.seeds import holm
 from tests.experiment_folder_sample import SampleExperiment
-from training.learn_measures import Answered, Resamples, answered, constant_set, difference_of
+from training.learn_answers import Answered, Resamples, answered, constant_set
+from training.learn_measures import difference_of
 from training.learn_results import read_learn_results, write_learn_results
 from training.learn_table import facts, learn_markdown, learn_table
 
@@ -102,6 +105,102 @@ def test_one_answer_is_measured_alone_and_averaged_over_the_samples() -> None:
     assert found.per_patient["reward_cls_one"].tolist() == pytest.approx(
         [(math.log(0.6) + math.log(0.01)) / 2, (math.log(0.9) + math.log(0.3)) / 2]
     )
+
+
+def test_an_unreadable_answer_of_two_is_a_half_and_no_floor_for_the_mean() -> None:
+    found = answered(ASKED_TWICE, ["a", "b"], BARE, Resamples.draw(2, 100, seed=0))
+
+    assert found.per_patient["parse_failure_rate"].tolist() == [0.5, 0]
+    # R_cls of the mean probabilities, .4 and .6
+    assert found.per_patient["reward_cls"].tolist() == pytest.approx([math.log(0.6)] * 2)
+
+
+def test_a_patient_without_a_readable_answer_has_the_floor() -> None:
+    table = ASKED_TWICE.assign(sample_failed=[[False, False], [True, True]])
+
+    found = answered(table, ["a", "b"], BARE, Resamples.draw(2, 100, seed=0))
+
+    assert found.per_patient["parse_failure_rate"].tolist() == [1, 0]
+    assert found.per_patient["reward_cls"][0] == math.log(0.01)
+    assert found.per_patient["reward_cls_one"][0] == math.log(0.01)
+
+
+NAMED_TWICE = ASKED_TWICE.assign(
+    features=[["Weight", "pH"], ["pH"]],
+    salient=[["Weight", "pH"]] * 2,
+    reward_att=[1.0, 0.5],
+    sample_features=[[["Weight", "pH"], []], [["pH"], []]],
+)
+
+
+def test_the_reward_is_that_of_each_answer_and_then_the_mean() -> None:
+    section = RewardSection(margin_bonus=0.0, accuracy_weight=0.6)
+
+    found = answered(NAMED_TWICE, ["a", "b"], section, Resamples.draw(2, 100, seed=0))
+
+    # a, label 0: .4 with one of two names, unreadable; b, label 1: .9 with both, .3 with none
+    assert found.per_patient["reward"].tolist() == pytest.approx(
+        [
+            (0.6 * math.log(0.6) + 0.4 * 0.5 + 0.6 * math.log(0.01)) / 2,
+            (0.6 * math.log(0.9) + 0.4 * 1 + 0.6 * math.log(0.3)) / 2,
+        ]
+    )
+    assert found.per_patient["reward_att"].tolist() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("table", "has_every_name"),
+    [(NAMED_TWICE.drop(columns="sample_features"), True), (NAMED_TWICE, False)],
+)
+def test_where_names_of_the_first_answer_are_all_there_is_no_reward(table, has_every_name) -> None:
+    resamples = Resamples.draw(2, 100, seed=0)
+
+    found = answered(table, ["a", "b"], BARE, resamples, has_every_name=has_every_name)
+
+    assert found.measure("reward") is None
+    assert found.per_patient["reward_att"].tolist() == [0.5, 1]  # the first answers'
+    assert found.per_patient["reward_cls_one"].shape == (2,)
+
+
+def test_patients_asked_unequally_often_are_refused() -> None:
+    table = ASKED_TWICE.assign(
+        sample_probabilities=[[0.9], [0.4, 0.4]], sample_failed=[[False], [False, True]]
+    )
+
+    with pytest.raises(DataError, match="--redo evaluate"):
+        answered(table, ["a", "b"], BARE, Resamples.draw(2, 100, seed=0))
+
+
+def asked_twice(table: pd.DataFrame) -> pd.DataFrame:
+    """The same answer of each patient twice."""
+    return table.assign(
+        sample_probabilities=[[p, p] for p in table["probability"]],
+        sample_failed=[[failed, failed] for failed in table["parse_failed"]],
+        sample_features=[[names, names] for names in table["features"]],
+    )
+
+
+def test_one_table_never_mixes_all_answers_names_with_the_first_ones(tmp_path: Path) -> None:
+    sample = SampleExperiment(tmp_path, arms=("stage1", "eag_rl"), seeds=(17,))
+    evaluate = sample.config.evaluate.model_copy(update={"num_samples": 2})
+    sample.config = sample.config.model_copy(update={"evaluate": evaluate})
+    sample.write_shared()
+    for arm in ("stage1", "eag_rl"):
+        sample.write_unit(arm, 17, predictions=asked_twice(sample.predictions(arm, 17)))
+    every = write_learn_results(tmp_path)
+    earlier = asked_twice(sample.predictions("stage1", 17)).drop(columns="sample_features")
+    sample.write_unit("stage1", 17, predictions=earlier)
+
+    first = write_learn_results(tmp_path)
+
+    assert (every["names_of"], first["names_of"]) == ("every answer", "first answer")
+    assert by_arm(every)["eag_rl"]["measures"]["reward"] is not None
+    assert {arm["measures"]["reward"] for arm in first["arms"]} == {None}
+    assert all(arm["measures"]["reward_att"] is not None for arm in first["arms"])
+    assert "reward" not in {row["measure"] for row in first["differences"]}
+    assert "R is missing" in learn_markdown(first)
+    assert "| AUROC, mean of 2 | AUROC, one answer |" in learn_markdown(every)
+    assert "as Stage 2 rewards them" in learn_markdown(every)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +348,7 @@ def test_equal_arms_differ_by_exactly_nothing(sample: SampleExperiment) -> None:
     rows = [row for row in results["differences"] if row["minus"] == "stage1_grpo"]
     assert len(rows) == 6
     assert {(row["difference"], row["low"], row["high"]) for row in rows} == {(0.0, 0.0, 0.0)}
-    assert {row["minimal_detectable"] for row in rows} == {None}
+    assert {(row["minimal_detectable"], row["p"]) for row in rows} == {(None, 1.0)}
 
 
 def test_the_difference_of_two_arms_in_excess_is_that_in_attention_reward(
@@ -267,6 +366,65 @@ def test_the_difference_of_two_arms_in_excess_is_that_in_attention_reward(
     assert row["difference"] == pytest.approx(excess[0] - excess[1])
     assert np.mean(row["by_seed"]) == pytest.approx(row["difference"])
     assert row["seeds"] == [17, 18]  # Stage-1 was asked once and stands against each
+
+
+@pytest.fixture
+def three_seeds(tmp_path: Path) -> dict[str, Any]:
+    experiment = SampleExperiment(tmp_path / "three", seeds=(17, 18, 19))
+    experiment.write_shared()
+    experiment.write_unit("stage1", 17)
+    for seed in (17, 18, 19):
+        experiment.write_unit("eag_rl", seed)
+        experiment.write_unit("stage1_grpo", seed)
+    return write_learn_results(experiment.folder)
+
+
+def test_the_interval_p_and_what_is_detectable_are_by_one_t(three_seeds) -> None:
+    row = next(row for row in three_seeds["differences"] if row["measure"] == "reward_att")
+
+    t = stats.t(df=row["degrees_of_freedom"])
+    half = t.ppf(0.975) * row["standard_error"]
+    assert row["degrees_of_freedom"] >= 2
+    assert row["standard_error"] >= np.std(row["by_seed"], ddof=1) / math.sqrt(3) * 0.99
+    assert row["high"] - row["difference"] == pytest.approx(half)
+    assert row["difference"] - row["low"] == pytest.approx(half)
+    assert row["p"] == pytest.approx(2 * t.sf(abs(row["difference"]) / row["standard_error"]))
+    detectable = (t.ppf(0.975) + t.ppf(0.8)) * row["standard_error"]
+    assert row["minimal_detectable"] == pytest.approx(detectable)
+
+
+def test_p_values_are_adjusted_for_the_whole_table(three_seeds) -> None:
+    rows = three_seeds["differences"]
+
+    assert {row["minus"] for row in rows} > {"stage1", "stage1_grpo"}
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    assert all(row["p_holm"] >= row["p"] for row in rows)
+
+
+def test_too_few_seeds_are_said_to_be_beside_the_intervals(
+    three_seeds, sample: SampleExperiment
+) -> None:
+    two_seeds = write_learn_results(sample.folder)
+
+    for results, words in ((two_seeds, "two"), (three_seeds, "three")):
+        note = by_arm(results)["eag_rl"]["seeds_note"]
+        assert note.startswith(f"{words} seeds: too few for an interval over seeds")
+        assert {row["seeds_note"] for row in results["differences"]} == {note}
+        assert note in "\n".join(learn_table(results))
+        shown = f"| mean of {len(results['seeds'])}: too few for an interval over seeds"
+        assert shown in learn_markdown(results)
+        assert by_arm(results)["stage1"]["seeds_note"] is None  # it has no training of its own
+
+
+def test_results_of_earlier_releases_have_no_p_values_and_are_shown(three_seeds) -> None:
+    before = learn_markdown(three_seeds)
+    for row in three_seeds["differences"]:
+        del row["p"], row["p_holm"], row["seeds_note"]
+    for arm in three_seeds["arms"]:
+        del arm["seeds_note"]
+
+    assert "too few" in before.split("Brackets")[1].split("| Arm")[1]
+    assert "| - | - | 3 |" in learn_markdown(three_seeds)
 
 
 def test_arms_are_paired_by_seed(sample: SampleExperiment) -> None:
@@ -297,7 +455,7 @@ def test_a_ceiling_stands_beside_the_arms(sample: SampleExperiment) -> None:
     assert rows["true_risk"]["auroc"]["value"] > 0.5
     assert rows["expert_salience"]["truth_overlap"]["value"] == pytest.approx(3 / 7)
     assert rows["constant_set"].keys() == {"reward_att", "reward_att_own", "truth_overlap"}
-    assert rows["constant_set"]["reward_att_own"]["value"] == pytest.approx(0, abs=1e-6)
+    assert rows["constant_set"]["reward_att_own"] == {"value": 0, "low": 0, "high": 0}
     assert rows["expert_salience"]["reward_att_own"]["value"] > 0
     assert {"concare", "logistic_regression"} <= rows.keys()
 
@@ -362,7 +520,7 @@ def test_the_tables_name_what_was_measured(sample: SampleExperiment) -> None:
 
     assert "SmolLM2-135M-Instruct, Q4_1 GGUF" in markdown
     assert f"{len(sample.patients)} test patients" in markdown
-    assert "| EAG-RL | mean of 2 |" in markdown
+    assert "| EAG-RL | mean of 2: too few" in markdown
     assert "|  | 18 |" in markdown
     assert "unfinished: Stage-1 + GRPO, seed 18 (grpo running, 2 of 5 steps)" in markdown
     assert "EAG-RL - Stage-1 + GRPO" in table

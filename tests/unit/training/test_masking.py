@@ -194,6 +194,37 @@ def test_an_unreadable_answer_is_not_asked_about_again(reader):
     assert list(rows["unjudged"]) == [Unjudged.UNREADABLE_ANSWER]
 
 
+def and_more(answers, *texts):
+    """The same answers with further samples of each patient."""
+    more = dict.fromkeys(answers.texts, tuple((text, False) for text in texts))
+    return Answers(kind=answers.kind, texts=answers.texts, more=more, shown=answers.shown)
+
+
+def test_samples_that_cannot_be_read_move_no_answer(reader):
+    cases = {"p0": reader.cohort.cases["p0"]}
+    ask = ScriptedAsker(names_ph(lambda prompt: 0.7))
+    original = reader.rows("eag_rl", and_more(ask(cases), "garbage"))
+
+    rows = masked_rows(reader, original, cases, ask, seed=1)
+
+    # the base rate in the mean of .7 and garbage is nothing that was said
+    assert original["probability"].iloc[0] != pytest.approx(0.7)
+    assert rows[["original", "without_named"]].to_numpy().tolist() == [[0.7, 0.7]]
+
+
+def test_names_of_an_unreadable_first_answer_are_not_asked_about(reader):
+    cases = {"p0": reader.cohort.cases["p0"]}
+    ask = ScriptedAsker(names_ph(lambda prompt: 0.7))
+    readable = ask(cases).texts["p0"][0]
+    garbage = Answers(kind="question_decomposition", texts={"p0": ("garbage", False)}, shown=cases)
+
+    rows = masked_rows(
+        reader, reader.rows("eag_rl", and_more(garbage, readable)), cases, ask, seed=1
+    )
+
+    assert list(rows["unjudged"]) == [Unjudged.UNREADABLE_ANSWER]
+
+
 def test_an_unreadable_masked_answer_is_counted(reader):
     cases = {"p0": reader.cohort.cases["p0"]}
     ask = ScriptedAsker(names_ph(lambda prompt: 0.7))

@@ -381,6 +381,21 @@ def test_an_unreadable_answer_shows_no_probability():
     assert case.answers[1].probability == 0.4
 
 
+def test_of_several_answers_the_case_shows_the_first_ones_own():
+    several = {"sample_probabilities": [0.9, 0.4], "sample_failed": [False, True]}
+    unreadable = {"sample_probabilities": [0.4, 0.9], "sample_failed": [True, False]}
+    rows = [
+        prediction("question_decomposition", "p", 1, **unreadable),
+        prediction("eag_rl", "p", 1, **several),
+    ]
+
+    case = compare_case(rows)
+
+    assert case is not None
+    assert [answer.probability for answer in case.answers] == [None, 0.9]
+    assert [answer.parse_failed for answer in case.answers] == [True, False]
+
+
 def test_without_two_answers_there_is_no_case():
     assert compare_case([prediction("eag_rl", "p", 1)]) is None
     assert compare_case([prediction("question_decomposition", "p", 1)]) is None
