@@ -24,7 +24,7 @@ from ehr.loaders import build_cohort
 from ehr.trajectory import NUM_IMPORTANT_FEATURES
 from ehr.truth import true_sets
 from training.config_loading import load_config
-from training.learn_measures import constant_set
+from training.learn_answers import constant_set
 
 
 def overlaps_with_truth(cohort: Cohort, seed: int) -> dict[str, float]:
