@@ -84,7 +84,9 @@ def _canonical(names: list[str]) -> frozenset[str]:
 
 def main() -> None:
     """Prints a line a rule."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--seed", type=int, default=0, help="of the names that lessons draw")
