@@ -92,7 +92,7 @@ class LabelFreeJudge:
 
     def __call__(self, parsed: ParsedTrajectory, usefulness: Sequence[float]) -> Verdict:
         """The verdict on a trajectory; it claims nothing about what is correct."""
-        failure = format_failure(parsed)
+        failure = format_failure(parsed, self.matcher)
         features = self.matcher.canonical_set(parsed.features)
         overlap = attention_reward(features, self.salience.features)
         value = LABEL_FREE_FLOOR

@@ -113,11 +113,11 @@ def weighted_attention_reward(
     return shared / (total + len(features - salient) * total / len(salient))
 
 
-def format_failure(parsed: ParsedTrajectory) -> str | None:
+def format_failure(parsed: ParsedTrajectory, matcher: FeatureMatcher) -> str | None:
     """Why a trajectory gets the floor, in a few words; None = it is readable."""
     if parsed.failure is not None:
         return parsed.failure
-    if len(parsed.features) > MAX_FEATURE_NAMES:
+    if _num_names(parsed.features, matcher) > MAX_FEATURE_NAMES:
         return "too many features"
     return "no probability" if parsed.probability is None else None
 
@@ -142,7 +142,7 @@ def reward(
         accuracy_weight: overrides `section.accuracy_weight`.
     """
     weight = section.accuracy_weight if accuracy_weight is None else accuracy_weight
-    failure = format_failure(parsed)
+    failure = format_failure(parsed, matcher)
     if failure is not None or parsed.probability is None:
         worst = math.log(MIN_PROBABILITY)
         return Reward(total=weight * worst, cls=worst, att=0.0, format_failure=failure)
@@ -171,7 +171,7 @@ def attention_gains(
     Returns:
         One number a name; none after a format failure, which has no R_att.
     """
-    if format_failure(parsed) is not None:
+    if format_failure(parsed, matcher) is not None:
         return ()
     written = parsed.features
     reached = [
@@ -186,7 +186,15 @@ def _attention(
     named: AbstractSet[str] = matcher.canonical_set(written)
     if section.repeated_names == "wrong":
         # Each is a member of its own outside C_exp; no name that can be written is a number.
-        named = named | {str(number) for number in range(len(written) - len(named))}
+        repeats = _num_names(written, matcher) - len(named)
+        named = named | {str(number) for number in range(repeats)}
     if section.attention_weighting == "stability":
         return weighted_attention_reward(named, context.salient_features, context.stability)
     return attention_reward(named, context.salient_features)
+
+
+def _num_names(written: Sequence[str], matcher: FeatureMatcher) -> int:
+    """Names in a list, duplicates counted; "pH and glucose" are two."""
+    if len(written) > MAX_FEATURE_NAMES:
+        return len(written)
+    return sum(len(matcher.members(each)) for each in written)

@@ -19,7 +19,7 @@ __all__ = [
     "FeatureKind",
 ]
 
-CATALOGUE_VERSION = "2"
+CATALOGUE_VERSION = "3"
 """Grows whenever a name, an alias, a unit or a range changes: matched names depend on it."""
 
 AGE_AND_SEX = "Age & Sex"
@@ -44,6 +44,17 @@ OTHER_MEASUREMENTS: tuple[str, ...] = (
     *("packed red blood cell", "neutrophil to lymphocyte ratio", "neutrophil lymphocyte ratio"),
     *("platelet to lymphocyte ratio", "platelet lymphocyte ratio"),
     *("lymphocyte to monocyte ratio", "lymphocyte monocyte ratio"),
+    # A last letter or number that looks like a unit or a value.
+    *("troponin c", "hemoglobin a2", "hemoglobin c", "hemoglobin e", "hemoglobin f"),
+    *("hemoglobin s", "platelet factor", "calcium score", "interleukin 6 receptor"),
+    # Words that change nothing beside other names change these.
+    *("plasma hemoglobin", "mean hemoglobin", "peripheral pulse", "noninvasive ventilation"),
+    *("non invasive ventilation", "minute ventilation", "blood loss", "blood group"),
+    *("venous ph", "venous blood ph", "venous oxygen", "venous carbon dioxide", "venous po2"),
+    *("venous pco2", "venous oxygen pressure", "venous oxygen tension", "venous o2 saturation"),
+    *("venous pao2", "venous paco2", "venous co2"),
+    # One letter from a feature's name, and something else.
+    "lactase",
 )
 """Names of what no cohort here measures that have a feature's name inside: they are not it."""
 

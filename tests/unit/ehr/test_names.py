@@ -202,3 +202,118 @@ def test_names_of_an_icu_record_are_found(written: str, name: str | None):
 def test_troponin_t_is_not_the_workbooks_troponin():
     assert TJH.match("troponin") == "Hypersensitive cardiac troponinI"
     assert TJH.match("troponin T") is None
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("not pH", "no pH", "without pH", "absence of pH", "lack of pH", "never pH", "isn't pH"),
+        *("neither pH nor heart rate", "not pH or heart rate", "no abnormal pH", "non-pH"),
+        *("anything except pH", "other than pH", "pH not important", "pH is irrelevant"),
+        *("pH (not relevant)", "pH (excluded)", "not relevant (pH)", "pH was not considered"),
+    ],
+)
+def test_what_is_denied_is_an_unknown_member_and_names_no_feature(written: str):
+    assert BENCHMARK.match(written) is None
+    assert BENCHMARK.canonical_set([written]) == {written.casefold()}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("normal pH", "missing pH", "pH not elevated", "pH not measured", "pH: no change"),
+        *("pH but not heart rate", "pH rather than heart rate", "pH without heart rate"),
+        *("not only pH", "pH is not only low", "not heart rate but pH", "pH instead of heart rate"),
+    ],
+)
+def test_what_a_negation_does_not_reach_is_named(written: str):
+    assert BENCHMARK.canonical_set([written]) == {"pH"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("pH and Heart Rate", "pH & HR", "pH + Heart Rate", "pH or Heart Rate", "HR and/or pH"),
+        *("both pH and heart rate", "not only pH but also heart rate", "low pH and high HR (120)"),
+        *("pH as well as heart rate", "pH 7.1 and heart rate 120 bpm", "pH and pH and heart rate"),
+    ],
+)
+def test_names_joined_by_and_are_both_read(written: str):
+    assert BENCHMARK.canonical_set([written]) == {"pH", "Heart Rate"}
+    assert BENCHMARK.match(written) is None
+
+
+ENZYMES = {
+    "aspartate aminotransferase",
+    "glutamic-pyruvic transaminase",
+    "Lactate dehydrogenase",
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("direct and indirect bilirubin", {"Direct bilirubin", "indirect bilirubin"}),
+        ("lymphocyte and neutrophil counts", {"lymphocyte count", "neutrophils count"}),
+        ("AST, ALT and LDH", ENZYMES),
+        ("AST and ALT and LDH", ENZYMES),
+        ("CRP high but ferritin low", {"High sensitivity C-reactive protein", "ferritin"}),
+        ("Age and sex and calcium", {"Age & Sex", "calcium"}),
+        # A known name of another cohort is a member of its own; of other words the name is taken.
+        ("heart rate and calcium", {"heart rate", "calcium"}),
+        ("sepsis and calcium", {"calcium"}),
+        ("calcium and urine protein", {"calcium and urine protein"}),
+        ("fibrin/fibrinogen degradation products", {"Fibrin degradation products"}),
+    ],
+)
+def test_joined_names_of_a_workbook(written: str, names: set[str]):
+    assert TJH.canonical_set(split_names(written)) == names
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("PaO2/FiO2", "PaO2 to FiO2", "PaO2:FiO2", "PaO2 / FiO2", "AST > ALT", "AST vs ALT"),
+        *("BUN-creatinine", "sodium potassium", "pH -> lactate", "PaO2 over FiO2"),
+    ],
+)
+def test_two_names_with_a_mark_or_a_relation_between_them_name_neither(written: str):
+    assert ICU.canonical_set([written]) == {written.casefold()}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("urine protein", "urine culture", "protein in urine", "blood in urine", "urine sodium"),
+        *("minute ventilation", "non-invasive ventilation", "ventilator-associated pneumonia"),
+        *("D-lactate", "lactase", "lactated Ringer's", "venous PaO2", "arterial oxygen content"),
+    ],
+)
+def test_a_name_beside_a_word_that_changes_it_is_unknown(written: str):
+    assert ICU.match(written) is None
+
+
+def test_names_that_are_joined_count_one_by_one():
+    everything = " and ".join(feature.name for feature in BENCHMARK_17)
+
+    assert len(BENCHMARK.members(everything)) == len(BENCHMARK_17)
+
+
+def test_items_numbered_in_one_line_are_parted():
+    assert split_names("1. pH 2. Heart Rate 3) Glucose") == ["pH", "Heart Rate", "Glucose"]
+    assert split_names("(1) pH (2) IL 6. Weight") == ["pH", "IL 6. Weight"]
+    assert split_names("Interleukin 6. Weight 2. pH") == ["Interleukin 6. Weight 2. pH"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "names"),
+    [
+        ("The pre-albumin is low.", []),
+        ("Free hemoglobin rose.", []),
+        ("Glucose-lowering drugs were given.", []),
+        ("A low-albumin state.", ["albumin"]),
+        ("Albumin of 28, HCO3- of 18.", ["albumin", "HCO3-"]),
+    ],
+)
+def test_a_sentence_does_not_mention_what_hangs_on_another_word(sentence: str, names: list[str]):
+    assert [mention.name for mention in TJH.mentions(sentence)] == names

@@ -118,6 +118,20 @@ def test_more_than_ten_names_before_deduplication_are_a_format_failure():
     assert eleven.format_failure == "too many features"
 
 
+def test_names_joined_in_one_item_count_one_by_one():
+    six, five = "pH and " * 5 + "Weight", "pH & HR & Height & Glucose & Weight"
+    repeating = SECTION.model_copy(update={"repeated_names": "wrong"})
+
+    joined = reward(parsed([five, five], 0.85), CONTEXT, SECTION, MATCHER)
+    more = reward(parsed([five, five, "pH"], 0.85), CONTEXT, SECTION, MATCHER)
+    once = reward(parsed([five], 0.85), CONTEXT, repeating, MATCHER)
+    again = reward(parsed([five, "pH and Weight"], 0.85), CONTEXT, repeating, MATCHER)
+
+    assert (joined.format_failure, more.format_failure) == (None, "too many features")
+    assert joined.att == once.att > again.att
+    assert reward(parsed([six], 0.85), CONTEXT, SECTION, MATCHER).format_failure is None
+
+
 def test_weight_one_switches_the_attention_reward_off():
     scored = reward(parsed(["pH"], 0.85), CONTEXT, SECTION, MATCHER, accuracy_weight=1.0)
 
