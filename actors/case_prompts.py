@@ -12,11 +12,19 @@ from ehr.prompts import (
     fit_case,
     question_decomposition_prompt,
     short_answer_prompt,
+    shown_case,
+    think_json_prompt,
     think_prompt,
     vanilla_prompt,
 )
 
-PromptKind = Literal["question_decomposition", "short_answer", "vanilla", "think_then_answer"]
+PromptKind = Literal[
+    "question_decomposition",
+    "short_answer",
+    "vanilla",
+    "think_then_answer",
+    "think_then_answer_json",
+]
 """What a model is asked to do with a case."""
 
 _RENDER: dict[str, Callable[[PatientCase, PromptContext], str]] = {
@@ -24,6 +32,7 @@ _RENDER: dict[str, Callable[[PatientCase, PromptContext], str]] = {
     "short_answer": short_answer_prompt,
     "vanilla": vanilla_prompt,
     "think_then_answer": think_prompt,
+    "think_then_answer_json": think_json_prompt,
 }
 
 
@@ -34,7 +43,8 @@ class CasePrompt:
     token_ids: tuple[int, ...]
     """Chat template and user message, up to where the assistant's turn begins."""
     case: PatientCase
-    """What of the patient the prompt shows: the oldest visits may be left out."""
+    """What of the patient the prompt shows: the oldest visits may be left out, and missing values
+    may be carried forward."""
 
 
 def case_prompt(
@@ -63,7 +73,9 @@ def case_prompt(
     def render(shown: PatientCase) -> str:
         return _RENDER[kind](shown, context)
 
+    # Carried forward before the oldest visits leave, so that their values are not lost with them.
+    whole = shown_case(case, context.section)
     fitted = fit_case(
-        case, render, lambda text: len(encode(text)), context.section.max_prompt_tokens
+        whole, render, lambda text: len(encode(text)), context.section.max_prompt_tokens
     )
     return CasePrompt(token_ids=encode(render(fitted)), case=fitted)

@@ -13,15 +13,26 @@ from typing import Literal
 
 from actors.case_prompts import PromptKind
 from actors.seeds import call_seed
-from ehr.guided import CallKind, DirectWriter, GuidedFormat, GuidedWriter, ShortAnswerWriter, Writer
+from ehr.guided import (
+    THINK_JSON,
+    THINK_TAGS,
+    CallKind,
+    DirectWriter,
+    GuidedFormat,
+    GuidedWriter,
+    ShortAnswerWriter,
+    Writer,
+)
 from ehr.pieces import TextTokenizer
 from services.types import Completion, GenerateRequest, Generator, PolicyVersion, Sampling
 
-_STOPS: dict[str, str] = {
-    "question_decomposition": "</Final answer>",
-    "short_answer": "</Final answer>",
-    "vanilla": "</Final answer>",
-    "think_then_answer": "</answer>",
+_STOPS: dict[str, tuple[str, ...]] = {
+    "question_decomposition": ("</Final answer>",),
+    "short_answer": ("</Final answer>",),
+    "vanilla": ("</Final answer>",),
+    "think_then_answer": ("</answer>",),
+    # A brace beside a line end or a fence closes the object; one inside its text seldom does.
+    "think_then_answer_json": ("\n}", "}\n", "}`"),
 }
 
 
@@ -41,7 +52,7 @@ class RolloutPlan:
     """Most model-written tokens."""
     temperature: float
     think_tokens: int = 128
-    """Budget of a guided Think-then-Answer's reasoning."""
+    """Budget of a guided Think-then-Answer's reasoning, in either form."""
     feature_names: tuple[str, ...] = ()
     """Names that guided answers may use for features; none = any."""
 
@@ -196,7 +207,9 @@ class RolloutSampler:
             case "vanilla":
                 return DirectWriter(layout)
             case "think_then_answer":
-                return DirectWriter(layout, plan.think_tokens)
+                return DirectWriter(layout, THINK_TAGS, plan.think_tokens)
+            case "think_then_answer_json":
+                return DirectWriter(layout, THINK_JSON, plan.think_tokens)
 
     async def _guided(self, calls: "_Calls", writer: Writer) -> "_Response":
         logprobs: list[float] = []
@@ -244,7 +257,7 @@ class RolloutSampler:
         sampling = Sampling(
             max_tokens=self._plan.max_new_tokens,
             temperature=self._plan.temperature,
-            stop=(_STOPS[self._plan.kind],),
+            stop=_STOPS[self._plan.kind],
             include_stop=True,
         )
         completion = await calls.ask("free", (), sampling)

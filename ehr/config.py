@@ -100,12 +100,16 @@ class PromptSection(Section):
     """Show visit dates, or days since the first visit; cohorts without dates use hours."""
     worked_example: bool = True
     """Include one worked example of the output format."""
+    missing: Literal["as_is", "locf"] = "as_is"
+    """What stands where nothing was measured. `as_is`: NaN, or `unknown` (the paper's Table 4);
+    `locf`: the patient's last value before it, as the paper's text says of its data; the prompt
+    says so."""
     max_prompt_tokens: int = Field(default=3000, ge=128)
     """Cap of the case prompt in tokens: oldest visits leave first, and the number is said."""
     feature_order_shuffle: float = Field(default=0.0, ge=0, le=1)
     """Share of feature lines whose order is shuffled (EXP#2)."""
     think_budget_tokens: int = Field(default=128, ge=8)
-    """Token budget of the reasoning in Think-then-Answer."""
+    """Token budget of the reasoning in both forms of Think-then-Answer (guided format)."""
 
     @model_validator(mode="after")
     def _names_by_pattern(self) -> "PromptSection":

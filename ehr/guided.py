@@ -41,6 +41,8 @@ _CHOICE_WORDS = {SUBQUESTION: "Subquestion", FINAL: "Final"}
 
 LINE_REGEX = r"[^<\n]+\n"
 """A question or an answer. The line end is part of it, so that no stop falls inside a token."""
+_JSON_TEXT_REGEX = r'[^"<\\\n]+"'
+"""The inside of a JSON string with the quotation mark that closes it; it cannot hold an escape."""
 _NAME_REGEX = r"[^,<\n]{1,64}"
 PROBABILITY_REGEX = r"0\.[0-9]{2}\n"
 LINE_STOP = "\n"
@@ -221,7 +223,36 @@ class CallKind(StrEnum):
     PROBABILITY = "probability"
     """`0.dd`, a line."""
     THOUGHT = "thought"
-    """The reasoning of Think-then-Answer, a line."""
+    """The reasoning of Think-then-Answer: a line, or a JSON string."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectForm:
+    """Fixed texts of a direct prediction, around what the model writes."""
+
+    opening: str
+    after_thought: str = ""
+    """Between the reasoning and the probability."""
+    closing: str
+    thought_regex: str = LINE_REGEX
+    thought_end: str = LINE_STOP
+    """Ends the reasoning; written by the model, or by the caller at the token limit."""
+
+
+PROBABILITY_ONLY = DirectForm(opening="<Final answer>\n", closing="</Final answer>")
+"""Vanilla."""
+THINK_TAGS = DirectForm(
+    opening="<think>\n", after_thought="</think>\n<answer>\n", closing="</answer>"
+)
+"""Think-then-Answer with tags."""
+THINK_JSON = DirectForm(
+    opening='{"think": "',
+    after_thought=',\n"answer": ',
+    closing="}",
+    thought_regex=_JSON_TEXT_REGEX,
+    thought_end='"',
+)
+"""Think-then-Answer as one JSON object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,10 +328,15 @@ class Writer(ABC):
             self._accept_choice(token_ids)
             return
         self._pieces.append(Piece(text, tuple(token_ids), Author.MODEL))
-        if not text.endswith("\n"):
+        end = self._end_of(self._next)
+        if not text.endswith(end):
             self._num_cut_lines += 1
-            self._pieces.append(self._layout.caller("\n"))
+            self._pieces.append(self._layout.caller(end))
         self._after_line(self._next)
+
+    def _end_of(self, kind: CallKind) -> str:
+        """What ends a piece of this kind: nearly always a line end."""
+        return LINE_STOP
 
     @abstractmethod
     def _after_line(self, kind: CallKind) -> None:
@@ -311,39 +347,48 @@ class Writer(ABC):
 
 
 class DirectWriter(Writer):
-    """Writes a direct prediction: Vanilla, or Think-then-Answer with a line of reasoning first.
+    """Writes a direct prediction: Vanilla, or Think-then-Answer with reasoning first.
 
     Args:
         layout: fixed pieces of the format.
+        form: fixed texts of the prediction.
         think_tokens: token budget of the reasoning; None = the probability only.
     """
 
-    def __init__(self, layout: GuidedFormat, think_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        layout: GuidedFormat,
+        form: DirectForm = PROBABILITY_ONLY,
+        think_tokens: int | None = None,
+    ) -> None:
         super().__init__(layout)
+        self._form = form
         self._think_tokens = think_tokens
-        if think_tokens is None:
-            self._pieces.append(layout.caller("<Final answer>\n"))
-            self._next = CallKind.PROBABILITY
-        else:
-            self._pieces.append(layout.caller("<think>\n"))
-            self._next = CallKind.THOUGHT
+        self._pieces.append(layout.caller(form.opening))
+        self._next = CallKind.PROBABILITY if think_tokens is None else CallKind.THOUGHT
 
     def next_request(self) -> GuidedCall | None:
         """What to ask the model next; None when the answer is complete."""
+        form = self._form
         if self._next is None:
             return None
         if self._next is CallKind.THOUGHT and self._think_tokens is not None:
-            return _line_call(CallKind.THOUGHT, LINE_REGEX, self._think_tokens)
+            return GuidedCall(
+                kind=CallKind.THOUGHT,
+                max_tokens=self._think_tokens,
+                regex=form.thought_regex,
+                stop=(form.thought_end,),
+            )
         return _probability_call()
 
+    def _end_of(self, kind: CallKind) -> str:
+        return self._form.thought_end if kind is CallKind.THOUGHT else LINE_STOP
+
     def _after_line(self, kind: CallKind) -> None:
-        if kind is CallKind.THOUGHT:
-            self._pieces.append(self._layout.caller("</think>\n<answer>\n"))
-            self._next = CallKind.PROBABILITY
-        else:
-            closing = "</Final answer>" if self._think_tokens is None else "</answer>"
-            self._pieces.append(self._layout.caller(closing))
-            self._next = None
+        is_thought = kind is CallKind.THOUGHT
+        text = self._form.after_thought if is_thought else self._form.closing
+        self._pieces.append(self._layout.caller(text))
+        self._next = CallKind.PROBABILITY if is_thought else None
 
 
 class ShortAnswerWriter(Writer):

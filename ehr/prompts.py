@@ -5,6 +5,7 @@ same for every patient of a cohort; the case follows, so that prefix caching hel
 """
 
 import hashlib
+import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from ehr.catalogue import Feature, FeatureKind
 from ehr.cohort import Cohort, PatientCase
 from ehr.config import PromptSection, Task
 from ehr.errors import DataError
+from ehr.imputation import carry_forward
 from ehr.trajectory import FINAL_SENTENCE, NUM_IMPORTANT_FEATURES
 
 USEFULNESS_OPENING = "The usefulness score is: "
@@ -131,6 +133,26 @@ def think_prompt(case: PatientCase, context: PromptContext) -> str:
     return _message([*_task_lines(context), *lines, *layout], case, context)
 
 
+def think_json_prompt(case: PatientCase, context: PromptContext) -> str:
+    """User message of Think-then-Answer in JSON: one object, the reasoning first.
+
+    With an example of the object; units and reference ranges are always shown, whatever
+    `prompt.units` and `prompt.reference_ranges` say.
+    """
+    shown = context.section.model_copy(update={"units": True, "reference_ranges": True})
+    context = replace(context, section=shown)
+    return _message(
+        [
+            *_task_lines(context),
+            "Reply with one JSON object and nothing else. Its keys: think, your brief reasoning, "
+            "then answer, the probability as a number:",
+            _json_answer(context),
+        ],
+        case,
+        context,
+    )
+
+
 def usefulness_prompt(case: PatientCase, context: PromptContext) -> UsefulnessPrompt:
     """User message of P_H: how useful is the last, unanswered subquestion (Eq. 3)."""
     rubric = [
@@ -138,6 +160,7 @@ def usefulness_prompt(case: PatientCase, context: PromptContext) -> UsefulnessPr
         f"{context.outcome}. Rate how useful the last subquestion, which has no answer yet, is "
         "for that prediction, from 1 (useless) to 100 (extremely useful).",
         *_QUALITIES,
+        *_carried_lines(context),
     ]
     return UsefulnessPrompt(
         head=_message(rubric, case, context) + "\n\nSubquestions so far:\n",
@@ -148,11 +171,13 @@ def usefulness_prompt(case: PatientCase, context: PromptContext) -> UsefulnessPr
 def case_lines(case: PatientCase, context: PromptContext) -> str:
     """Background, visits and one line per feature, as the record shows them.
 
-    Values are raw. Missing ones are `NaN` (numbers) or `unknown` (words).
+    Values are raw. Missing ones are `NaN` (numbers) or `unknown` (words), or with `prompt.missing:
+    locf` the patient's last ones before them (`shown_case`).
 
     Raises:
         DataError: if a code of a categorical feature has no word.
     """
+    case = shown_case(case, context.section)
     age = "unknown" if case.age is None or math.isnan(case.age) else f"{case.age:.0f} years"
     lines = [f"- Sex: {case.sex}", f"- Age: {age}", f"- Visits: {_visits(case, context)}"]
     for column in _feature_order(case.patient_id, context):
@@ -160,6 +185,22 @@ def case_lines(case: PatientCase, context: PromptContext) -> str:
         values = ", ".join(_value(feature, float(v)) for v in case.values[:, column])
         lines.append(f"- {_feature_name(feature, context.section)}: [{values}]")
     return "\n".join(lines)
+
+
+def shown_case(case: PatientCase, section: PromptSection) -> PatientCase:
+    """The patient's record as prompts show it; doing it twice changes nothing more.
+
+    `prompt.missing: locf` carries each feature's last observation of this patient forward, codes of
+    categories too; before the first observation values stay missing. What is checked against the
+    record (`ehr.grounding`) takes the case from here, so that a carried value counts as shown.
+
+    Args:
+        case: the patient as recorded.
+        section: says what stands where nothing was measured.
+    """
+    if section.missing == "as_is":
+        return case
+    return replace(case, values=carry_forward(case.values))
 
 
 def fit_case(
@@ -215,13 +256,24 @@ _FINAL_LAYOUT = (
 )  # fmt: skip
 
 
+_CARRIED = (
+    "A value that was not measured at a visit is the last one measured before it, carried forward.",
+)
+
+
 def _task_lines(context: PromptContext) -> list[str]:
     return [
         f"Predict from this record whether the patient {context.outcome}. Each list has one value "
         "per visit, oldest first; NaN and unknown mean missing.",
+        *_carried_lines(context),
         "Give a probability: 1 = certain to happen, 0 = certain not to; 0.50 only if the data "
         "conflict or are too few.",
     ]
+
+
+def _carried_lines(context: PromptContext) -> Sequence[str]:
+    """That values are carried forward, where they are."""
+    return _CARRIED if context.section.missing == "locf" else ()
 
 
 def _steps_lines(context: PromptContext) -> Sequence[str]:
@@ -251,6 +303,15 @@ def _example_names(context: PromptContext) -> list[str]:
     # Spread over the list, so that the example favours no part of it.
     stride = max(1, len(names) // (NUM_IMPORTANT_FEATURES - 1))
     return [*names[stride // 2 :: stride][: NUM_IMPORTANT_FEATURES - 1], "Age"]
+
+
+def _json_answer(context: PromptContext) -> str:
+    """The object's layout, or a worked example of it."""
+    if not context.section.worked_example:
+        return '{"think": "reasoning", "answer": 0.XX}'
+    first, second, *_ = _example_names(context)
+    thought = f"{first} worsens at every visit and {second} stays abnormal."
+    return json.dumps({"think": thought, "answer": 0.72}, ensure_ascii=False)
 
 
 def _message(instructions: list[str], case: PatientCase, context: PromptContext) -> str:

@@ -5,6 +5,7 @@ guesses a probability: what cannot be read is a format failure with a reason.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ehr.names import split_names
@@ -24,6 +25,7 @@ _NUMBER = re.compile(
     r"(?P<percent>\s*(?:%|percent\b))?(?!\w|\^|[.,]\w)",
     re.IGNORECASE,
 )
+_BARE = re.compile(r"\s*[\d.,]+\s*%?\s*")
 # A bound or a span is not a probability: reading "less than 0.1" as 0.1 would be a guess.
 _INEXACT = re.compile(
     r"[<>\u2264\u2265]\s*[\d.]|[\d%]\s*(?:[-\u2013\u2014]|\bto\b)\s*[\d.]|"
@@ -72,7 +74,7 @@ def parse_trajectory(text: str) -> ParsedTrajectory:
     if features_span is not None:
         features = tuple(split_names(text[features_span[0] : features_span[1]]))
     answers = [text[b.start : b.end] for b in blocks if b.name == "final answer"]
-    probability, failure = _one_probability(answers)
+    probability, failure = one_probability(answers)
     return ParsedTrajectory(
         steps=_steps(text, blocks),
         features=features,
@@ -86,19 +88,22 @@ def parse_vanilla(text: str) -> ParsedTrajectory:
     """Probability of an answer that should hold nothing else, inside or outside answer tags."""
     blocks = [b for b in _blocks(text) if b.name in ("final answer", "answer")]
     answers = [text[b.start : b.end] for b in blocks] or [text]
-    probability, failure = _one_probability(answers)
+    probability, failure = one_probability(answers)
     return ParsedTrajectory(probability=probability, failure=failure)
 
 
 def parse_think(text: str) -> ParsedTrajectory:
-    """Probability inside `<answer>`, after the reasoning inside `<think>`."""
+    """Probability inside `<answer>`, after the reasoning inside `<think>`.
+
+    Without that tag it is read behind the reasoning, or if the text is nothing but a probability.
+    """
     thought = text.lower().rfind("</think>")
     after_thinking = text if thought < 0 else text[thought + len("</think>") :]
     blocks = [b for b in _blocks(after_thinking) if b.name in ("final answer", "answer")]
     answers = [after_thinking[b.start : b.end] for b in blocks]
-    if not answers and thought >= 0:
+    if not answers and (thought >= 0 or _BARE.fullmatch(text)):
         answers = [after_thinking]
-    probability, failure = _one_probability(answers)
+    probability, failure = one_probability(answers)
     return ParsedTrajectory(probability=probability, failure=failure)
 
 
@@ -167,8 +172,8 @@ def _steps(text: str, blocks: list[_Block]) -> tuple[ParsedStep, ...]:
     return tuple(steps)
 
 
-def _one_probability(answers: list[str]) -> tuple[float | None, str | None]:
-    """The probability that all answers agree on, or why there is none."""
+def one_probability(answers: Sequence[str]) -> tuple[float | None, str | None]:
+    """The probability that all stated answers agree on, or why there is none."""
     if not answers:
         return None, "no final answer"
     values = {parse_probability(answer) for answer in answers}

@@ -80,7 +80,7 @@ class Call:
     """What a request asks for, as the script reads it."""
 
     kind: str
-    """choice, step, question, answer, final, features, probability, line or score."""
+    """choice, step, question, answer, final, features, probability, line, string or score."""
     prompt: str
     rng: random.Random
 
@@ -116,6 +116,8 @@ def sensible(call: Call) -> str:
             return f"{feature} stayed near {call.rng.randrange(10, 99)}.\n"
         case "line":
             return question + "\n"
+        case "string":
+            return f'{feature} worsens."'
         case "final":
             return (
                 f"<Important Features>\n{names}\n</Important Features>\n"
@@ -205,6 +207,8 @@ def _kind(sampling: Sampling) -> str:
         return "guided final"
     if sampling.regex.startswith(r"0\."):
         return "probability"
+    if sampling.regex.endswith('"'):
+        return "string"
     return "features" if ", " in sampling.regex else "line"
 
 

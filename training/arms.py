@@ -57,6 +57,16 @@ ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
         _asked("vanilla", "the untrained model asked for the probability only", "vanilla"),
+        _asked(
+            "think_then_answer",
+            "the untrained model asked to think, then answer",
+            "think_then_answer",
+        ),
+        _asked(
+            "think_then_answer_json",
+            "the same in JSON, with units and reference ranges",
+            "think_then_answer_json",
+        ),
         _asked(_UNTRAINED, "the untrained model asked as the trained ones are", _UNTRAINED),
         Arm(
             name="sft",
@@ -96,6 +106,11 @@ ARMS: Mapping[str, Arm] = {
             "rare_features",
             "EAG-RL rewarded by how rarely a salient feature is salient",
             {"rare_features": True},
+        ),
+        _stage2(
+            "eag_rl_selected",
+            "EAG-RL, its step chosen on the validation patients",
+            {"select": "validation"},
         ),
         _stage2(
             "without_attention_reward",

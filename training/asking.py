@@ -1,6 +1,7 @@
 """Asking a run's language model about test patients, and keeping what it answered."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ _KINDS: Mapping[str, PromptKind] = {
     "vanilla": "vanilla",
     "sft": "vanilla",
     "think_then_answer": "think_then_answer",
+    "think_then_answer_json": "think_then_answer_json",
     "question_decomposition": "question_decomposition",
     "short_answer": "short_answer",
 }
@@ -97,42 +99,86 @@ class Asker:
     def _ask(
         self, shown: Mapping[str, CasePrompt], cohort: Cohort, tell: Callable[[int], None]
     ) -> Answers:
-        session, config = self._session, self._session.config
-        least, num_samples = self._least, config.evaluate.num_samples
-        plan = RolloutPlan(
-            format=config.prompt.format,
-            kind=self.kind,
-            max_depth=config.evaluate.max_depth,
-            max_new_tokens=config.evaluate.max_new_tokens,
-            temperature=0.0 if num_samples == 1 else 1.0,
-            think_tokens=config.prompt.think_budget_tokens,
-            feature_names=PromptContext.of(cohort, config.prompt).listed_names,
+        section = self._session.config.evaluate
+        limits = AnswerLimits(
+            num_samples=section.num_samples,
+            max_depth=section.max_depth,
+            max_new_tokens=section.max_new_tokens,
+            seed=section.seed,
         )
-        prompts = tuple(
-            RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
-            for patient, prompt in shown.items()
-        )
-        batch = RolloutBatch(
-            prompts=prompts,
-            group_size=num_samples,
-            least=least,
-            seed=config.evaluate.seed,
-            max_in_flight=rollouts_in_flight(
-                prompts, num_samples, config.evaluate.max_new_tokens, session.cache_tokens
-            ),
-        )
-        actor: Any = session.rollout_actor
-        sampling = actor.sample_groups.remote(plan, batch)
-        while not ray.wait([sampling], timeout=_WATCH_INTERVAL_S)[0]:
-            num_answers: Any = ray.get(actor.num_done.remote())
-            tell(num_answers // num_samples)
-        groups = ray.get(sampling)
-        return Answers(
-            kind=self.kind,
-            texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
-            more={
-                group[0].patient_id: tuple((each.text, each.truncated) for each in group[1:])
-                for group in groups
-            },
-            shown={patient: prompt.case for patient, prompt in shown.items()},
-        )
+        question = Question(kind=self.kind, shown=shown, cohort=cohort, limits=limits)
+        return ask_policy(self._session, self._least, question, tell)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerLimits:
+    """How many answers, and how long they may be."""
+
+    num_samples: int
+    """Answers to each question: 1 = greedy, more = at temperature 1."""
+    max_depth: int
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a policy is asked about some patients."""
+
+    kind: PromptKind
+    shown: Mapping[str, CasePrompt]
+    """The prompt of each patient."""
+    cohort: Cohort
+    """Theirs."""
+    limits: AnswerLimits
+
+
+def ask_policy(
+    session: Session, least: PolicyVersion, question: Question, tell: Callable[[int], None]
+) -> Answers:
+    """Answers of the policy that the generator serves.
+
+    Args:
+        session: the run.
+        least: the oldest policy that may answer.
+        question: what is asked.
+        tell: hears how many questions are answered.
+    """
+    config, limits = session.config, question.limits
+    plan = RolloutPlan(
+        format=config.prompt.format,
+        kind=question.kind,
+        max_depth=limits.max_depth,
+        max_new_tokens=limits.max_new_tokens,
+        temperature=0.0 if limits.num_samples == 1 else 1.0,
+        think_tokens=config.prompt.think_budget_tokens,
+        feature_names=PromptContext.of(question.cohort, config.prompt).listed_names,
+    )
+    prompts = tuple(
+        RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
+        for patient, prompt in question.shown.items()
+    )
+    batch = RolloutBatch(
+        prompts=prompts,
+        group_size=limits.num_samples,
+        least=least,
+        seed=limits.seed,
+        max_in_flight=rollouts_in_flight(
+            prompts, limits.num_samples, limits.max_new_tokens, session.cache_tokens
+        ),
+    )
+    actor: Any = session.rollout_actor
+    sampling = actor.sample_groups.remote(plan, batch)
+    while not ray.wait([sampling], timeout=_WATCH_INTERVAL_S)[0]:
+        num_answers: Any = ray.get(actor.num_done.remote())
+        tell(num_answers // limits.num_samples)
+    groups = ray.get(sampling)
+    return Answers(
+        kind=question.kind,
+        texts={group[0].patient_id: (group[0].text, group[0].truncated) for group in groups},
+        more={
+            group[0].patient_id: tuple((each.text, each.truncated) for each in group[1:])
+            for group in groups
+        },
+        shown={patient: prompt.case for patient, prompt in question.shown.items()},
+    )

@@ -96,6 +96,7 @@ class GrpoSection(Section):
         "without_adaptive_clip",
         "shuffled_salience",
         "rare_features",
+        "eag_rl_selected",
     ] = "eag_rl"
     """Name of this row in the result tables."""
     steps: int = Field(default=2, ge=1)
@@ -162,6 +163,12 @@ class GrpoSection(Section):
     """Sampling temperature of rollouts; must be 1, or the ratios would be off-policy."""
     balance: bool = True
     """Half positives in each rollout batch (CPU presets); false = as they come (the paper)."""
+    select: Literal["last", "validation"] = "last"
+    """Which step's policy the stage keeps. `last`: the last one. `validation` (the paper): the best
+    by AUROC on the validation patients, asked greedily; equal ones by their mean R. With fewer than
+    50 of them in the rarer class a step's score is pooled with its neighbours'."""
+    select_every: int = Field(default=1, ge=1)
+    """With `select: validation`: every so many steps one is looked at, and the last."""
     seed: int = 17
     """Seeds patients, sampling and mini-batches."""
     canary_tolerance: float = Field(default=0.25, gt=0)
@@ -206,6 +213,7 @@ class EvaluateSection(Section):
         Literal[
             "vanilla",
             "think_then_answer",
+            "think_then_answer_json",
             "question_decomposition",
             "short_answer",
             "sft",
@@ -217,8 +225,8 @@ class EvaluateSection(Section):
         ],
         ...,
     ] = ("vanilla", "question_decomposition", "stage1", "stage2", "concare", "logistic_regression")
-    """Rows; `stage2` appears under `grpo.method`'s name, `sft` trains an adapter of its own
-    (`direct_sft`)."""
+    """Rows; Think-then-Answer has two forms, tags and JSON; `stage2` appears under `grpo.method`'s
+    name, `sft` trains an adapter of its own (`direct_sft`)."""
     other_cohort: CohortSection | None = None
     """Another cohort (settings as in the section `cohort`, of the same task) whose test patients
     every row answers for as well: language models in that cohort's own schema, models of the record
@@ -249,6 +257,8 @@ class LearnSection(Section):
     arms: tuple[
         Literal[
             "vanilla",
+            "think_then_answer",
+            "think_then_answer_json",
             "untrained",
             "sft",
             "stage1",
@@ -257,6 +267,7 @@ class LearnSection(Section):
             "eag_rl",
             "shuffled_salience",
             "rare_features",
+            "eag_rl_selected",
             "without_attention_reward",
             "without_adaptive_clip",
             "without_stage1",
@@ -374,8 +385,11 @@ class RunConfig(Section):
     def _context_length(self) -> "RunConfig":
         # Caller-written tags and the chat frame come on top of what the model writes.
         overhead = 128
+        thinks = any(name.startswith("think") for name in self.evaluate.methods)
         longest = max(
-            self.grpo.max_new_tokens if self.grpo.enabled else 0, self.evaluate.max_new_tokens
+            self.grpo.max_new_tokens if self.grpo.enabled else 0,
+            self.evaluate.max_new_tokens,
+            self.prompt.think_budget_tokens if thinks and self.prompt.format == "guided" else 0,
         )
         needed = self.prompt.max_prompt_tokens + longest + overhead
         if needed > self.model.max_model_len:

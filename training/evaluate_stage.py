@@ -25,6 +25,7 @@ from training.masking import faithfulness_summary, masked_rows
 from training.other_cohort import OtherCohort
 from training.progress import OnProgress
 from training.run_folder import write_json
+from training.selection import read_selection
 from training.session import Session
 
 
@@ -87,9 +88,12 @@ def evaluate_methods(session: Session, on_progress: OnProgress) -> None:
         folder / "differences.json",
         difference_rows(predictions, config.grpo.method, resamples, seed),
     )
-    write_json(
-        folder / "results.json", result_rows(predictions, size, resamples, seed, faithfulness)
-    )
+    results = result_rows(predictions, size, resamples, seed, faithfulness)
+    selection = read_selection(session.path("grpo")) if config.grpo.enabled else None
+    for row in results:
+        if selection is not None and row["method"] == config.grpo.method:
+            row["selected_step"] = selection["step"]
+    write_json(folder / "results.json", results)
     if other is not None:
         on_progress(len(asked) * num_asked, len(asked) * num_asked, "models of the record")
         other.write()

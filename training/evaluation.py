@@ -18,6 +18,7 @@ from jaxtyping import Float
 from ehr.agreement import excess_jaccard
 from ehr.cohort import Cohort, PatientCase
 from ehr.grounding import GroundingChecker, grounding_error_rate
+from ehr.json_answer import json_reasoning_of, parse_think_json
 from ehr.metrics import Metric, paired_difference, performance
 from ehr.names import FeatureMatcher
 from ehr.rewards import MAX_FEATURE_NAMES, attention_reward
@@ -68,6 +69,7 @@ and the names in it (none if unreadable). Tables of language models have them be
 _PARSERS: dict[str, Callable[[str], ParsedTrajectory]] = {
     "vanilla": parse_vanilla,
     "think_then_answer": parse_think,
+    "think_then_answer_json": parse_think_json,
     "question_decomposition": parse_trajectory,
     "short_answer": parse_trajectory,
 }
@@ -75,8 +77,12 @@ _PARSERS: dict[str, Callable[[str], ParsedTrajectory]] = {
 NAMING_KINDS = ("question_decomposition", "short_answer")
 """Prompt kinds whose answers name important features."""
 
-_PROSE_KINDS = ("question_decomposition", "think_then_answer")
-"""Prompt kinds whose answers have sentences to check."""
+_PROSE: dict[str, Callable[[str], str]] = {
+    "question_decomposition": reasoning_of,
+    "think_then_answer": reasoning_of,
+    "think_then_answer_json": json_reasoning_of,
+}
+"""Reads the sentences to check, of the prompt kinds whose answers have some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +145,9 @@ class AnswerReader:
             ]
             salient = None if self.salient is None else self.salient[patient]
             is_rewarded = salient is not None and answers.kind in NAMING_KINDS
-            has_prose = answers.kind in _PROSE_KINDS
-            grounding = checker.check(reasoning_of(text), answers.shown[patient])
+            has_prose = answers.kind in _PROSE
+            prose = _PROSE.get(answers.kind, reasoning_of)(text)
+            grounding = checker.check(prose, answers.shown[patient])
             rows.append(
                 {
                     "method": method,

@@ -85,7 +85,7 @@ def train_grpo(inputs: GrpoInputs, on_progress: OnProgress) -> None:
     finally:
         ray.kill(controller)
         ray.kill(sampler)
-    _write_final_adapter(inputs.out_dir)
+    keep_policy(inputs.out_dir, inputs.grpo.steps)
 
 
 class GrpoControllerActor:
@@ -235,11 +235,14 @@ def _raise_failure(controller: Any) -> None:
         raise failure
 
 
-def _write_final_adapter(out_dir: Path) -> None:
-    policies = PolicyFolder(out_dir / "policies")
-    record = policies.latest()
-    assert record is not None, "a finished stage has a policy"
-    source = policies.adapter_folder(record.version)
+def keep_policy(out_dir: Path, version: int) -> None:
+    """Makes a committed policy the stage's `adapter/`.
+
+    Args:
+        out_dir: RUN/grpo.
+        version: number of its step.
+    """
+    source = PolicyFolder(out_dir / "policies").adapter_folder(version)
 
     def copy(folder: Path) -> None:
         for file in source.iterdir():

@@ -29,7 +29,7 @@ from training.learn_folder import SHARED_STAGES, ExperimentFolder
 from training.learn_results import read_learn_results, write_learn_results
 from training.learn_table import learn_table
 from training.learn_units import OWN_STAGES, found_units
-from training.main_job import STAGES, describe_model
+from training.main_job import STAGES, describe_model, require_patients
 from training.report import write_report
 from training.report_learn import write_learn_page
 from training.run_folder import write_json
@@ -206,20 +206,17 @@ def require_enough_patients_for(config: RunConfig, cohort: Cohort, units: Sequen
 
     Args:
         config: of the experiment.
-        cohort: with the patients that it learns from.
+        cohort: with the patients that it learns from, and those that choose a step.
         units: those to run.
 
     Raises:
-        DataError: if a step of one draws more patients than there are.
+        DataError: if a step of one draws more patients than there are, or a class has too few
+            validation patients to choose a step by.
     """
-    # torch, which a look at a finished experiment does without
-    from training.grpo_batch import require_enough_patients
-
-    labels = [cohort.labels[patient] for patient in cohort.splits["train"]]
     for unit in units:
         if unit.arm.own_stage == "grpo":
             try:
-                require_enough_patients(labels, unit_config(config, unit).grpo)
+                require_patients(cohort, unit_config(config, unit))
             except DataError as error:
                 raise DataError(f"unit {unit.name}: {error}") from None
 

@@ -7,12 +7,13 @@ import logging
 import random
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from actors.pool import run_search
 from actors.search_actor import SearchSetup
-from ehr.cohort import choose_patients, save_cohort, summary
+from ehr.cohort import Cohort, choose_patients, save_cohort, summary
 from ehr.config import RewardSection
 from ehr.loaders import build_cohort
 from ehr.prompts import PromptContext
@@ -28,8 +29,12 @@ from training.progress import OnProgress, Reporter
 from training.result_table import result_table
 from training.run_folder import RunFolder, write_json
 from training.search_view import SearchView, search_result_line
+from training.selection import read_selection, require_validation, selection_text
 from training.session import Session
 from training.stages import Pipeline, Stage
+
+if TYPE_CHECKING:
+    from training.grpo_inputs import GrpoInputs
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,8 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
             session.stages = tuple(stage.name for stage in later)
             page = _GrowingReport(session)
             pipeline.run(first, session, page.write)
+            if "grpo" in session.stages:
+                require_patients(session.cohort, config)
             _start_early(session)
             pipeline.run(later, session, page.write)
     return _results(folder, config)
@@ -113,6 +120,9 @@ def _results(folder: RunFolder, config: RunConfig) -> list[str]:
         num = config.evaluate.num_samples
         reading = "greedy" if num == 1 else f"mean of {num} samples"
         lines.append(f"answers in the {config.prompt.format} format, {reading}")
+    selection = read_selection(folder.path / "grpo")
+    if selection is not None and folder.stage("grpo").done:
+        lines.append(selection_text(selection))
     if folder.stage("report").done:
         lines.append(f"report: {folder.path / 'report.html'}")
     return lines
@@ -194,16 +204,45 @@ def fine_tune_directly(session: Session, on_progress: OnProgress) -> None:
     fine_tune_on_predictions(session, on_progress)
 
 
+def require_patients(cohort: Cohort, config: RunConfig) -> None:
+    """Refuses a cohort that Stage 2 cannot be run on, before hours go into what comes before it.
+
+    Raises:
+        DataError: if a step draws more training patients than there are, or the validation
+            patients are too few to choose a step by.
+    """
+    # torch, which a look at a finished run does without
+    from training.grpo_batch import require_enough_patients
+
+    train, val = (
+        [cohort.labels[patient] for patient in cohort.splits[split]] for split in ("train", "val")
+    )
+    require_enough_patients(train, config.grpo)
+    require_validation(val, config.grpo)
+
+
 def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     """Trains the policy on its own rollouts, rewarded with the expert's attention."""
     from training.grpo import train_grpo
-    from training.grpo_batch import GrpoPatient, require_enough_patients
+    from training.selection_stage import select_policy
+
+    config = session.config
+    require_patients(session.cohort, config)
+    session.start_generator()
+    selects = config.grpo.select == "validation"
+    if not (selects and (session.path("grpo") / "adapter").exists()):  # else: trained, not chosen
+        train_grpo(_grpo_inputs(session), on_progress)
+    if selects:
+        select_policy(session, on_progress)
+        session.reporter.say(selection_text(read_selection(session.path("grpo")) or {}))
+
+
+def _grpo_inputs(session: Session) -> "GrpoInputs":
+    from training.grpo_batch import GrpoPatient
     from training.grpo_inputs import Canary, GrpoInputs
 
     config = session.config
     train = session.cohort.splits["train"]
-    require_enough_patients([session.cohort.labels[patient] for patient in train], config.grpo)
-    session.start_generator()
     salience, reward = rewarded(session.salience(train), config)
     in_stage1: set[str] = set()
     if config.sft.enabled:
@@ -222,7 +261,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
         )
         for prompt in session.prompts(train, config.prompt.kind)
     )
-    inputs = GrpoInputs(
+    return GrpoInputs(
         run_id=session.folder.run_id,
         lineage=session.lineage("grpo"),
         model_path=session.model.path,
@@ -248,7 +287,6 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
         make_generator=session.make_generator(),
         make_tokenizer=session.make_tokenizer(),
     )
-    train_grpo(inputs, on_progress)
 
 
 def rewarded(

@@ -19,6 +19,7 @@ from training.report_expert import expert_section
 from training.report_figures import bar_figure, stage_time_figure
 from training.report_learning import (
     GRPO_PANELS,
+    SELECTION_PANEL,
     SFT_PANELS,
     SFT_TIME_PARTS,
     Panel,
@@ -35,6 +36,7 @@ from training.report_search import search_section
 from training.report_text import MISSING, duration, printable, shown, whole
 from training.result_table import finite_number, format_number, format_percentage
 from training.run_folder import write_text
+from training.selection import selection_text
 
 
 def write_report(run_dir: Path) -> Path:
@@ -89,7 +91,7 @@ def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:
         "search": search,
         "sft": _learning(records.sft, SFT_PANELS, SFT_TIME_PARTS),
         "direct_sft": _learning(records.direct_sft, SFT_PANELS, SFT_TIME_PARTS),
-        "grpo": _learning(records.grpo, GRPO_PANELS, grpo_time_parts(records.grpo)),
+        "grpo": _stage2(records),
         "case": _case(records),
         "times": _times(records),
         "config_text": _json(records.config.get("config")),
@@ -147,6 +149,20 @@ def _learning(
         ),
         "num_steps": len(steps),
         "last": last,
+    }
+
+
+def _stage2(records: RunRecords) -> dict[str, Any] | None:
+    learning = _learning(records.grpo, GRPO_PANELS, grpo_time_parts(records.grpo))
+    if learning is None:
+        return None
+    selection = as_object(records.selection)
+    curve = [row for row in selection.get("curve") or () if isinstance(row, dict)]
+    figure = curves_figure(SELECTION_PANEL, curve)
+    return {
+        **learning,
+        "figures": present([figure, *learning["figures"]]),
+        "selected": shown(selection_text(selection)) if selection else None,
     }
 
 

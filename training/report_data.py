@@ -61,6 +61,8 @@ class RunRecords:
     trees: "TreeFiles" = field(default_factory=lambda: TreeFiles(Path(), ()))
     sft: Rows = ()
     grpo: Rows = ()
+    selection: dict[str, Any] | None = None
+    """The step that Stage 2 chose on validation patients, and the curve."""
     direct_sft: Rows = ()
     """Steps of the `sft` row's own fine-tuning."""
     results: Rows = ()
@@ -213,6 +215,7 @@ def read_run(run_dir: Path) -> RunRecords:
         trees=TreeFiles(run_dir, tuple(str(path.relative_to(run_dir)) for path in trees)),
         sft=reader.json_lines("sft/metrics.jsonl"),
         grpo=reader.json_lines("grpo/metrics.jsonl"),
+        selection=reader.json_object("grpo/selection.json"),
         direct_sft=reader.json_lines("direct_sft/metrics.jsonl"),
         results=reader.json_rows("evaluate/results.json"),
         differences=reader.json_rows("evaluate/differences.json"),

@@ -34,6 +34,7 @@ from training.result_table import (
 METHOD_COLOURS: dict[str, str] = {
     "vanilla": "#8b96a3",
     "think_then_answer": "#b99a3b",
+    "think_then_answer_json": "#8f7a2c",
     "question_decomposition": "#c8641a",
     "short_answer": "#d9874a",
     "sft": "#a77bca",
@@ -45,6 +46,7 @@ METHOD_COLOURS: dict[str, str] = {
     "without_adaptive_clip": "#5f8fa3",
     "shuffled_salience": "#a34d4d",
     "rare_features": "#e0567a",
+    "eag_rl_selected": "#2f7f9e",
     "eag_rl": ACCENT,
     "concare": GREEN,
     "logistic_regression": "#6fa35c",

@@ -135,6 +135,13 @@ GRPO_PANELS = (
     ),
 )
 
+SELECTION_PANEL = Panel(
+    title="Validation patients",
+    curves=(("auroc", "AUROC"), ("score", "score that chooses")),
+    note="The step with the highest score is kept; where validation is small, scores are pooled "
+    "with those of the steps beside.",
+)
+
 TIME_PARTS = (
     ("time/rollout_s", "rollouts"),
     ("time/old_logprob_s", "old log-probabilities"),

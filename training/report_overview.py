@@ -103,5 +103,8 @@ def tiles(records: RunRecords) -> list[tuple[str, str, str]]:
 
 
 def _is_trained(row: Row) -> bool:
-    untrained = ("vanilla", "think_then_answer", "question_decomposition", "short_answer")
+    untrained = (
+        *("vanilla", "think_then_answer", "think_then_answer_json"),
+        *("question_decomposition", "short_answer"),
+    )
     return row.get("method") in LANGUAGE_MODEL_METHODS and row.get("method") not in untrained

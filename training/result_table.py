@@ -10,6 +10,7 @@ Row = Mapping[str, Any]
 LANGUAGE_MODEL_METHODS: dict[str, str] = {
     "vanilla": "Vanilla",
     "think_then_answer": "Think-then-Answer",
+    "think_then_answer_json": "Think-then-Answer, JSON",
     "question_decomposition": "Question Decomposition",
     "short_answer": "Short answer",
     "sft": "SFT",
@@ -21,6 +22,7 @@ LANGUAGE_MODEL_METHODS: dict[str, str] = {
     "without_adaptive_clip": "w/o adaptive clip",
     "shuffled_salience": "Shuffled salience",
     "rare_features": "Rare features count",
+    "eag_rl_selected": "EAG-RL, selected step",
     "eag_rl": "EAG-RL",
 }
 """Rows that a language model answers, in the order of the table, with the label of each."""

@@ -10,6 +10,7 @@ from ehr.prompts import (
     case_lines,
     question_decomposition_prompt,
     short_answer_prompt,
+    think_json_prompt,
     think_prompt,
     usefulness_prompt,
     vanilla_prompt,
@@ -44,6 +45,9 @@ def rendered_prompts() -> dict[str, list[str]]:
         "short_answer_layout": short_answer_prompt(CASE, context(worked_example=False)),
         "vanilla": vanilla_prompt(CASE, context()),
         "think": think_prompt(CASE, context()),
+        "think_json": think_json_prompt(CASE, context()),
+        "think_json_layout": think_json_prompt(CASE, context(worked_example=False)),
+        "question_decomposition_locf": question_decomposition_prompt(CASE, context(missing="locf")),
         "usefulness_head": usefulness.head,
         "usefulness_tail": usefulness.tail,
         "case_with_options": case_lines(

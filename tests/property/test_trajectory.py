@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehr.guided import FINAL, SUBQUESTION, CallKind, GuidedFormat, GuidedWriter
+from ehr.json_answer import parse_think_json
 from ehr.trajectory import parse_probability, parse_think, parse_trajectory, parse_vanilla
 from tests.tokenizers import ByteTokenizer
 
@@ -51,7 +52,7 @@ def test_whatever_a_guided_writer_writes_can_be_read(data, max_depth, features, 
 
 @given(st.lists(tags | st.text(max_size=5), max_size=20).map("".join))
 def test_any_text_is_parsed_to_a_probability_or_a_failure(text):
-    for parse in (parse_trajectory, parse_vanilla, parse_think):
+    for parse in (parse_trajectory, parse_vanilla, parse_think, parse_think_json):
         parsed = parse(text)
 
         assert (parsed.probability is None) == (parsed.failure is not None)

@@ -13,6 +13,7 @@ from actors.rollouts import (
     RolloutSampler,
     rollouts_in_flight,
 )
+from ehr.json_answer import parse_think_json
 from ehr.trajectory import parse_think, parse_trajectory, parse_vanilla
 from services.types import BASE_POLICY, Completion, GenerateRequest, PolicyVersion
 from tests.scripted import (
@@ -51,12 +52,31 @@ def _sample(plan: RolloutPlan, generator: ScriptedGenerator, index: int = 0) -> 
         ("short_answer", parse_trajectory),
         ("vanilla", parse_vanilla),
         ("think_then_answer", parse_think),
+        ("think_then_answer_json", parse_think_json),
     ],
 )
 def test_every_guided_kind_gives_a_readable_probability(kind: str, parse: object) -> None:
     rollout = _sample(_plan(kind=kind), ScriptedGenerator())
 
     assert parse(rollout.text).probability is not None
+    assert not rollout.truncated
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"think": "a set {x}", "answer": 0.85}',
+        '{\n"think": "a",\n"answer": 0.85\n}',
+        '```json\n{"think": "a", "answer": 0.85}\n```',
+    ],
+)
+def test_a_free_json_answer_ends_behind_its_object(text: str) -> None:
+    generator = ScriptedGenerator(script=lambda call: text + "\nAnother patient: 0.1")
+
+    rollout = _sample(_plan(format="free", kind="think_then_answer_json"), generator)
+
+    assert rollout.text.rstrip() == text.removesuffix("```").rstrip()
+    assert parse_think_json(rollout.text).probability == 0.85
     assert not rollout.truncated
 
 

@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -9,6 +10,8 @@ from ehr.guided import (
     LINE_REGEX,
     PROBABILITY_REGEX,
     SUBQUESTION,
+    THINK_JSON,
+    THINK_TAGS,
     USEFULNESS_REGEX,
     CallKind,
     DirectWriter,
@@ -23,6 +26,7 @@ from ehr.guided import (
     read_step,
     step_regex,
 )
+from ehr.json_answer import json_reasoning_of, parse_think_json
 from ehr.pieces import Author, join_text
 from ehr.trajectory import ParsedStep, parse_think, parse_trajectory, parse_vanilla
 from tests.tokenizers import ByteTokenizer, PairTokenizer
@@ -320,7 +324,7 @@ def test_a_final_in_one_request_is_read_back():
 
 
 def test_direct_answers_are_read_by_their_parsers():
-    vanilla, think = DirectWriter(LAYOUT), DirectWriter(LAYOUT, think_tokens=20)
+    vanilla, think = DirectWriter(LAYOUT), DirectWriter(LAYOUT, THINK_TAGS, think_tokens=20)
     say(vanilla, "0.30\n")
     assert think.next_request().max_tokens == 20
     say(think, "It looks bad, 0.9 perhaps")
@@ -330,3 +334,49 @@ def test_direct_answers_are_read_by_their_parsers():
     assert parse_vanilla(vanilla.text).probability == 0.3
     assert parse_think(think.text).probability == 0.3
     assert think.next_request() is None
+
+
+def test_thinking_in_json_is_one_object():
+    writer = DirectWriter(LAYOUT, THINK_JSON, think_tokens=20)
+
+    asked = writer.next_request()
+    say(writer, 'It looks bad, 0.9 perhaps."')
+    say(writer, "0.30\n")
+
+    assert (asked.max_tokens, asked.stop) == (20, ('"',))
+    assert writer.text == '{"think": "It looks bad, 0.9 perhaps.",\n"answer": 0.30\n}'
+    assert json.loads(writer.text) == {"think": "It looks bad, 0.9 perhaps.", "answer": 0.3}
+    assert parse_think_json(writer.text).probability == 0.3
+    assert json_reasoning_of(writer.text) == "It looks bad, 0.9 perhaps."
+    assert writer.num_cut_lines == 0
+
+
+def test_json_that_was_cut_off_while_thinking_is_closed_by_the_caller():
+    writer = DirectWriter(LAYOUT, THINK_JSON, think_tokens=3)
+
+    say(writer, "It looks")
+    say(writer, "0.30\n")
+
+    assert json.loads(writer.text)["think"] == "It looks"
+    assert writer.num_cut_lines == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ('pH of 7.1 is low: {x}, 50 % "', True),
+        ('It is "', True),
+        ('"', False),
+        ("no end", False),
+        ('a\n"', False),
+        ('a \\"', False),
+        ('a "b"', False),
+        ('<a"', False),
+    ],
+)
+def test_the_inside_of_a_json_string_ends_with_its_first_quote(text: str, is_allowed: bool):
+    testing = pytest.importorskip("xgrammar.testing")
+
+    assert (re.fullmatch(THINK_JSON.thought_regex, text) is not None) == is_allowed
+    grammar = testing._regex_to_ebnf(THINK_JSON.thought_regex)
+    assert testing._is_grammar_accept_string(grammar, text) == is_allowed

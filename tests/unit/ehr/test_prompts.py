@@ -1,4 +1,5 @@
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ from ehr.catalogue import Feature, FeatureKind
 from ehr.cohort import PatientCase, Sex
 from ehr.config import PromptSection, Task
 from ehr.errors import DataError
+from ehr.json_answer import parse_think_json
 from ehr.prompts import (
     PromptContext,
     case_lines,
     fit_case,
     question_decomposition_prompt,
+    short_answer_prompt,
+    shown_case,
+    think_json_prompt,
     think_prompt,
     usefulness_prompt,
     vanilla_prompt,
@@ -123,14 +128,17 @@ def test_the_horizon_of_readmission_is_said():
     )
 
 
-@pytest.mark.parametrize("build", [question_decomposition_prompt, vanilla_prompt, think_prompt])
+@pytest.mark.parametrize(
+    "build", [question_decomposition_prompt, vanilla_prompt, think_prompt, think_json_prompt]
+)
 def test_instructions_are_the_same_for_all_patients_and_come_first(build):
     one = build(a_case(), context())
     other = build(a_case(patient_id="p2", sex=Sex.MALE, age=30.0), context())
 
     instructions, case = one.split("\n\nPatient:\n")
     assert other.split("\n\nPatient:\n")[0] == instructions
-    assert case == case_lines(a_case(), context())
+    options = {"units": True, "reference_ranges": True} if build is think_json_prompt else {}
+    assert case == case_lines(a_case(), context(**options))
 
 
 def test_the_worked_example_is_a_readable_trajectory():
@@ -164,6 +172,75 @@ def test_no_builder_takes_what_only_a_reward_may_see():
 
     assert parameters.isdisjoint({"label", "labels", "salient_features", "cohort"})
     assert "RewardContext" not in inspect.getsource(prompts)
+
+
+CARRIED = "the last one measured before it, carried forward."
+"""Of the sentence that says so."""
+
+
+def three_visits(**changes):
+    fields = {
+        "visit_labels": ("d1", "d2", "d3"),
+        "visit_days": (0.0, 1.0, 2.0),
+        "values": np.array(
+            [[NAN, 484.0, NAN, 7.1], [2.0, NAN, NAN, NAN], [NAN, 178.0, NAN, NAN]],
+        ),
+    }
+    return a_case(**fields | changes)
+
+
+def test_values_are_carried_forward_within_a_patient():
+    carried = case_lines(three_visits(), context(missing="locf")).split("\n")[3:]
+
+    assert carried == [
+        "- Coma scale: [unknown, Oriented, Oriented]",
+        "- Glucose: [484.0, 484.0, 178.0]",
+        "- Height: [NaN, NaN, NaN]",
+        "- pH: [7.1, 7.1, 7.1]",
+    ]
+    assert "- Glucose: [484.0, NaN, 178.0]" in case_lines(three_visits(), context())
+
+
+def test_what_is_carried_forward_is_the_patients_own_and_never_from_a_later_visit():
+    section = PromptSection(missing="locf")
+    first, second = three_visits(), three_visits(patient_id="p2", values=np.full((3, 4), NAN))
+
+    shown = shown_case(first, section)
+
+    expected = [[NAN, 484.0, NAN, 7.1], [2.0, 484.0, NAN, 7.1], [2.0, 178.0, NAN, 7.1]]
+    np.testing.assert_array_equal(shown.values, expected)
+    assert np.isnan(first.values).sum() == 8, "the record itself stays"
+    assert np.isnan(shown_case(second, section).values).all()
+    np.testing.assert_array_equal(shown_case(shown, section).values, shown.values)
+    assert shown_case(first, PromptSection()) is first
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        question_decomposition_prompt,
+        short_answer_prompt,
+        vanilla_prompt,
+        think_prompt,
+        think_json_prompt,
+        lambda case, context: usefulness_prompt(case, context).head,
+    ],
+)
+def test_every_prompt_says_that_values_are_carried_forward_where_they_are(build):
+    assert build(three_visits(), context(missing="locf")).count(CARRIED) == 1
+    assert CARRIED not in build(three_visits(), context())
+
+
+def test_the_json_form_shows_an_example_units_and_ranges_whatever_the_options_say():
+    prompt = think_json_prompt(a_case(), context())
+
+    line = next(line for line in prompt.split("\n") if line.startswith("{"))
+    assert json.loads(line)["answer"] == 0.72
+    assert parse_think_json(line).probability == 0.72
+    assert "- Glucose (mg/dL; normal 70-99.5): [484.0, 178.0]" in prompt
+    assert '{"think": "reasoning", "answer": 0.XX}' in think_json_prompt(
+        a_case(), context(worked_example=False)
+    )
 
 
 def long_case(num_visits=6):

@@ -161,6 +161,43 @@ def test_think_reads_the_answer_and_never_the_reasoning():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "<think>0.9?</think><answer>85%</answer>",
+        "<think>0.9?</think>\n<answer>\n0.85",
+        "<think>0.9?</think>\n0.85</answer>",
+        "0.9? Hardly.</think>\n**0.85**",
+        "<think>0.9?\n<answer>0.85</answer>",
+        "<THINK>0.9?</THINK><Answer> .85 </Answer>",
+        "<think>0.9?</think><answer>```\n0.85\n```</answer>",
+        '<think>0.9?</think><answer>{"answer": 0.85}</answer>',
+        "<think>0.9?</think><answer>0.85</answer> I hope that 1 answer helps.",
+        "0.85",
+        " 85 %\n",
+    ],
+)
+def test_thinking_is_read_as_models_write_it(text: str):
+    assert parse_think(text).probability == 0.85
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "it may be 0.9",
+        "<think>0.9</think>",
+        "<think>0.9</think><answer>high</answer>",
+        "<think>0.9</think><answer>0.2</answer><answer>0.4</answer>",
+        "<think>0.9</think><answer>0.2-0.4</answer>",
+        "-0.5",
+        "< 0.1",
+    ],
+)
+def test_thinking_without_one_probability_is_a_failure(text: str):
+    assert parse_think(text).probability is None
+    assert parse_think(text).failure is not None
+
+
+@pytest.mark.parametrize(
     ("text", "prose"),
     [
         ("<Subquestion 1>\nq?\n</Subquestion 1>\n<Answer 1>\nA is 1.\n</Answer 1>", "A is 1."),

@@ -34,6 +34,7 @@ def test_answers_that_were_never_finished_are_not_kept(tmp_path):
         ("vanilla", "short_answer", "vanilla"),
         ("sft", "question_decomposition", "vanilla"),
         ("think_then_answer", "question_decomposition", "think_then_answer"),
+        ("think_then_answer_json", "short_answer", "think_then_answer_json"),
         ("question_decomposition", "short_answer", "question_decomposition"),
         ("short_answer", "question_decomposition", "short_answer"),
         ("stage1", "question_decomposition", "question_decomposition"),

@@ -1,11 +1,16 @@
+import json
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from ehr.config import CohortSection
+from ehr.config import CohortSection, PromptSection
 from ehr.loaders import build_cohort
 from ehr.metrics import paired_difference
 from ehr.names import FeatureMatcher
+from ehr.prompts import shown_case
 from ehr.seeds import holm
 from training.evaluation import (
     AnswerReader,
@@ -154,13 +159,45 @@ def test_prose_is_checked_against_the_record_and_questions_are_not(reader):
 
     row = rows_of(reader, "question_decomposition", step + GOOD).iloc[0]
     think = rows_of(reader, "think_then_answer", f"<think>{step}</think><answer>0.5</answer>")
+    prose = f"Age is {case.age:.0f}. Heart rate was 999."
+    in_json = rows_of(
+        reader, "think_then_answer_json", json.dumps({"think": prose, "answer": 0.5})
+    ).iloc[0]
     vanilla = rows_of(reader, "vanilla", "<Final answer>\n0.50\n</Final answer>")
 
     assert row["num_claims"] == 2
     assert row["wrong_claims"] == ["Heart rate was 999: Heart Rate was never 999"]
     assert row["unsupported_numbers"] == ["77.7"]
     assert think["num_claims"].iloc[0] == 2
+    assert (in_json["num_claims"], in_json["probability"]) == (2, 0.5)
+    assert in_json["wrong_claims"] == ["Heart rate was 999: Heart Rate was never 999"]
     assert vanilla["num_claims"].isna().all()
+
+
+def test_a_claim_about_a_carried_value_is_in_the_record_that_was_shown(reader):
+    patient = reader.cohort.splits["test"][0]
+    case = reader.cohort.cases[patient]
+    column = [feature.name for feature in reader.cohort.features].index("Heart Rate")
+    values = np.full((2, len(reader.cohort.features)), np.nan)
+    values[0, column] = 88.0
+    two = {"visit_labels": ("2020-01-01", "2020-01-02"), "visit_days": (0.0, 1.0)}
+    recorded = replace(case, values=values, **two)
+    text = "<think>Heart rate was 88, then 88. Heart rate is stable.</think><answer>0.5</answer>"
+
+    def rows(section: PromptSection) -> pd.Series:
+        answers = Answers(
+            kind="think_then_answer",
+            texts={patient: (text, False)},
+            shown={patient: shown_case(recorded, section)},
+        )
+        return reader.rows("eag_rl", answers).iloc[0]
+
+    carried, as_is = rows(PromptSection(missing="locf")), rows(PromptSection())
+
+    assert (list(carried["wrong_claims"]), list(as_is["wrong_claims"])) == ([], [])
+    assert carried["num_claims"] == as_is["num_claims"] + 1, (
+        "stable can be said of two shown values"
+    )
 
 
 def test_a_row_says_which_share_of_its_claims_is_wrong():

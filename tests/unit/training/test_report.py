@@ -212,6 +212,22 @@ def test_the_sft_row_has_a_section_where_a_run_trained_it(tmp_path):
     assert "direct predictions" not in without.text
 
 
+def test_a_chosen_step_is_said_with_the_curve_it_was_chosen_from(tmp_path):
+    run_dir = write_sample_run(tmp_path / "run")
+    without = read_page(run_dir)
+    curve = [{"step": step, "auroc": 0.6 + step / 50, "score": 0.61} for step in range(1, 7)]
+    chosen = {"step": 6, "pooled": True, "num_patients": 20, "num_positives": 8, "curve": curve}
+    (run_dir / "grpo" / "selection.json").write_text(json.dumps(chosen))
+
+    page = read_page(run_dir)
+
+    assert "Stage 2 keeps step 6 by AUROC on 20 validation patients (8 positive)" in page.text
+    assert "Validation patients" in page.text
+    assert "score that chooses" in page.text
+    assert "Stage 2 keeps" not in without.text
+    assert "score that chooses" not in without.text
+
+
 def test_an_empty_folder_still_has_a_page(tmp_path):
     page = read_page(tmp_path)
 

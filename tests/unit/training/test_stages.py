@@ -7,6 +7,7 @@ from rich.console import Console
 from ehr.errors import RunFolderError
 from ehr.tjh import FILE_NAME
 from training.config import RunConfig
+from training.main_job import STAGES
 from training.progress import Reporter
 from training.run_folder import RunFolder, file_hash
 from training.stages import Pipeline, Stage
@@ -227,6 +228,18 @@ def test_file_hash_sees_contents_and_names_but_not_the_place(tmp_path):
 
     assert same
     assert file_hash(tmp_path / "a") != file_hash(tmp_path / "b")
+
+
+def test_how_missing_values_are_shown_is_part_of_the_key_of_every_stage_that_shows_them(tmp_path):
+    def keys(missing):
+        config = RunConfig.model_validate({"prompt": {"missing": missing}})
+        whole = Pipeline(STAGES, RunFolder(tmp_path), config, Reporter(), lambda: "weights")
+        return {stage.name: whole.key(stage)["settings"] for stage in STAGES}
+
+    as_is, locf = keys("as_is"), keys("locf")
+
+    changed = {name for name in as_is if as_is[name] != locf[name]}
+    assert changed == {"search", "grpo", "direct_sft", "evaluate"}
 
 
 def test_another_cohort_keys_the_evaluation_by_content_and_not_by_place(work, tmp_path):
