@@ -213,13 +213,15 @@ def test_the_sft_row_has_a_section_where_a_run_trained_it(tmp_path):
 
 
 def test_a_chosen_step_is_said_with_the_curve_it_was_chosen_from(tmp_path):
-    run_dir = write_sample_run(tmp_path / "run")
-    without = read_page(run_dir)
     curve = [{"step": step, "auroc": 0.6 + step / 50, "score": 0.61} for step in range(1, 7)]
     chosen = {"step": 6, "pooled": True, "num_patients": 20, "num_positives": 8, "curve": curve}
-    (run_dir / "grpo" / "selection.json").write_text(json.dumps(chosen))
+    (tmp_path / "grpo").mkdir()
+    lines = [json.dumps({"step": step, "reward/mean": -0.5}) + "\n" for step in range(1, 7)]
+    (tmp_path / "grpo" / "metrics.jsonl").write_text("".join(lines))
+    without = read_page(tmp_path)
+    (tmp_path / "grpo" / "selection.json").write_text(json.dumps(chosen))
 
-    page = read_page(run_dir)
+    page = read_page(tmp_path)
 
     assert "Stage 2 keeps step 6 by AUROC on 20 validation patients (8 positive)" in page.text
     assert "Validation patients" in page.text
