@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -27,14 +28,16 @@ from tokenizers import Tokenizer
 from ehr.chat import ChatFrame
 from ehr.errors import ModelError
 from services.config import ModelSection
-from services.conversion import CHAT_FILE
+from services.conversion import CHAT_FILE, REFUSED
 from services.environment import default_cache_dir, process_environment
 
 logger = logging.getLogger(__name__)
 
 _RECORD = "model.json"
-_CONVERSION = 2
+_CONVERSION = 3
 """Raised when the cache of a converted model holds something else than before."""
+_RENDERING = 2
+"""Raised when another frame is rendered of the same folder than before."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _SAMPLED_BYTES = 1 << 20
@@ -86,13 +89,31 @@ class LocalModel:
     """For a reader: what model this is, how it was quantised, its licence."""
     chat: ChatFrame
     """The chat template around a user message, its default system prompt included."""
+    conversion: int | None = None
+    """Of a packaged model: which conversion of the file `path` holds."""
+
+    @property
+    def content(self) -> dict[str, str]:
+        """What answers to a text depend on, for the keys of stages: files, and the chat frame.
+
+        The frame can change while the files do not: some templates write the day's date.
+        """
+        converted = "" if self.conversion is None else f" conversion {self.conversion}"
+        return {"files": self.sha256[:16] + converted, "chat frame": self.chat.text}
 
 
 class FastTokenizer:
     """Text to token ids and back, without transformers; implements `ehr.pieces.TextTokenizer`."""
 
     def __init__(self, path: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        file = path / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing more special
+            raise ModelError(
+                f"expected {file} to be a tokenizer as `save_pretrained` writes it, reading says: "
+                f"{error}; save the tokenizer again, or copy the model again"
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -171,6 +192,7 @@ def _packaged(name: str, packaged: PackagedModel, cache: Path) -> LocalModel:
                 "quantisation": packaged.quantisation,
                 "licence": packaged.licence,
                 "description": packaged.description,
+                "conversion": _CONVERSION,
             },
         )
 
@@ -225,7 +247,7 @@ def _from_folder(name: str, folder: Path, source: str, cache: Path) -> LocalMode
             "`save_pretrained` writes it, with a fast tokenizer and safetensors weights"
         )
     fingerprint = _folder_fingerprint(folder)
-    record = cache / f"{folder.name}-{fingerprint[:12]}"
+    record = cache / f"{folder.name}-{fingerprint[:12]}-v{_RENDERING}"
 
     def build(target: Path) -> None:
         _in_child("render", folder, target)
@@ -241,7 +263,19 @@ def _from_folder(name: str, folder: Path, source: str, cache: Path) -> LocalMode
         )
 
     _build_once(record, build)
+    _render_again_if_dated(folder, record)
     return _read_record(name, record, folder)
+
+
+def _render_again_if_dated(folder: Path, record: Path) -> None:
+    """Replaces a frame that shows a time (a template can) when that time is over."""
+    clock = json.loads((record / CHAT_FILE).read_text()).get("clock", {})
+    now = datetime.now()  # local, as templates write it
+    if all(now.strftime(form) == written for form, written in clock.items()):
+        return
+    with tempfile.TemporaryDirectory(dir=record.parent) as partial:
+        _in_child("render", folder, Path(partial))
+        os.replace(Path(partial) / CHAT_FILE, record / CHAT_FILE)
 
 
 def _hub_snapshot(name: str) -> Path:
@@ -307,6 +341,8 @@ def _in_child(task: str, *paths: Path) -> None:
     environment["PYTHONPATH"] = os.pathsep.join(search)
     command = [sys.executable, "-m", "services.conversion", task, *map(str, paths)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == REFUSED:
+        raise ModelError(f"{paths[0]}: {done.stdout.strip()}")
     if done.returncode:
         raise ModelError(
             f"expected {task} of {paths[0]} to work, it ended with status {done.returncode}: "
@@ -321,6 +357,7 @@ def _write_record(folder: Path, record: dict[str, object]) -> None:
 
 def _read_record(name: str, record_folder: Path, model_folder: Path) -> LocalModel:
     record = json.loads((record_folder / _RECORD).read_text())
+    chat = json.loads((record_folder / CHAT_FILE).read_text())
     details = [record[key] for key in ("quantisation", "licence") if record[key]]
     return LocalModel(
         path=model_folder,
@@ -328,5 +365,6 @@ def _read_record(name: str, record_folder: Path, model_folder: Path) -> LocalMod
         source=record["source"],
         sha256=record["sha256"],
         description=", ".join([record["description"], *details]),
-        chat=ChatFrame(**json.loads((record_folder / CHAT_FILE).read_text())),
+        chat=ChatFrame(prefix=chat["prefix"], suffix=chat["suffix"]),
+        conversion=record.get("conversion"),
     )

@@ -20,12 +20,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ehr.errors import TrainingError
+from ehr.errors import ModelError, TrainingError
 from training.packing import Span
 
 ATTENTION_NAME = "eag_rl_shared_prompt"
 """Name under which transformers knows `attend_shared_prompt`."""
 
+_UNKNOWN = frozenset({"softcap", "s_aux", "sliding_window", "position_bias"})
+"""What transformers' attention functions may be asked for beside it: a limit of the scores
+(Gemma 2), sinks (gpt-oss), windows, biases by distance. Left out, they are wrong by little in a
+random model and by much in a trained one."""
 _BLOCK_QUERIES = 768
 """Rows of a block's score matrix, query heads of a group counted: large enough for the matrix
 product's full rate, small enough for the scores (2.7 MB at 1,756 keys) to stay in the cache."""
@@ -41,7 +45,7 @@ def attend_shared_prompt(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     spans: tuple[Span, ...] | None = None,
-    **_: object,
+    **more: object,
 ) -> tuple[Float[Tensor, "1 tokens heads width"], None]:
     """Attention of a packed row, with the call shape of transformers' attention interface.
 
@@ -49,7 +53,14 @@ def attend_shared_prompt(
 
     Raises:
         TrainingError: if the call does not come through `PolicyModel`, which names the spans.
+        ModelError: if the model wants an attention that is more than the softmax of products.
     """
+    if wanted := sorted(name for name in _UNKNOWN if more.get(name) is not None):
+        raise ModelError(
+            f"the learner's attention has no {', '.join(wanted)}, which "
+            f"{type(module).__name__} asks for; choose a model without, such as one of Llama or "
+            "Qwen2.5"
+        )
     if spans is None:
         raise TrainingError(
             f"the attention {ATTENTION_NAME!r} reads packed rows only, got a call without `spans`; "

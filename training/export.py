@@ -60,6 +60,7 @@ def export(
             "`eag-rl search CONFIG` first"
         )
     tokenizer, chat = open_model(config.model)
+    chat = folder.read_chat() or chat  # a template that writes the date has another one today
     said = []
     for name, (source, stage) in sources.items():
         if not source.exists():

@@ -65,7 +65,7 @@ class Experiment:
             session.folder,
             session.config,
             session.reporter,
-            lambda: session.model.sha256[:16],
+            lambda: session.model.content,
         )
 
     def look(self) -> tuple[list[Stage], list[Unit]]:

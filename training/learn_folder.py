@@ -67,7 +67,7 @@ class ExperimentFolder:
             self.unit(unit),
             unit_config(session.config, unit),
             reporter,
-            lambda: session.model.sha256[:16],
+            lambda: session.model.content,
             only=only,
         )
 

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -50,7 +50,7 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
     folder = RunFolder(run_dir)
     folder.create()
     with folder.lock(), Session(config, folder, reporter) as session:
-        pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.sha256[:16])
+        pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.content)
         todo = pipeline.check(target, redo)
         if todo:
             needs_model = any("model" in stage.sections for stage in todo)
@@ -89,7 +89,7 @@ class _GrowingReport:
             self._told = True
 
 
-def describe_model(session: Session) -> dict[str, str]:
+def describe_model(session: Session) -> dict[str, Any]:
     """The language model, for config.json."""
     model, config = session.model, session.config.model
     return {
@@ -97,6 +97,7 @@ def describe_model(session: Session) -> dict[str, str]:
         "source": model.source,
         "sha256": model.sha256,
         "description": model.description,
+        "chat": {"prefix": model.chat.prefix, "suffix": model.chat.suffix},
         "dtype": parameter_type(config.dtype, on_gpu=session.config.generator.gpus_per_replica > 0),
     }
 

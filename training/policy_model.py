@@ -1,6 +1,8 @@
 """The policy as the learner holds it: a frozen base and fp32 LoRA weights on all linear layers."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.config import LearnerSection
 from training.lora_linear import FrozenBaseLinear
 from training.objective.logprob import response_logprobs
+from training.own_logits import logit_shape, own_logprobs, probe_row, require_same
 from training.packing import PackedRow
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attend_shared_prompt)
@@ -78,6 +81,7 @@ class PolicyModel(nn.Module):
             hidden.index_select(0, row.predictors),
             head.weight,
             row.targets,
+            shape=logit_shape(causal),
             allowed=row.allowed,
             with_entropy=with_entropy,
         )
@@ -101,27 +105,60 @@ def load_policy_model(
         device: where to put it; the CPU by default.
 
     Raises:
-        ModelError: if the folder holds no causal language model, or one whose layers do not attend
-            fully (sliding window, linear attention): packed rows would be wrong there.
+        ModelError: if the folder holds no causal language model; one whose layers do not attend
+            fully (sliding window, linear attention), since packed rows would be wrong there; or one
+            whose log-probabilities here are not those of its own logits.
     """
-    config = _checked_config(model_path)
     on_gpu = device is not None and device.type == "cuda"
+    base = _frozen_base(model_path, getattr(torch, parameter_type(dtype, on_gpu=on_gpu)))
+    if device is not None:
+        base.to(device)
+    with _understood(base), torch.no_grad():
+        row = probe_row(base.get_output_embeddings().weight.shape[0]).to(base.device)
+        own = own_logprobs(base, row)
+        base.set_attn_implementation(ATTENTION_NAME)
+        model = PolicyModel(_with_adapter(base, section, seed))
+        if section.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        # Checkpointing acts in training mode only; without dropout the mode changes nothing else,
+        # and dropout that is no module would be seen here.
+        model.peft_model.train(section.gradient_checkpointing)
+        logprobs, entropies = model(row, with_entropy=True)
+    require_same(base.config.model_type, base.dtype, own, (logprobs, entropies))
+    return model
+
+
+def _frozen_base(model_path: Path, dtype: torch.dtype) -> Any:
+    """The model with an attention of transformers', without dropout."""
+    config = _checked_config(model_path)
     try:
-        base = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_path,
             config=config,
-            dtype=getattr(torch, parameter_type(dtype, on_gpu=on_gpu)),
-            attn_implementation=ATTENTION_NAME,
+            dtype=dtype,
+            attn_implementation="eager",  # the one that has every model's peculiarities
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"expected the weights of a causal language model in {str(model_path)!r}; transformers "
             f"says: {error}"
         ) from error
+    base, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"expected all weights of model type {config.model_type!r} in {str(model_path)!r}, "
+            f"{len(missing)} are missing and would be random: {missing[:5]!r}; save the model "
+            "again as a causal language model"
+        )
     base.requires_grad_(False)
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    return base
+
+
+def _with_adapter(base: Any, section: LearnerSection, seed: int) -> PeftModel:
     lora = LoraConfig(
         r=section.lora_rank,
         lora_alpha=section.lora_alpha,  # pyright: ignore[reportArgumentType] peft accepts floats
@@ -130,16 +167,24 @@ def load_policy_model(
         task_type="CAUSAL_LM",
     )
     lora._register_custom_module({nn.Linear: FrozenBaseLinear})
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # initialised on the CPU, wherever the base is
         torch.manual_seed(seed)
-        peft_model = get_peft_model(base, lora)
-    if section.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-    # Checkpointing acts in training mode only; without dropout the mode changes nothing else.
-    peft_model.train(section.gradient_checkpointing)
-    if device is not None:
-        peft_model.to(device)
-    return PolicyModel(peft_model)
+        return get_peft_model(base, lora)
+
+
+@contextmanager
+def _understood(base: Any) -> Iterator[None]:
+    """What a model of another build than the learner expects raises, said as such."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the learner cannot compute log-probabilities of model type "
+            f"{base.config.model_type!r}: {error}; choose another model, such as one of Llama or "
+            "Qwen2.5"
+        ) from error
 
 
 def adapter_weights(model: PolicyModel) -> dict[str, Tensor]:

@@ -71,11 +71,12 @@ class Pipeline:
         folder: RunFolder,
         config: RunConfig,
         reporter: Reporter,
-        describe_model: Callable[[], str],
+        describe_model: Callable[[], object],
         only: Collection[str] | None = None,
     ) -> None:
         """A pipeline in a folder; of the stages in `only`, or of all.
 
+        What `describe_model` returns (JSON) is part of the key of every stage that reads `model`.
         Stages that are not in `only` are there already: they key those that read them.
         """
         self.stages = stages_by_name = {stage.name: stage for stage in stages}
@@ -194,7 +195,7 @@ class Pipeline:
             raise RunFolderError(
                 f"{stage.name} in {self.folder.path} was made under another configuration "
                 f"({'; '.join(differences[:5])}{more}); give --redo {stage.name} to replace it and "
-                "all after it, or another folder with --run-dir"
+                f"all after it, or another folder with --run-dir{_frame_hint(differences)}"
             )
         lost = [name for name in stage.outputs if not (record.folder / name).exists()]
         if record.done and lost:
@@ -210,6 +211,17 @@ class Pipeline:
             if stale & set(stage.needs):
                 stale.add(stage.name)
         return stale
+
+
+def _frame_hint(differences: list[str]) -> str:
+    """What a changed chat frame usually means; empty where it has not changed."""
+    frames = [each for each in differences if each.startswith("settings.model content.chat frame")]
+    if not frames or "'absent' -> " in frames[0]:
+        return ""
+    return (
+        ". The same model has another chat frame: a template that writes the day's date does that; "
+        "before the next long run put a fixed date into the model folder's chat_template.jinja"
+    )
 
 
 def _source_hash(path: Path) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
+from transformers import AutoTokenizer
 
 from ehr.chat import encode_chat
 from ehr.errors import ModelError, ServiceError
@@ -303,6 +304,30 @@ def merged_scores(
         ids = torch.tensor([prompt + response])
         logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
     return torch.log_softmax(logits, -1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("\n\n12", ["\n\n", "1", "2"]),
+        ("  7", ["  ", "7"]),
+        ("a 2020", ["a", " ", "2", "0", "2", "0"]),
+        ("<|im_start|>user\n\n\n3", ["<|im_start|>", "user", "\n\n\n", "3"]),
+    ],
+)
+def test_the_packaged_model_reads_the_tokens_of_its_training(
+    text: str, tokens: list[str], tokenizer: FastTokenizer
+) -> None:
+    """Its published tokenizer splits digits from each other, and then everything else."""
+    assert [tokenizer.decode([token]) for token in tokenizer.encode(text)] == tokens
+
+
+def test_transformers_reads_the_packaged_models_tokens_alike(
+    smollm2: LocalModel, tokenizer: FastTokenizer
+) -> None:
+    text = "x\n\n12  7.4"
+
+    assert AutoTokenizer.from_pretrained(smollm2.path).encode(text) == tokenizer.encode(text)
 
 
 def test_the_packaged_model_is_complete(smollm2: LocalModel) -> None:

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import subprocess
 import threading
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,46 @@ def test_other_weights_are_another_model(folder: Path, tmp_path: Path, rendered:
     assert before.sha256 != after.sha256
 
 
+def test_a_frame_that_shows_the_day_is_rendered_again_on_another(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[dict[str, str]] = []
+    clocks = iter([{"%Y": "1999"}, {"%Y": datetime.now().strftime("%Y")}])
+
+    def in_child(task: str, source: Path, target: Path) -> None:
+        rendered.append(clock := next(clocks))
+        chat = {"prefix": f"Year {clock['%Y']}: ", "suffix": "<a>", "clock": clock}
+        (target / models.CHAT_FILE).write_text(json.dumps(chat))
+
+    monkeypatch.setattr(models, "_in_child", in_child)
+
+    first = resolve_model(section(folder, tmp_path))
+    assert resolve_model(section(folder, tmp_path)) == first
+
+    assert len(rendered) == 2
+    assert first.chat.prefix == f"Year {rendered[1]['%Y']}: "
+
+
+def test_the_chat_frame_is_part_of_what_keys_stages(
+    folder: Path, tmp_path: Path, rendered: list[str]
+) -> None:
+    model = resolve_model(section(folder, tmp_path))
+    dated = dataclasses.replace(model, chat=ChatFrame(prefix="Monday <u>", suffix="<a>"))
+
+    assert model.content == {"files": model.sha256[:16], "chat frame": "<u>{message}<a>"}
+    assert dated.content == {**model.content, "chat frame": "Monday <u>{message}<a>"}
+
+
+def test_a_refusal_of_the_child_process_is_said_as_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = subprocess.CompletedProcess([], models.REFUSED, stdout="no such turn", stderr="warned")
+    monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: said)
+
+    with pytest.raises(ModelError, match=r"a-model: no such turn$"):
+        resolve_model(section(folder, tmp_path))
+
+
 def test_two_processes_build_a_cache_entry_once(tmp_path: Path) -> None:
     target = tmp_path / "cache" / "entry"
     built: list[Path] = []
@@ -151,6 +193,7 @@ def test_a_conversion_that_changed_in_the_cache_is_refused_with_what_to_do(
     sha256 = hashlib.sha256(b"abc").hexdigest()
     monkeypatch.setitem(models.PACKAGED, "small", dataclasses.replace(packaged, sha256=sha256))
     model = resolve_model(section("small", tmp_path))
+    assert model.content["files"] == f"{sha256[:16]} conversion {models._CONVERSION}"
     assert resolve_model(section("small", tmp_path)) == model
 
     (model.path / models.CHAT_FILE).write_text("{}")
@@ -199,6 +242,13 @@ def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> No
 
     with pytest.raises(ModelError, match=r"lacks \*.safetensors"):
         resolve_model(section(folder, tmp_path))
+
+
+def test_a_tokenizer_file_that_cannot_be_read_is_named(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "post_processor": {"type": "New"}}')
+
+    with pytest.raises(ModelError, match=r"tokenizer\.json to be a tokenizer"):
+        FastTokenizer(folder)
 
 
 def test_tokens_of_a_text_are_its_own_and_nothing_around_it(folder: Path) -> None:

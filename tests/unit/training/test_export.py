@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from actors.trajectories import SearchedTrajectory, trajectories_table
-from ehr.chat import encode_chat
+from ehr.chat import ChatFrame, encode_chat
 from ehr.cohort import save_cohort
 from ehr.errors import DataError, RunFolderError
 from tests.expert_cohort import tiny_cohort
@@ -145,3 +145,16 @@ def test_a_folder_without_a_run_and_a_run_without_results_are_refused(
         export(tmp_path / "none")
     with pytest.raises(DataError, match="found neither"):
         export(run_dir)
+
+
+def test_a_run_is_exported_with_the_chat_frame_that_it_ran_with(run_dir: Path) -> None:
+    (run_dir / "search").mkdir()
+    TABLE.to_parquet(run_dir / "search" / "trajectories.parquet")
+    chat = {"prefix": FRAME.prefix, "suffix": FRAME.suffix}
+    RunFolder(run_dir).write_config(RunConfig(), {"name": "a model", "chat": chat})
+    today = ChatFrame(prefix=f"Today: 2 January. {FRAME.prefix}", suffix=FRAME.suffix)
+
+    export(run_dir, open_model=lambda _: (TOKENIZER, today))
+
+    text = (run_dir / "export" / "trajectories.jsonl").read_text()
+    assert json.loads(text.splitlines()[0])["messages"][0]["content"].startswith("The record of")

@@ -67,8 +67,8 @@ class Folder:
         folder = RunFolder(path)
         folder.create()
         folder.write_config(config, None)
-        describe = lambda: "0" * 16  # noqa: E731
-        pipeline = Pipeline(STAGES, folder, config, Reporter(), describe, only=only)
+        content = self.session(config).model.content
+        pipeline = Pipeline(STAGES, folder, config, Reporter(), lambda: content, only=only)
         for stage in pipeline.wanted(target):
             record = folder.stage(stage.name)
             record.begin(pipeline.key(stage))

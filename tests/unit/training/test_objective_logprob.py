@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.objective.logprob import response_logprobs
+from training.objective.logprob import LogitShape, response_logprobs
 
 
 def inputs(tokens=7):
@@ -93,6 +93,64 @@ def test_allowed_tokens_alone_share_the_probability(vocabulary, chunk, is_frozen
     torch.testing.assert_close(logprob, expected)
     torch.testing.assert_close(entropy, expected_entropy.detach())
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+def shapes():
+    bias = torch.randn(11, generator=torch.Generator().manual_seed(3))
+    return {
+        "bias": LogitShape(bias=bias),
+        "scale": LogitShape(scale=0.25),
+        "softcap": LogitShape(softcap=1.5),
+        "all": LogitShape(bias=bias, scale=0.5, softcap=2.0),
+    }
+
+
+@pytest.mark.parametrize("name", shapes())
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_bias_scale_and_soft_cap_are_in_values_entropy_and_gradient(name, is_masked, is_frozen):
+    hidden, head_weight, targets = inputs()
+    shape, weights = shapes()[name], torch.arange(-3.0, 4.0)
+    flags, allowed = random_allowed(7, 11, targets)
+    scores = hidden @ head_weight.detach().T
+    if shape.bias is not None:
+        scores = scores + shape.bias
+    scores = scores * shape.scale
+    if shape.softcap is not None:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    if is_masked:
+        scores = scores.masked_fill(~flags, -1e9)
+    every = scores.log_softmax(-1)
+    expected = every.gather(-1, targets[:, None])[:, 0]
+    expected_entropy = -(every.exp() * every).sum(-1).detach()
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), hidden)
+
+    logprob, entropy = response_logprobs(
+        hidden,
+        head_weight.detach() if is_frozen else head_weight,
+        targets,
+        shape=shape,
+        allowed=allowed if is_masked else None,
+        chunk=3,
+        with_entropy=True,
+    )
+    (gradient,) = torch.autograd.grad((logprob * weights).sum(), hidden)
+
+    torch.testing.assert_close(logprob, expected)
+    torch.testing.assert_close(entropy, expected_entropy)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_a_head_in_float32_is_not_rounded_to_the_states_precision():
+    hidden, head_weight, targets = inputs()
+    low = hidden.detach().bfloat16().requires_grad_()
+    expected, _ = response_logprobs(low.detach().float(), head_weight.detach(), targets)
+
+    logprob, _ = response_logprobs(low, head_weight.detach(), targets)
+    (gradient,) = torch.autograd.grad(logprob.sum(), low)
+
+    assert torch.equal(logprob, expected)
+    assert gradient.dtype == torch.bfloat16
 
 
 def test_a_token_that_had_no_alternative_is_certain_and_teaches_nothing():

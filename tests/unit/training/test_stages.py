@@ -164,6 +164,24 @@ def test_another_models_weights_under_the_same_name_are_refused(work):
         run(pipeline(work))
 
 
+def test_the_same_model_with_another_days_chat_frame_is_refused_and_named(work):
+    work.model = {"files": "weights 1", "chat frame": "Today: 01 Jan 2025\n{message}"}
+    run(pipeline(work))
+    assert pipeline(work).check(None) == []
+    work.model = {**work.model, "chat frame": "Today: 02 Jan 2025\n{message}"}
+
+    with pytest.raises(RunFolderError, match=r"chat frame: .*01 Jan.*02 Jan.*a fixed date"):
+        run(pipeline(work))
+
+
+def test_a_run_from_before_the_frame_was_in_the_key_is_refused_without_talk_of_dates(work):
+    run(pipeline(work))
+    work.model = {"files": "weights 1", "chat frame": "{message}"}
+
+    with pytest.raises(RunFolderError, match=r"model content.*--run-dir$"):
+        run(pipeline(work))
+
+
 def test_a_stage_whose_deleted_input_comes_out_the_same_is_kept(work):
     run(pipeline(work))
     RunFolder(work.path).stage("first").remove()
