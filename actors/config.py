@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ehr.base import Section
+from ehr.base import Section, Seed
 
 
 class SearchSection(Section):
@@ -26,7 +26,7 @@ class SearchSection(Section):
     """Patients that are searched; null = all."""
     balance: bool = True
     """Half of them positives (CPU presets); false = as they come (the paper)."""
-    seed: int = 11
+    seed: Seed = 11
     """Seeds the choice of patients and all sampling."""
     num_rollouts: int = Field(default=8, ge=1)
     """N: simulations per patient."""

@@ -1,13 +1,38 @@
 """The base of every configuration section."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What NumPy and scikit-learn take as a seed."""
 
 
 class Section(BaseModel):
     """A frozen part of the run configuration; unknown keys are errors.
 
+    So are numbers that are not finite, and truth values where a number belongs.
+
     Every field has a default that works and a docstring under it, which `eag-rl STAGE --help`
     and the documentation quote.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_values_are_no_numbers(cls, data: Any) -> Any:
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            field = cls.model_fields.get(name)
+            members = value if isinstance(value, list | tuple) else [value]
+            is_truth = any(isinstance(member, bool) for member in members)
+            if is_truth and field is not None and not _takes_truth_values(field.annotation):
+                raise ValueError(f"{name} takes no true or false, got {value!r}")
+        return data
+
+
+def _takes_truth_values(annotation: Any) -> bool:
+    return annotation is bool or any(map(_takes_truth_values, get_args(annotation)))

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ehr.base import Section
+from ehr.base import Section, Seed
 
 
 class Task(StrEnum):
@@ -43,7 +43,7 @@ class CohortSection(Section):
     """What is predicted."""
     horizon_days: int = Field(default=30, ge=1)
     """Readmission counts within this many days of discharge."""
-    seed: int = 42
+    seed: Seed = 42
     """Seeds the split, and the generator of the synthetic cohort."""
     num_patients: int = Field(default=240, ge=20)
     """Size of the synthetic cohort."""
@@ -58,7 +58,7 @@ class CohortSection(Section):
     train_patients: int | None = Field(default=None, ge=4)
     """Learn from so many training patients only, stratified on the outcome, validation in
     proportion; a smaller choice is part of a larger one, test patients stay. null = all."""
-    train_patients_seed: int = Field(default=0, ge=0)
+    train_patients_seed: Seed = 0
     """Seeds which of them those are; `cohort.seed` seeds the splits."""
     stratified: bool | None = None
     """Stratify the test split on the outcome; null = the source's default (TJH: no, Table 3;
@@ -196,7 +196,7 @@ class ExpertSection(Section):
     """Logical CPUs of a training worker."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs of a training worker."""
-    seed: int = 7
+    seed: Seed = 7
     """Seeds halves, initial weights and batches."""
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import ray
 from ray import serve
 
 from ehr.errors import ResourceError
+from services.cluster_address import require_cluster
 from services.config import ClusterSection, ServeSection
 from services.environment import process_environment
 from services.policy_store import NAMESPACE
@@ -81,12 +82,17 @@ def is_submitted_job() -> bool:
     return _JOB_VARIABLE in os.environ
 
 
-def connect(section: ClusterSection, verbose: bool = False) -> Cluster:
+def connect(
+    section: ClusterSection,
+    verbose: bool = False,
+    tell: Callable[[str], None] = logger.info,
+) -> Cluster:
     """Join the configured cluster, or start Ray on this machine.
 
     Args:
         section: where, and how large a Ray started here is.
         verbose: show Ray's and the workers' logs.
+        tell: hears which cluster is joined, before anything waits for it.
 
     Raises:
         ResourceError: if the cluster cannot be reached, or Ray cannot start.
@@ -94,9 +100,13 @@ def connect(section: ClusterSection, verbose: bool = False) -> Cluster:
     _quieten(verbose)
     address = section.address or os.environ.get("RAY_ADDRESS")
     try:
-        if address is None and not is_submitted_job():
+        if address == "local" or (address is None and not is_submitted_job()):
             return _start(section, verbose)
-        return _join(address or "auto", verbose)
+        address = address or "auto"
+        where = _running_here() if address == "auto" else address
+        tell(f"joining the Ray cluster at {where} (at most {section.connect_timeout_s:g} s)")
+        require_cluster(where, section.connect_timeout_s)
+        return _join(address, verbose)
     except ResourceError:
         raise
     except Exception as error:  # Ray raises bare Exceptions when a node does not come up
@@ -256,6 +266,20 @@ def _start_once(section: ClusterSection, verbose: bool) -> Cluster:
             _temp_dir=section.temp_dir,
         )
     return Cluster(dashboard_url=_dashboard_url(context), started_here=True)
+
+
+def _running_here() -> str:
+    """Address of the Ray that `auto` means."""
+    # What `ray.init` asks itself; nothing public answers without connecting.
+    from ray._private.services import canonicalize_bootstrap_address
+
+    address = canonicalize_bootstrap_address("auto")
+    if address is None:
+        raise ResourceError(
+            "cluster.address (or RAY_ADDRESS) is auto, and no Ray runs on this machine; start one "
+            "with `ray start --head`, give its address, or leave the setting out"
+        )
+    return address
 
 
 def _join(address: str, verbose: bool) -> Cluster:

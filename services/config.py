@@ -70,7 +70,10 @@ class ClusterSection(Section):
     """Ray itself."""
 
     address: str | None = None
-    """An existing cluster's address; null = RAY_ADDRESS if set, else Ray is started here."""
+    """An existing cluster's address, HOST:PORT, or `auto` for one on this machine; null =
+    RAY_ADDRESS if set, else Ray is started here."""
+    connect_timeout_s: float = Field(default=10, gt=0)
+    """How long to wait for a cluster at `address` that does not answer yet."""
     num_cpus: int | None = Field(default=None, ge=1)
     """Logical CPUs of a Ray started here; null = at least 8. More than real: most actors wait."""
     object_store_gib: float = Field(default=1.0, gt=0.1)

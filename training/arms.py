@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ehr.errors import ConfigurationError
-from training.config import RunConfig
+from training.config import EvaluateSection, GrpoSection, RunConfig
 from training.config_loading import validated
 
 
@@ -192,7 +192,11 @@ def shared_config(config: RunConfig) -> RunConfig:
     units = units_of(config)
     needy = [unit.arm.name for unit in units if unit.arm.needs_stage1]
     tree = config.model_dump()
-    tree["sft"]["enabled"] = bool(needy)
+    if config.sft.enabled is not bool(needy):
+        tree["sft"]["enabled"] = bool(needy)
+        # Rows and their names are the arms' own; those of the settings fit another Stage 1.
+        tree["evaluate"]["methods"] = EvaluateSection().methods
+        tree["grpo"]["method"] = GrpoSection().method
     try:
         shared = validated(tree)
     except ConfigurationError as error:

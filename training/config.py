@@ -1,13 +1,27 @@
 """Configuration sections of the training stages, and the tree of all sections."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from actors.config import SearchSection
-from ehr.base import Section
+from ehr.base import Section, Seed
 from ehr.config import CohortSection, ExpertSection, PromptSection, RewardSection
 from services.config import ClusterSection, GeneratorSection, ModelSection, ServeSection
+from training.config_checks import TAG_TOKENS, contradictions
+
+RECORDED = {"recorded": True}
+"""Validation context of a configuration that a run was made with: it is no longer asked for, and
+stays readable whatever is refused today."""
+
+MAX_NAME_BYTES = 100
+"""Of `run.name`: it becomes part of longer file names."""
+
+
+def _require_each_once(name: str, values: Sequence[object]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} must name each once, got {list(values)}")
 
 
 class LearnerSection(Section):
@@ -57,7 +71,7 @@ class FineTuneSection(Section):
     that is fewer than 4 patients there are none."""
     checkpoint_steps: int = Field(default=20, ge=1)
     """A checkpoint is written after so many steps, and after every epoch."""
-    seed: int = 13
+    seed: Seed = 13
     """Seeds the choice and the order of examples, and LoRA's initial weights."""
 
 
@@ -169,7 +183,7 @@ class GrpoSection(Section):
     50 of them in the rarer class a step's score is pooled with its neighbours'."""
     select_every: int = Field(default=1, ge=1)
     """With `select: validation`: every so many steps one is looked at, and the last."""
-    seed: int = 17
+    seed: Seed = 17
     """Seeds patients, sampling and mini-batches."""
     canary_tolerance: float = Field(default=0.25, gt=0)
     """Largest mean |log-probability difference| of the canary prompt, learner against generator;
@@ -238,7 +252,7 @@ class EvaluateSection(Section):
     num_samples: int = Field(default=1, ge=1)
     """Answers to each question: 1 = greedy; more = the mean probability of so many samples at
     temperature 1 (two written digits tie heavily). The text that is kept is that of the first."""
-    seed: int = 19
+    seed: Seed = 19
     """Seeds the sample of test patients, sampled answers and the bootstrap."""
     num_resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of patients behind the intervals."""
@@ -249,6 +263,13 @@ class EvaluateSection(Section):
     faithfulness_patients: int = Field(default=8, ge=0)
     """Of the test patients, the first so many are asked about twice more by each language model row
     that names features: without one named and without one unnamed feature. 0 = off."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> "EvaluateSection":
+        _require_each_once("evaluate.methods", self.methods)
+        if not self.methods:
+            raise ValueError("evaluate.methods must name at least one row, such as [vanilla]")
+        return self
 
 
 class LearnSection(Section):
@@ -287,7 +308,7 @@ class LearnSection(Section):
     )
     """Arms, all from one shared Stage 1; `untrained` is the untrained model asked as `prompt.kind`
     says."""
-    seeds: tuple[int, ...] = Field(default=(17, 18, 19), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(17, 18, 19), min_length=1)
     """Seeds of the arms' own training (patients, rollouts, mini-batches, LoRA's initial weights);
     arms with the same seed are compared in pairs. Arms without training of their own are asked
     once."""
@@ -301,8 +322,7 @@ class LearnSection(Section):
     def _unique(self) -> "LearnSection":
         named = {"arms": self.arms, "seeds": self.seeds, "train_patients": self.train_patients}
         for name, values in named.items():
-            if len(set(values)) < len(values):
-                raise ValueError(f"learn.{name} must name each once, got {list(values)}")
+            _require_each_once(f"learn.{name}", values)
         if not self.arms:
             raise ValueError("learn.arms must name at least one arm, such as [stage1, eag_rl]")
         return self
@@ -312,12 +332,32 @@ class RunSection(Section):
     """The run as a whole."""
 
     name: str | None = None
-    """Name of the run; null = the first configuration's file name."""
+    """Name of the run, and of its folder below runs/; null = the first configuration's file
+    name."""
     verbose: bool = False
     """Show the logs of Ray, vLLM and DeepSpeed on the terminal."""
     data_origin: str | None = None
     """Where the cohort's files were copied from, such as a mirror and its commit; a note that
     report and tables repeat."""
+
+    @model_validator(mode="after")
+    def _plain_name(self, info: ValidationInfo) -> "RunSection":
+        name = self.name
+        if name is None or info.context is RECORDED:
+            return self
+        if not (
+            name == name.strip()
+            and name not in ("", ".", "..")
+            and name.isprintable()
+            and not set(name) & set("/\\")
+            and len(name.encode()) <= MAX_NAME_BYTES
+        ):
+            raise ValueError(
+                f"run.name must be the name of a folder below runs/: printable, without / and \\, "
+                f"at most {MAX_NAME_BYTES} bytes, got {name!r}; set run.name=NAME (the default is "
+                "the first configuration's file name), and --run-dir for a folder elsewhere"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -384,7 +424,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _context_length(self) -> "RunConfig":
         # Caller-written tags and the chat frame come on top of what the model writes.
-        overhead = 128
+        overhead = TAG_TOKENS
         thinks = any(name.startswith("think") for name in self.evaluate.methods)
         longest = max(
             self.grpo.max_new_tokens if self.grpo.enabled else 0,
@@ -398,4 +438,10 @@ class RunConfig(Section):
                 f"+ the longest answer + {overhead} for tags is {needed}; raise the first or "
                 "lower the others"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_contradiction(self, info: ValidationInfo) -> "RunConfig":
+        if info.context is not RECORDED and (problems := contradictions(self)):
+            raise ValueError("; ".join(problems[:5]))
         return self

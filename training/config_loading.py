@@ -1,7 +1,7 @@
 """Reads a run's configuration: YAML files from left to right, then `section.key=value`."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from ehr.errors import ConfigurationError
 from training.config import RunConfig
+from training.strict_yaml import DuplicateKeyError, read_yaml
 
 
 def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
@@ -20,19 +21,23 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
         overrides: `section.key=value`, the value read as YAML; they win over all files.
 
     Raises:
-        ConfigurationError: for a missing or unreadable file, an unknown key (with its path and
-            the nearest valid name) or a value that does not fit.
+        ConfigurationError: for a missing or unreadable file, a setting that is given twice in one
+            file or in the arguments, an unknown key (with its path and the nearest valid name) or
+            a value that does not fit.
     """
     tree: dict[str, Any] = {}
     for file in files:
         _merge(tree, _read_yaml(file))
+    given: dict[str, str] = {}
     for override in overrides:
-        _merge(tree, _read_override(override))
+        settings = _read_override(override)
+        _refuse_second(settings, override, given)
+        _merge(tree, settings)
     if files:
         if tree.get("run") is None:
             tree["run"] = {}
-        if isinstance(tree["run"], dict):
-            tree["run"].setdefault("name", files[0].stem)
+        if isinstance(tree["run"], dict) and tree["run"].get("name") is None:
+            tree["run"]["name"] = files[0].stem
     _check_keys(tree, RunConfig, ())
     return validated(tree)
 
@@ -51,7 +56,7 @@ def validated(tree: dict[str, Any]) -> RunConfig:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = read_yaml(file.read_text("utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(
             file.name, [p.name for p in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
@@ -62,6 +67,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"configuration file {str(file)!r} is unreadable: {error}"
         ) from None
+    except DuplicateKeyError as error:
+        raise ConfigurationError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(
             f"{file} is not valid YAML: {' '.join(str(error).split())}"
@@ -84,12 +91,33 @@ def _read_override(override: str) -> dict[str, Any]:
         )
     value: Any
     try:
-        value = yaml.safe_load(text) if text else None
+        value = read_yaml(text) if text else None
+    except DuplicateKeyError as error:
+        raise ConfigurationError(f"in the argument {override!r}: {error}") from None
     except yaml.YAMLError:
         value = text
     for key in reversed(keys):
         value = {key: value}
     return value
+
+
+def _refuse_second(settings: dict[str, Any], override: str, given: dict[str, str]) -> None:
+    """Refuses an argument that sets what another has set; `given` is what they have, by path."""
+    for path in _paths(settings):
+        for known, other in given.items():
+            if f"{known}.".startswith(f"{path}.") or f"{path}.".startswith(f"{known}."):
+                raise ConfigurationError(
+                    f"{known} is set twice, by {other!r} and by {override!r}; leave one of them out"
+                )
+        given[path] = override
+
+
+def _paths(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _paths(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _merge(target: dict[str, Any], source: dict[str, Any]) -> None:

@@ -17,7 +17,9 @@ HEADER = """\
 # Configuration
 
 Every setting, its default and what it does. Sources in rising order: these defaults, YAML files
-from left to right, `section.key=value` arguments. Unknown keys are errors. This page is generated:
+from left to right, `section.key=value` arguments. Unknown keys are errors, and so are a key that
+stands twice in one file or among the arguments, and settings that contradict each other. Values are
+read as YAML 1.2 reads them (`1e-4` is a number, `010` is ten). This page is generated:
 `python -m training.config_reference`.
 """
 
@@ -51,8 +53,10 @@ def _text(value: Any) -> str:
 def _values(field: FieldInfo) -> str:
     of_list = get_origin(field.annotation) is tuple
     kinds = list(get_args(field.annotation) or (field.annotation,))
-    if of_list:
+    if of_list and get_origin(kinds[0]) is not Annotated:
         kinds = list(get_args(kinds[0]) or (kinds[0],))
+    elif of_list:
+        kinds = kinds[:1]
     text = " \\| ".join(name for kind in kinds for name in _names(kind))
     return f"list of {text}" if of_list else text + _bounds(field.metadata)
 

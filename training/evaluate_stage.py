@@ -11,7 +11,7 @@ import pandas as pd
 
 from ehr.cohort import choose_patients
 from training.asking import Asker, kept_or_made
-from training.config import RunConfig
+from training.config_checks import is_available
 from training.evaluation import (
     EXPERT_METHODS,
     NAMING_KINDS,
@@ -45,7 +45,7 @@ def evaluate_methods(session: Session, on_progress: OnProgress) -> None:
     stored = pd.read_parquet(session.path("expert") / "predictions.parquet")
     tables: list[pd.DataFrame] = []
     masked: list[pd.DataFrame] = []
-    asked = [method for method in section.methods if _is_available(method, config)]
+    asked = [method for method in section.methods if is_available(method, config)]
     for place, method in enumerate(asked):
         name = config.grpo.method if method == "stage2" else method
 
@@ -123,7 +123,3 @@ def _masked_rows(
     prompts = session.case_prompts(first, asker.kind)
     shown = {patient: prompt.case for patient, prompt in prompts.items()}
     return masked_rows(reader, original, shown, asker.cases, section.seed)
-
-
-def _is_available(method: str, config: RunConfig) -> bool:
-    return {"stage1": config.sft.enabled, "stage2": config.grpo.enabled}.get(method, True)

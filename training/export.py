@@ -49,7 +49,7 @@ def export(
         ModelError: if the run's language model is not on this machine.
     """
     folder = RunFolder(run_dir)
-    config = folder.read_config()
+    config = folder.read_config("search", "grpo")
     sources = {
         TRAJECTORIES_FILE: (run_dir / "search" / "trajectories.parquet", "search"),
         PATIENTS_FILE: (run_dir / "expert" / "salience.parquet", "expert"),
@@ -103,11 +103,11 @@ def patient_lines(
     run_dir: Path, salience: pd.DataFrame, tokenizer: TextTokenizer, chat: ChatFrame
 ) -> Iterator[dict[str, Any]]:
     """The prompt of every training patient and the columns that `TrajectoryReward` reads."""
-    config = RunFolder(run_dir).read_config()
+    config = RunFolder(run_dir).read_config("grpo", "search")
     cohort = load_cohort(run_dir / "cohort")
     context = PromptContext.of(cohort, config.prompt)
     patients = cohort.splits["train"]
-    expert = config.expert
+    expert = RunFolder(run_dir).read_config("expert").expert
     known = stored_salience(salience, patients, expert.num_salient_features, expert.candidates)
     for patient in patients:
         prompt = case_prompt(cohort.cases[patient], config.prompt.kind, context, tokenizer, chat)

@@ -29,7 +29,8 @@ from training.learn_folder import SHARED_STAGES, ExperimentFolder
 from training.learn_results import read_learn_results, write_learn_results
 from training.learn_table import learn_table
 from training.learn_units import OWN_STAGES, found_units
-from training.main_job import STAGES, describe_model, require_patients
+from training.main_job import STAGES, describe_model
+from training.preflight import require_fitting_inputs, require_patients
 from training.report import write_report
 from training.report_learn import write_learn_page
 from training.run_folder import write_json
@@ -134,6 +135,7 @@ class Experiment:
         session.folder.write_config(session.config, model)
         self._shared.run([each for each in shared if each.name == "cohort"], session, _nothing)
         require_enough_patients_for(session.config, session.cohort, waiting)
+        require_fitting_inputs(session, _looked_at(shared, waiting))
         session.deploy_generator()
         self._shared.run([each for each in shared if each.name != "cohort"], session, _nothing)
         self._folder.require_comparable(self._kept, _NAME_IT)
@@ -219,6 +221,13 @@ def require_enough_patients_for(config: RunConfig, cohort: Cohort, units: Sequen
                 require_patients(cohort, unit_config(config, unit))
             except DataError as error:
                 raise DataError(f"unit {unit.name}: {error}") from None
+
+
+def _looked_at(shared: Sequence[Stage], waiting: Sequence[Unit]) -> set[str]:
+    """Stages to run that are the same for all units; of Stage 2 each unit has its own settings."""
+    own = {unit.arm.own_stage for unit in waiting} - {None, "grpo"}
+    asked = {"evaluate"} if waiting else set()
+    return {stage.name for stage in shared} | {str(stage) for stage in own} | asked
 
 
 def _nothing() -> None:

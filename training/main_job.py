@@ -13,8 +13,9 @@ import pandas as pd
 
 from actors.pool import run_search
 from actors.search_actor import SearchSetup
-from ehr.cohort import Cohort, choose_patients, save_cohort, summary
+from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.config import RewardSection
+from ehr.errors import os_error_text
 from ehr.loaders import build_cohort
 from ehr.prompts import PromptContext
 from ehr.rewards import RewardContext, Salience
@@ -25,11 +26,12 @@ from services.precision import parameter_type
 from services.types import BASE_POLICY
 from training.config import RunConfig
 from training.evaluation import OTHER_COHORT_FILE
+from training.preflight import require_fitting_inputs, require_patients
 from training.progress import OnProgress, Reporter
 from training.result_table import result_table
 from training.run_folder import RunFolder, write_json
 from training.search_view import SearchView, search_result_line
-from training.selection import read_selection, require_validation, selection_text
+from training.selection import read_selection, selection_text
 from training.session import Session
 from training.stages import Pipeline, Stage
 
@@ -53,19 +55,43 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
         pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.content)
         todo = pipeline.check(target, redo)
         if todo:
-            needs_model = any("model" in stage.sections for stage in todo)
-            folder.write_config(config, describe_model(session) if needs_model else None)
+            _describe(pipeline, todo, session)
             # Wrong data is said before Ray and the engine take their time to start.
             first = [stage for stage in todo if not stage.needs]
             later = [stage for stage in todo if stage.needs]
             session.stages = tuple(stage.name for stage in later)
             page = _GrowingReport(session)
             pipeline.run(first, session, page.write)
-            if "grpo" in session.stages:
-                require_patients(session.cohort, config)
+            require_fitting_inputs(session, session.stages)
             _start_early(session)
             pipeline.run(later, session, page.write)
     return _results(folder, config)
+
+
+def _describe(pipeline: Pipeline, todo: list[Stage], session: Session) -> None:
+    """Writes config.json, and says which settings of the command change nothing in this folder."""
+    needs_model = any("model" in stage.sections for stage in todo)
+    model = describe_model(session) if needs_model else None
+    pipeline.remove_stale()
+    made = pipeline.described(todo)
+    is_same_model = made.model == session.config.model
+    session.folder.write_config(made, model if is_same_model else None)
+    if kept := _unlike(made, session.config):
+        session.reporter.say(
+            f"config.json keeps what finished stages were made with, not this command's "
+            f"{', '.join(kept[:5])}; stage.json of each stage has its own settings"
+        )
+
+
+def _unlike(made: RunConfig, asked: RunConfig) -> list[str]:
+    """Settings of `asked` that `made` has otherwise, as arguments."""
+    other = made.model_dump(mode="json")
+    return [
+        f"{section}.{key}={json.dumps(value)}"
+        for section, fields in asked.model_dump(mode="json").items()
+        for key, value in fields.items()
+        if other[section][key] != value
+    ]
 
 
 class _GrowingReport:
@@ -81,6 +107,10 @@ class _GrowingReport:
 
         try:
             path = write_report(self._session.folder.path)
+        except OSError as error:
+            text = os_error_text(error, self._session.folder.path)
+            self._session.reporter.say(f"the report could not be written yet: {text}")
+            return
         except Exception:  # a page is not worth a run; the last stage writes it again and raises
             logger.exception("the report could not be written yet")
             return
@@ -203,23 +233,6 @@ def fine_tune_directly(session: Session, on_progress: OnProgress) -> None:
     from training.fine_tuning import fine_tune_on_predictions
 
     fine_tune_on_predictions(session, on_progress)
-
-
-def require_patients(cohort: Cohort, config: RunConfig) -> None:
-    """Refuses a cohort that Stage 2 cannot be run on, before hours go into what comes before it.
-
-    Raises:
-        DataError: if a step draws more training patients than there are, or the validation
-            patients are too few to choose a step by.
-    """
-    # torch, which a look at a finished run does without
-    from training.grpo_batch import require_enough_patients
-
-    train, val = (
-        [cohort.labels[patient] for patient in cohort.splits[split]] for split in ("train", "val")
-    )
-    require_enough_patients(train, config.grpo)
-    require_validation(val, config.grpo)
 
 
 def optimize_policy(session: Session, on_progress: OnProgress) -> None:

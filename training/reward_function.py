@@ -45,7 +45,7 @@ class TrajectoryReward:
 
     @classmethod
     def of_run(cls, run_dir: Path, max_completion_tokens: int | None = None) -> "TrajectoryReward":
-        """The reward that a run's Stage 2 uses.
+        """The reward that a run's Stage 2 was made with, or else its search.
 
         Raises:
             DataError: if the folder holds no cohort.
@@ -54,7 +54,7 @@ class TrajectoryReward:
         from ehr.cohort import load_cohort
         from training.run_folder import RunFolder
 
-        config = RunFolder(run_dir).read_config()
+        config = RunFolder(run_dir).read_config("grpo", "search")
         return cls(
             load_cohort(run_dir / "cohort").features,
             config.reward,

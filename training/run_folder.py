@@ -9,12 +9,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,10 +26,15 @@ from pydantic import ValidationError
 
 from ehr.chat import ChatFrame
 from ehr.errors import RunFolderError
-from training.config import RunConfig
+from training.config import MAX_NAME_BYTES, RECORDED, RunConfig
 
 SCHEMA_VERSION = 1
 """Version of the run folder's layout; a folder of another version is refused."""
+
+TIME_NOTED_S = 10.0
+"""How often the time of a running stage is written down."""
+
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 
 PINNED = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pandas", "scikit-learn")
 
@@ -68,8 +75,12 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
-        """Short name that is unique to this folder: names Serve applications and actors."""
-        return f"{self.path.name}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
+        """Short name that is unique to this folder: names Serve applications, actors and routes.
+
+        Of the folder's own name only what Serve, Ray and their files take.
+        """
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:6]
+        return f"{_UNUSUAL.sub('-', self.path.name)[:MAX_NAME_BYTES]}-{digest}"
 
     def create(self) -> None:
         """Makes the folder, mode 0700.
@@ -101,7 +112,7 @@ class RunFolder:
         with (self.path / ".lock").open("a+") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 stream.seek(0)
                 raise RunFolderError(
                     f"{self.path} is in use by process {stream.read().strip() or 'unknown'}; wait "
@@ -116,22 +127,18 @@ class RunFolder:
         """Writes config.json: the resolved configuration and what it ran with.
 
         Args:
-            config: the resolved configuration.
+            config: what the folder's stages are made with; see `Pipeline.described`.
             model: the language model, or None where no stage has needed it; what an earlier run
                 of the folder knew stays.
         """
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        path = self.path / "config.json"
-        if path.exists():
-            earlier = _read_record(path)
-            created = earlier.get("created", created)
-            model = model or earlier.get("model")
+        earlier = self._config_record() or {}
         write_json(
-            path,
+            self.path / "config.json",
             {
                 "schema_version": SCHEMA_VERSION,
                 "name": config.run.name,
-                "created": created,
+                "created": earlier.get("created", created),
                 "commit": commit(),
                 "versions": versions(),
                 "seeds": {
@@ -139,26 +146,36 @@ class RunFolder:
                     for name, section in config.model_dump().items()
                     if "seed" in section
                 },
-                "model": model,
+                "model": model or earlier.get("model"),
                 "config": config.model_dump(mode="json"),
             },
         )
 
-    def read_config(self) -> RunConfig:
-        """The configuration that `write_config` wrote.
+    def read_config(self, *stages: str) -> RunConfig:
+        """The configuration that the folder's stages were made with.
+
+        Args:
+            stages: the settings that the first of these which has begun was made with are taken
+                from its own record, the others from config.json.
 
         Raises:
             RunFolderError: if there is none, or it is of another release.
         """
         path = self.path / "config.json"
-        if not path.exists():
+        record = self._config_record()
+        if record is None:
             raise RunFolderError(
                 f"expected a run folder, {self.path} has no config.json; name the folder of a run, "
                 "such as runs/demo"
             )
         try:
-            return RunConfig.model_validate(_read_record(path)["config"])
-        except (KeyError, ValidationError) as error:
+            tree = record["config"]
+            for stage in stages:
+                if self.stage(stage).read() is not None:
+                    self.stage(stage).put_settings(tree)
+                    break
+            return RunConfig.model_validate(tree, context=RECORDED)
+        except (KeyError, TypeError, ValidationError) as error:
             raise RunFolderError(
                 f"{path} is not a configuration of this release ({error}); read the folder with "
                 "the release that wrote it"
@@ -168,6 +185,14 @@ class RunFolder:
         """The chat frame of the run's prompts; None where no stage has needed the model yet."""
         chat = (_read_record(self.path / "config.json").get("model") or {}).get("chat")
         return None if chat is None else ChatFrame(prefix=chat["prefix"], suffix=chat["suffix"])
+
+    def recorded_config(self) -> dict[str, Any]:
+        """The tree of settings in config.json as it stands there; empty where there is none."""
+        return (self._config_record() or {}).get("config", {})
+
+    def _config_record(self) -> dict[str, Any] | None:
+        path = self.path / "config.json"
+        return _read_record(path) if path.exists() else None
 
     def stage(self, name: str) -> "StageRecord":
         """The record of a stage, whether it has run or not."""
@@ -203,6 +228,17 @@ class StageRecord:
             if old.get(name, "absent") != new.get(name, "absent")
         ]
 
+    def put_settings(self, tree: dict[str, Any]) -> None:
+        """Puts the settings that the stage was made with into a tree of sections, in place."""
+        settings = (self.read() or {}).get("key", {}).get("settings", {})
+        for name, value in settings.items():
+            section, _, field = name.partition(".")
+            if field and section in RunConfig.model_fields:
+                fields = tree.setdefault(section, {})
+                old = fields.get(field)
+                both = isinstance(old, dict) and isinstance(value, dict)
+                fields[field] = {**old, **value} if both else value
+
     def begin(self, key: dict[str, Any]) -> None:
         """Marks the stage as running under `key`; seconds of earlier attempts are kept."""
         earlier = self.read() or {}
@@ -219,14 +255,41 @@ class StageRecord:
             },
         )
 
-    def add_seconds(self, seconds: float) -> None:
-        """Adds the time of an attempt that did not finish."""
+    @contextmanager
+    def timed(self, every_s: float = TIME_NOTED_S) -> Iterator[None]:
+        """Adds the time of the block to the stage's seconds, however it ends.
+
+        It is written down while the block runs: of one that is killed, less than `every_s` is lost.
+        """
         record = self.read()
-        if record is not None and record["state"] == "running":
-            write_json(self._path, {**record, "seconds": round(record["seconds"] + seconds, 2)})
+        assert record is not None, "a stage is timed after it began"
+        started, ended = time.monotonic(), threading.Event()
+
+        def note() -> None:
+            seconds = round(record["seconds"] + time.monotonic() - started, 2)
+            with suppress(OSError):  # of a full disk the stage itself has to tell
+                write_json(self._path, {**record, "seconds": seconds})
+
+        def note_regularly() -> None:
+            while not ended.wait(every_s):
+                note()
+
+        thread = threading.Thread(target=note_regularly, name="stage-time", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            note()
 
     def finish(self, seconds: float, output: str) -> None:
-        """Marks the stage as done; `output` is the hash that the stages after it are keyed by."""
+        """Marks the stage as done.
+
+        Args:
+            seconds: that no `timed` block has noted.
+            output: the hash that the stages after it are keyed by.
+        """
         record = self.read()
         assert record is not None, "a stage finishes after it began"
         write_json(

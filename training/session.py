@@ -207,7 +207,7 @@ class Session:
             listen: Ray Serve must answer HTTP.
         """
         if self._cluster is None:
-            self._cluster = connect(self.config.cluster, self.config.run.verbose)
+            self._cluster = connect(self.config.cluster, self.config.run.verbose, self.reporter.say)
             if self._cluster.dashboard_url:
                 # A Ray that `ray.init` starts lets nobody in without its token.
                 token = " (.venv/bin/ray get-auth-token prints the token it asks for)"

@@ -4,16 +4,17 @@ A stage is skipped when it finished under the same key, resumed when it was inte
 refused when it was begun under another key (unless it is to be redone).
 """
 
-import time
-from collections.abc import Callable, Collection, Iterable
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ehr.errors import RunFolderError
+from ehr.errors import ConfigurationError, RunFolderError
 from ehr.loaders import source_files
 from training.config import RunConfig
+from training.config_loading import validated
 from training.progress import OnProgress, Reporter
 from training.run_folder import RunFolder, file_hash
 from training.step_watch import watch_steps
@@ -162,6 +163,47 @@ class Pipeline:
                 self.folder.stage(name).remove()
         self._stale = set()
 
+    def described(self, todo: Collection[Stage]) -> RunConfig:
+        """What the folder's stages are made with, once `todo` has run: config.json.
+
+        A stage that stays keeps the settings of its own record, whatever this command says of them;
+        of two stages with different ones, the later one counts. What no stage that stays has read
+        is as this command says it.
+
+        Args:
+            todo: the stages that the command runs; those to be redone are removed already.
+
+        Raises:
+            RunFolderError: if both together do not fit.
+        """
+        command = self.config.model_dump(mode="json")
+        earlier = self.folder.recorded_config()
+        tree = copy.deepcopy(command)
+        if "learn" in earlier:  # says what an experiment in this folder is made of
+            tree["learn"] = earlier["learn"]
+        for stage in self.stages.values():
+            record = self.folder.stage(stage.name)
+            if stage in todo:
+                source = command
+            elif record.read() is not None:
+                source = copy.deepcopy(earlier)
+                record.put_settings(source)
+            else:
+                continue
+            for name in stage.sections:
+                section, _, field = name.partition(".")
+                made = source.get(section, {})
+                for key in tree[section].keys() & made.keys():
+                    if field in ("", key):
+                        tree[section][key] = made[key]
+        try:
+            return validated(tree)
+        except ConfigurationError as error:
+            raise RunFolderError(
+                f"{self.folder.path} has stages that were made under another configuration, which "
+                f"does not fit this one: {error}; choose another folder with --run-dir"
+            ) from None
+
     def run(self, todo: list[Stage], session: Any, after: Callable[[], None]) -> None:
         """Runs the stages, marking each as running and then as done, and calls `after` each."""
         self.remove_stale()
@@ -169,23 +211,22 @@ class Pipeline:
             if self._is_done(stage):  # its inputs came out as they were
                 continue
             record = self.folder.stage(stage.name)
-            resumed = record.read() is not None
+            earlier = record.read()
             record.begin(self.key(stage))
-            started = time.monotonic()
             steps = watch_steps(self.folder, stage.name) if stage.has_steps else None
-            try:
+            with record.timed():
                 with self.reporter.stage(stage.name, steps) as on_progress:
-                    if resumed:
-                        self.reporter.say(f"{stage.name}: resuming an interrupted attempt")
+                    if earlier is not None:
+                        self._tell_resumed(stage.name, earlier)
                     stage.function(session, on_progress)
-            except BaseException:
-                record.add_seconds(time.monotonic() - started)
-                raise
-            outputs = [self.folder.path / stage.name / output for output in stage.outputs]
-            record.finish(
-                time.monotonic() - started, "+".join(file_hash(path)[:16] for path in outputs)
-            )
+                outputs = [self.folder.path / stage.name / output for output in stage.outputs]
+                output = "+".join(file_hash(path)[:16] for path in outputs)
+            record.finish(0.0, output)
             after()
+
+    def _tell_resumed(self, name: str, record: Mapping[str, Any]) -> None:
+        told = f"{record['attempts']} so far, {record['seconds']:.0f} s"
+        self.reporter.say(f"{name}: resuming an interrupted attempt ({told})")
 
     def _is_done(self, stage: Stage) -> bool:
         record = self.folder.stage(stage.name)

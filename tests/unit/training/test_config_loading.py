@@ -69,6 +69,134 @@ def test_a_file_that_is_no_tree_of_sections_is_refused(tmp_path, text):
         load_config([file])
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("search:\n  seed: 1\nsft:\n  epochs: 1\nsearch:\n  seed: 2\n", "'search' .*1 .*line 5"),
+        ("search:\n  seed: 1\n  'seed': 2\n", "'seed' stands in line 2 and again in line 3"),
+        ("search: {seed: 1, num_rollouts: 2, seed: 1}\n", "'seed' stands in line 1"),
+        ("evaluate:\n  other_cohort:\n    seed: 1\n    seed: 1\n", "'seed' .*3 .*line 4"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_file_and_lines(tmp_path, text, expected):
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+
+    with pytest.raises(ConfigurationError, match=rf"twice\.yaml: {expected}"):
+        load_config([file])
+
+
+def test_a_key_of_a_merged_mapping_may_be_given_again(tmp_path):
+    file = tmp_path / "merged.yaml"
+    file.write_text("sft: &one\n  epochs: 4\n  seed: 5\ndirect_sft:\n  <<: *one\n  seed: 6\n")
+
+    found = load_config([file])
+
+    assert (found.sft.seed, found.direct_sft.seed, found.direct_sft.epochs) == (5, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search.num_rollouts=4", "search.num_rollouts=8"],
+        ["evaluate.other_cohort.source=tjh", "evaluate.other_cohort=null"],
+        ["evaluate.other_cohort=null", "evaluate.other_cohort.source=tjh"],
+        ["evaluate.other_cohort={source: tjh, seed: 1}", "evaluate.other_cohort.seed=2"],
+        ["evaluate.other_cohort={source: tjh, source: synthetic}"],
+    ],
+)
+def test_a_setting_that_is_given_twice_in_the_arguments_is_refused(arguments):
+    with pytest.raises(ConfigurationError, match=r"twice|stands in line") as caught:
+        load_config([CONFIGS / "demo.yaml"], arguments)
+
+    assert all(argument in str(caught.value) for argument in arguments)
+
+
+def test_two_arguments_may_set_different_keys_of_one_section():
+    arguments = ["evaluate.other_cohort={source: tjh}", "evaluate.other_cohort.path=/data"]
+
+    found = load_config([CONFIGS / "demo.yaml"], arguments).evaluate.other_cohort
+
+    assert found is not None
+    assert (found.source, found.path) == ("tjh", "/data")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sft.seed=true", "seed takes no true or false"),
+        ("sft.seed=yes", r"sft\.seed: Input should be a valid integer"),
+        ("sft.learning_rate=true", "learning_rate takes no true or false"),
+        ("learn.seeds=[17, true]", "seeds takes no true or false"),
+        ("sft.learning_rate=.nan", r"sft\.learning_rate: Input should be a finite number"),
+        ("sft.learning_rate=nan", r"sft\.learning_rate: Input should be a finite number"),
+        ("generator.request_timeout_s=.inf", "Input should be a finite number"),
+        ("grpo.importance_cap=-.inf", "Input should be"),
+        ("sft.epochs=1:30", r"sft\.epochs: Input should be a valid integer"),
+        ("sft.epochs=1.5", r"sft\.epochs: Input should be a valid integer"),
+        ("grpo.seed=-1", r"grpo\.seed: Input should be greater than or equal to 0"),
+        ("grpo.seed=4294967296", r"grpo\.seed: Input should be less than or equal to 4294967295"),
+        ("learn.seeds=[-1]", r"learn\.seeds: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_value_that_is_no_number_of_its_kind_is_refused(override, expected):
+    with pytest.raises(ConfigurationError, match=expected):
+        load_config([CONFIGS / "demo.yaml"], [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("sft.learning_rate=1e-4", 1e-4),
+        ("sft.learning_rate=1.e-4", 1e-4),
+        ("sft.seed=010", 10),
+        ("sft.seed=1_000", 1000),
+        ("sft.enabled=no", False),
+        ("sft.enabled=on", True),
+        ("run.name=2024-01-02", "2024-01-02"),
+        ("run.name=off", "off"),
+        ("evaluate.num_patients=null", None),
+        ("evaluate.num_patients=", None),
+    ],
+)
+def test_values_are_read_as_they_look(override, value):
+    config = load_config([CONFIGS / "demo.yaml"], [override])
+
+    section, key = override.partition("=")[0].split(".")
+    assert getattr(getattr(config, section), key) == value
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "a/b", "a\\\\b", "/tmp/x", ".", "..", '"a\\0b"', '"a\\n"', '" a"', "x" * 101],
+)
+def test_a_name_that_is_no_plain_folder_name_is_refused(name):
+    with pytest.raises(ConfigurationError, match=r"run\.name must be the name of a folder"):
+        load_config([CONFIGS / "demo.yaml"], [f"run.name={name}"])
+
+
+@pytest.mark.parametrize("file", ["..yaml", "...yaml"])
+def test_a_file_whose_name_is_no_folder_name_needs_a_name_for_the_run(tmp_path, file):
+    (tmp_path / file).write_text("cohort:\n  seed: 1\n")
+
+    with pytest.raises(ConfigurationError, match=r"run\.name=NAME"):
+        load_config([tmp_path / file])
+    assert load_config([tmp_path / file], ["run.name=one"]).run.name == "one"
+
+
+@pytest.mark.parametrize("none", ["run.name=null", "run.name="])
+def test_without_a_name_the_run_is_named_after_its_file(none):
+    assert load_config([CONFIGS / "demo.yaml"], [none]).run.name == "demo"
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path):
+    file = tmp_path / "deep.yaml"
+    file.write_text("sft: " + "[" * 3000)
+
+    with pytest.raises(ConfigurationError, match="not valid YAML"):
+        load_config([file])
+
+
 def test_the_configuration_page_is_current():
     from training.config_reference import TARGET, render
 

@@ -48,6 +48,7 @@ class FakeSession:
             {
                 "prompt": {"max_prompt_tokens": 9000},
                 "model": {"max_model_len": 20000},
+                "learner": {"max_row_tokens": 20000},
                 "evaluate": {
                     "methods": ["vanilla", "question_decomposition", "stage2", "concare"],
                     "num_patients": 6,

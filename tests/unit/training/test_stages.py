@@ -1,5 +1,8 @@
 import io
 import json
+import os
+import signal
+import time
 
 import pytest
 from rich.console import Console
@@ -102,6 +105,49 @@ def test_an_interrupted_stage_is_run_again_and_the_finished_one_is_not(work):
     assert work.calls == ["first", "second", "second"]
     record = json.loads((work.path / "second" / "stage.json").read_text())
     assert (record["state"], record["attempts"]) == ("done", 2)
+
+
+def test_the_time_of_an_attempt_that_was_killed_is_counted(work):
+    record, key = RunFolder(work.path).stage("first"), pipeline(work).key(work.stages()[0])
+    child = os.fork()
+    if child == 0:  # a process of its own, which no error handler of ours outlives
+        record.begin(key)
+        with record.timed(every_s=0.01):
+            deadline = time.monotonic() + 30
+            while (record.read() or {})["seconds"] < 0.05 and time.monotonic() < deadline:
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    killed = record.read() or {}
+
+    run(pipeline(work), target="first")
+
+    found = record.read() or {}
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert killed["state"] == "running"
+    assert killed["seconds"] >= 0.05
+    assert (found["state"], found["attempts"]) == ("done", 2)
+    assert found["seconds"] >= killed["seconds"]
+
+
+def test_the_seconds_of_all_attempts_add_up_and_are_said(work, monkeypatch):
+    clock = iter([100.0, 107.0, 200.0, 203.5])
+    monkeypatch.setattr("training.run_folder.time.monotonic", lambda: next(clock))
+    record = RunFolder(work.path).stage("first")
+
+    for _ in range(2):
+        record.begin({})
+        with record.timed():
+            pass
+
+    assert (record.read() or {})["seconds"] == 10.5
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=False, width=200)
+    told = Pipeline(
+        work.stages(), RunFolder(work.path), RunConfig(), Reporter(console), lambda: work.model
+    )
+    told._tell_resumed("first", record.read() or {})
+    assert "first: resuming an interrupted attempt (2 so far, 10 s)" in terminal.getvalue()
 
 
 def test_another_configuration_is_refused_and_says_what_differs(work):

@@ -1,0 +1,94 @@
+"""Addresses where no Ray cluster answers: said at once, instead of waited for."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import closing, contextmanager
+
+import grpc
+import pytest
+
+from ehr.errors import ResourceError
+from services.cluster import connect
+from services.cluster_address import host_and_port, require_cluster
+from services.config import ClusterSection
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def web_server() -> Iterator[int]:
+    """Answers whatever comes as an HTTP server answers what it does not understand."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with closing(connection):
+                    connection.recv(1024)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield int(server.getsockname()[1])
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_address_where_nobody_listens_is_named_with_the_fix(unused_port: int) -> None:
+    told: list[str] = []
+    section = ClusterSection(address=f"127.0.0.1:{unused_port}", connect_timeout_s=0.2)
+
+    with pytest.raises(ResourceError, match=r"Connection refused.*ray start --head") as caught:
+        connect(section, tell=told.append)
+
+    assert f"127.0.0.1:{unused_port}" in str(caught.value)
+    assert told == [f"joining the Ray cluster at 127.0.0.1:{unused_port} (at most 0.2 s)"]
+
+
+def test_a_server_that_is_no_ray_is_not_waited_for() -> None:
+    with web_server() as port, pytest.raises(ResourceError, match="is no Ray cluster"):
+        require_cluster(f"127.0.0.1:{port}", 0.2)
+
+
+def test_a_server_that_says_nothing_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ResourceError, match="has stopped answering"):
+            require_cluster(f"127.0.0.1:{port}", 0.2)
+
+
+def test_a_server_that_speaks_the_protocol_passes() -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        require_cluster(f"127.0.0.1:{port}", 5)
+        require_cluster(f"ray://127.0.0.1:{port}", 5)
+    finally:
+        server.stop(None)
+
+
+def test_a_host_that_does_not_exist_is_not_asked_again() -> None:
+    with pytest.raises(ResourceError, match=r"no Ray cluster at nowhere\.invalid:6379"):
+        require_cluster("nowhere.invalid:6379", 60)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8265", "127.0.0.1", "head:", "head:0", "head:65536", "", "a b:1"]
+)
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    with pytest.raises(ResourceError, match="must be HOST:PORT"):
+        require_cluster(address, 60)
+
+
+def test_the_parts_of_an_address() -> None:
+    assert host_and_port("ray://[::1]:10001") == ("::1", 10001)
+    assert host_and_port("head-node.local:6379") == ("head-node.local", 6379)

@@ -1,0 +1,89 @@
+"""What a run's settings need of its cohort and its model, asked before any long stage."""
+
+from collections.abc import Collection
+
+from ehr.cohort import Cohort
+from ehr.errors import ConfigurationError
+from services.model_limits import require_fitting_model
+from training.config import RunConfig
+from training.config_checks import is_available
+from training.selection import require_validation
+from training.session import Session
+
+
+def require_fitting_inputs(session: Session, stages: Collection[str]) -> None:
+    """Compares the configuration with the cohort and the model that it is about to work on.
+
+    Args:
+        session: of the run; its cohort is in its folder.
+        stages: names of those that are to run.
+
+    Raises:
+        ConfigurationError: if a setting asks for more than there is; names both.
+        DataError: if the training patients are too few for a step, or lack a class.
+        ModelError: if the model is not on this machine.
+    """
+    config = session.config
+    if not stages:
+        return
+    require_fitting_cohort(config, session.cohort, stages)
+    if "evaluate" in stages:
+        _tell_rows_left_out(session)
+    if {"search", "sft", "grpo", "direct_sft", "evaluate"} & set(stages):
+        require_fitting_model(session.model.path, config.model, config.generator)
+
+
+def require_patients(cohort: Cohort, config: RunConfig) -> None:
+    """Refuses a cohort that Stage 2 cannot be run on, before hours go into what comes before it.
+
+    Raises:
+        DataError: if a step draws more training patients than there are, or the validation
+            patients are too few to choose a step by.
+    """
+    # torch, which a look at a finished run does without
+    from training.grpo_batch import require_enough_patients
+
+    train, val = (
+        [cohort.labels[patient] for patient in cohort.splits[split]] for split in ("train", "val")
+    )
+    require_enough_patients(train, config.grpo)
+    require_validation(val, config.grpo)
+
+
+def require_fitting_cohort(config: RunConfig, cohort: Cohort, stages: Collection[str]) -> None:
+    """Compares the settings of some stages with the cohort; raises as `require_fitting_inputs`."""
+    # torch, which stages without training do without
+    from training.direct_sft import choose_predictions
+
+    num_features = len(cohort.features)
+    if "expert" in stages and config.expert.num_salient_features > num_features:
+        raise ConfigurationError(
+            f"expert.num_salient_features is {config.expert.num_salient_features}, more than the "
+            f"{num_features} features of cohort.source={config.cohort.source} "
+            f"(cohort.features={config.cohort.features}); lower it"
+        )
+    if "grpo" in stages:
+        require_patients(cohort, config)
+    if "direct_sft" in stages:
+        choose_predictions(cohort, config.direct_sft)
+    if "evaluate" in stages:
+        _require_test_patients(config, cohort)
+
+
+def _require_test_patients(config: RunConfig, cohort: Cohort) -> None:
+    num, found = config.evaluate.num_patients, len(cohort.splits["test"])
+    if num is not None and num > found:
+        raise ConfigurationError(
+            f"evaluate.num_patients is {num}, but the test split has {found} patients "
+            f"(cohort.source={config.cohort.source}, cohort.test_fraction); lower it, or set it to "
+            "null for all of them"
+        )
+
+
+def _tell_rows_left_out(session: Session) -> None:
+    config = session.config
+    if left_out := [row for row in config.evaluate.methods if not is_available(row, config)]:
+        session.reporter.say(
+            f"evaluate.methods: {', '.join(left_out)} left out, since sft.enabled or grpo.enabled "
+            "is false"
+        )
