@@ -250,6 +250,7 @@ def _from_folder(name: str, folder: Path, source: str, cache: Path) -> LocalMode
     record = cache / f"{folder.name}-{fingerprint[:12]}-v{_RENDERING}"
 
     def build(target: Path) -> None:
+        load_tokenizer(folder)  # a damaged one is named here, not by what comes of it
         _in_child("render", folder, target)
         _write_record(
             target,

@@ -158,6 +158,23 @@ def test_without_the_worked_example_the_layout_stands_in_its_place():
     assert "0.72" not in prompt
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        question_decomposition_prompt,
+        short_answer_prompt,
+        vanilla_prompt,
+        think_prompt,
+        think_json_prompt,
+        lambda *of: usefulness_prompt(*of).head + "<Subquestion 1>" + usefulness_prompt(*of).tail,
+    ],
+)
+def test_a_prompt_has_no_blanks_at_its_ends_which_some_chat_templates_would_strip(build):
+    message = build(a_case(), context())
+
+    assert message == message.strip()
+
+
 def test_usefulness_prompts_of_a_patient_begin_alike():
     prompt = usefulness_prompt(a_case(), context())
 

@@ -244,11 +244,11 @@ def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> No
         resolve_model(section(folder, tmp_path))
 
 
-def test_a_tokenizer_file_that_cannot_be_read_is_named(folder: Path) -> None:
+def test_a_tokenizer_file_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "post_processor": {"type": "New"}}')
 
     with pytest.raises(ModelError, match=r"tokenizer\.json to be a tokenizer"):
-        FastTokenizer(folder)
+        resolve_model(section(folder, tmp_path))
 
 
 def test_tokens_of_a_text_are_its_own_and_nothing_around_it(folder: Path) -> None:
