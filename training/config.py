@@ -380,6 +380,12 @@ class RunConfig(Section):
     learn: LearnSection = LearnSection()
     serve: ServeSection = ServeSection()
 
+    @property
+    def thought_tokens(self) -> int:
+        """Most tokens of a guided Think-then-Answer's reasoning; 0 where no row asks for it."""
+        thinks = any(name.startswith("think_then_answer") for name in self.evaluate.methods)
+        return self.prompt.think_budget_tokens if thinks and self.prompt.format == "guided" else 0
+
     @model_validator(mode="after")
     def _trained_trajectories(self) -> "RunConfig":
         if self.search.value == "label_free" and self.sft.enabled:
@@ -425,11 +431,10 @@ class RunConfig(Section):
     def _context_length(self) -> "RunConfig":
         # Caller-written tags and the chat frame come on top of what the model writes.
         overhead = TAG_TOKENS
-        thinks = any(name.startswith("think") for name in self.evaluate.methods)
         longest = max(
             self.grpo.max_new_tokens if self.grpo.enabled else 0,
             self.evaluate.max_new_tokens,
-            self.prompt.think_budget_tokens if thinks and self.prompt.format == "guided" else 0,
+            self.thought_tokens,
         )
         needed = self.prompt.max_prompt_tokens + longest + overhead
         if needed > self.model.max_model_len:

@@ -7,6 +7,7 @@ from typing import Any
 from training.arms import Unit
 from training.config import RunConfig
 from training.report_text import duration
+from training.selection import candidate_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class UnitCost:
 
 
 def unit_cost(
-    config: RunConfig, unit: Unit, prompt_tokens: int, num_test: int, num_train: int
+    config: RunConfig, unit: Unit, prompt_tokens: int, sizes: Mapping[str, int]
 ) -> UnitCost:
     """Tokens of a unit, at most.
 
@@ -55,18 +56,17 @@ def unit_cost(
         config: of the unit.
         unit: the arm and the seed.
         prompt_tokens: mean length of a prompt.
-        num_test: patients of the test split.
-        num_train: patients of the training split.
+        sizes: patients of each split.
     """
     evaluate, grpo, direct = config.evaluate, config.grpo, config.direct_sft
-    asked = min(evaluate.num_patients or num_test, num_test)
+    asked = min(evaluate.num_patients or sizes["test"], sizes["test"])
     masked = 2 * min(evaluate.faithfulness_patients, asked)
     has_other = evaluate.other_cohort is not None
     others = (evaluate.num_patients or 0) if has_other else 0
     questions = asked + masked + others
     prefill, decode, learner = (
         questions * prompt_tokens,
-        questions * evaluate.num_samples * evaluate.max_new_tokens,
+        questions * evaluate.num_samples * max(evaluate.max_new_tokens, config.thought_tokens),
         0,
     )
     refilled = 0
@@ -77,9 +77,13 @@ def unit_cost(
         prefill += (trained + refilled) * prompt_tokens
         decode += (trained + refilled) * group_tokens
         learner = trained * (prompt_tokens + group_tokens)
+        if grpo.select == "validation":
+            validated = len(candidate_steps(grpo)) * sizes["val"]
+            prefill += validated * prompt_tokens
+            decode += validated * grpo.max_new_tokens
     elif unit.arm.own_stage == "direct_sft":
         examples = (
-            direct.num_predictions if direct.replay else min(direct.num_predictions, num_train)
+            direct.num_predictions if direct.replay else min(direct.num_predictions, sizes["train"])
         )
         learner = direct.epochs * examples * prompt_tokens
     return UnitCost(

@@ -182,9 +182,9 @@ class Experiment:
         cohort, kind = session.cohort, session.config.prompt.kind
         some = choose_patients(cohort, "train", _NUM_MEASURED_PROMPTS, balance=False, seed=0)
         length = mean_length(len(each.token_ids) for each in session.prompts(some, kind))
-        sizes = len(cohort.splits["test"]), len(cohort.splits["train"])
+        sizes = {split: len(ids) for split, ids in cohort.splits.items()}
         costs = {
-            unit.name: unit_cost(unit_config(session.config, unit), unit, length, *sizes)
+            unit.name: unit_cost(unit_config(session.config, unit), unit, length, sizes)
             for unit in self._units
         }
         known = {name: cost_record(cost) for name, cost in costs.items()}

@@ -13,6 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs" / "tiny.yaml")
+MORE = (
+    "evaluate.methods=[vanilla, think_then_answer, think_then_answer_json, question_decomposition, "
+    "stage1, stage2, concare, logistic_regression]",
+    "prompt.think_budget_tokens=8",
+    "prompt.missing=locf",
+    "grpo.select=validation",
+    "cohort.positive_fraction=0.5",  # five validation patients of each class
+    "cohort.validation_fraction=0.3",
+)
+"""What the whole run is asked for beyond `tiny.yaml`."""
 
 
 def command(run_dir, *more):
@@ -57,7 +67,7 @@ def descendants(pid):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("main") / "tiny"
-    done = run(folder)
+    done = run(folder, *MORE)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, done
 
@@ -116,11 +126,35 @@ def test_no_step_of_the_run_lost_the_policy(finished):
     assert by_method["vanilla"] == by_method["eag_rl"]
 
 
+def test_both_forms_of_think_then_answer_are_rows(finished):
+    predictions = pd.read_parquet(finished[0] / "evaluate" / "predictions.parquet")
+    texts = {name: list(table["text"]) for name, table in predictions.groupby("method")}
+    failed = predictions.groupby("method")["parse_failed"].any()
+
+    assert not failed[["think_then_answer", "think_then_answer_json"]].any()
+    assert all(text.startswith("<think>\n") for text in texts["think_then_answer"])
+    assert all(0 <= json.loads(text)["answer"] < 1 for text in texts["think_then_answer_json"])
+    assert all(json.loads(text)["think"] for text in texts["think_then_answer_json"])
+
+
+def test_stage_2_keeps_the_step_that_the_validation_patients_choose(finished):
+    folder, done = finished
+    chosen = json.loads((folder / "grpo" / "selection.json").read_text())
+    results = json.loads((folder / "evaluate" / "results.json").read_text())
+    policies, adapter = folder / "grpo" / "policies", "adapter/adapter_model.safetensors"
+
+    assert [each["step"] for each in chosen["curve"]] == [chosen["step"]] == [1]
+    assert chosen["num_patients"] == 12
+    assert (policies / "v1" / adapter).read_bytes() == (folder / "grpo" / adapter).read_bytes()
+    assert [row["selected_step"] for row in results if row["method"] == "eag_rl"] == [1]
+    assert "Stage 2 keeps step 1 by AUROC on 12 validation patients" in done.stdout
+
+
 def test_a_second_run_does_nothing_and_says_so(finished):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
 
-    again = run(folder)
+    again = run(folder, *MORE)
 
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("already done, same inputs; skipped") == 7
@@ -128,7 +162,7 @@ def test_a_second_run_does_nothing_and_says_so(finished):
 
 
 def test_another_configuration_is_refused_before_anything_runs(finished):
-    refused = run(finished[0], "grpo.learning_rate=0.001")
+    refused = run(finished[0], *MORE, "grpo.learning_rate=0.001")
 
     assert refused.returncode == 2
     assert "grpo.learning_rate" in refused.stderr.strip().splitlines()[-1]

@@ -222,3 +222,12 @@ def test_another_test_cohort_has_the_task_of_the_run():
     found = load_config([CONFIGS / "demo.yaml"], [*other, "cohort.task=readmission"])
     assert found.evaluate.other_cohort is not None
     assert found.evaluate.other_cohort.source == "synthetic"
+
+
+def test_a_context_too_short_for_the_reasoning_of_think_then_answer_is_refused():
+    long = ["prompt.think_budget_tokens=1100", "prompt.max_prompt_tokens=900"]
+    demo = [CONFIGS / "demo.yaml"]
+
+    assert load_config(demo, long).model.max_model_len == 2048
+    with pytest.raises(ConfigurationError, match=r"model\.max_model_len is 2048"):
+        load_config(demo, [*long, "evaluate.methods=[think_then_answer_json]"])

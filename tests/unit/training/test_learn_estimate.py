@@ -10,7 +10,7 @@ def cost(name: str, **evaluate: object):
     tree = config().model_dump()
     tree["evaluate"] |= evaluate
     own = unit_config(RunConfig.model_validate(tree), unit(name))
-    return unit_cost(own, unit(name), 100, 84, 136)
+    return unit_cost(own, unit(name), 100, {"train": 136, "val": 20, "test": 84})
 
 
 def test_tokens_of_a_unit_are_counted_from_its_settings() -> None:
@@ -47,6 +47,24 @@ def test_dynamic_sampling_may_sample_every_refill_and_trains_one_batch() -> None
     )
     assert found.learner_tokens == without.learner_tokens
     assert found.weight == without.weight  # time is told by what is certain
+
+
+def test_choosing_a_step_asks_every_policy_about_the_validation_patients() -> None:
+    section = config().grpo
+    without, found = cost("eag_rl"), cost("eag_rl_selected")
+
+    assert found.prefill_tokens - without.prefill_tokens == section.steps * 20 * 100
+    assert found.decode_tokens - without.decode_tokens == (
+        section.steps * 20 * section.max_new_tokens
+    )
+    assert found.learner_tokens == without.learner_tokens
+
+
+def test_an_answer_that_thinks_may_take_its_whole_budget() -> None:
+    own = {"num_patients": 10, "max_new_tokens": 64, "faithfulness_patients": 0}
+
+    assert cost("vanilla", **own).decode_tokens == 10 * 64
+    assert cost("think_then_answer_json", **own).decode_tokens == 10 * 128
 
 
 def test_another_cohorts_patients_are_answered_for_as_well() -> None:
