@@ -248,6 +248,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
         train_grpo(_grpo_inputs(session), on_progress)
     if selects:
         select_policy(session, on_progress)
+        session.stop_rollout_actor()
         session.reporter.say(selection_text(read_selection(session.path("grpo")) or {}))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+import ray
 from ray.actor import ActorProxy
 
 from actors.case_prompts import CasePrompt, PromptKind, case_prompt
@@ -165,6 +166,12 @@ class Session:
         return RolloutActor.options(num_cpus=self.config.search.cpus_per_actor).remote(
             self.make_generator(), self.make_tokenizer()
         )
+
+    def stop_rollout_actor(self) -> None:
+        """Ends the actor that samples answers, whose share of the cluster others need."""
+        actor = self.__dict__.pop("rollout_actor", None)  # where `cached_property` keeps it
+        if actor is not None:
+            ray.kill(actor)
 
     def salient(self, patient_ids: Collection[str]) -> dict[str, frozenset[str]]:
         """C_exp of cohort patients, from the stored out-of-fold salience."""
