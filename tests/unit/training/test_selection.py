@@ -19,7 +19,7 @@ from training import selection_stage
 from training.checkpoints import ADAPTER_CONFIG_FILE, PolicyFolder, VersionRecord
 from training.config import GrpoSection, RunConfig
 from training.evaluation import Answers
-from training.main_job import require_patients
+from training.preflight import require_patients
 from training.selection import (
     StepScore,
     candidate_steps,
