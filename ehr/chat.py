@@ -28,6 +28,7 @@ _REASONING = (
 """Tags around what a model writes before its answer, in small letters."""
 
 
+_MESSAGE = "{message}"
 _END_OF_TURN = re.compile(r"</s>|<[^<>]*(?:end|eos|eot)[^<>]*>", re.IGNORECASE)
 
 
@@ -43,7 +44,13 @@ class ChatFrame:
     @property
     def text(self) -> str:
         """The frame as one text, for a reader and for the keys of stages."""
-        return f"{self.prefix}{{message}}{self.suffix}"
+        return self.prefix + _MESSAGE + self.suffix
+
+    @classmethod
+    def of_text(cls, text: str) -> "ChatFrame":
+        """The frame whose `text` it is."""
+        prefix, _, suffix = text.partition(_MESSAGE)
+        return cls(prefix, suffix)
 
 
 def frame_of(render: Callable[[str], str]) -> ChatFrame:

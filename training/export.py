@@ -60,7 +60,6 @@ def export(
             "`eag-rl search CONFIG` first"
         )
     tokenizer, chat = open_model(config.model)
-    chat = folder.read_chat() or chat  # a template that writes the date has another one today
     said = []
     for name, (source, stage) in sources.items():
         if not source.exists():
@@ -69,7 +68,7 @@ def export(
         table = pd.read_parquet(source)
         if name == TRAJECTORIES_FILE:
             chosen = table if every_trajectory else table.loc[table["kept"]]
-            lines = trajectory_lines(chosen, tokenizer, chat)
+            lines = trajectory_lines(chosen, tokenizer, _frame_of_search(folder) or chat)
         else:
             lines = patient_lines(run_dir, table, tokenizer, chat)
         path = run_dir / FOLDER / name
@@ -120,6 +119,13 @@ def patient_lines(
             "salient_features": features,
             "salient_weights": [known[patient].stability[name] for name in features],
         }
+
+
+def _frame_of_search(folder: RunFolder) -> ChatFrame | None:
+    """The frame that the search's prompts had: a template that writes the date has another now."""
+    settings = (folder.stage("search").read() or {}).get("key", {}).get("settings", {})
+    content = settings.get("model content")
+    return ChatFrame.of_text(content["chat frame"]) if isinstance(content, dict) else None
 
 
 def _user(token_ids: Any, tokenizer: TextTokenizer, chat: ChatFrame) -> dict[str, str]:

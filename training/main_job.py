@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -119,7 +119,7 @@ class _GrowingReport:
             self._told = True
 
 
-def describe_model(session: Session) -> dict[str, Any]:
+def describe_model(session: Session) -> dict[str, str]:
     """The language model, for config.json."""
     model, config = session.model, session.config.model
     return {
@@ -127,7 +127,6 @@ def describe_model(session: Session) -> dict[str, Any]:
         "source": model.source,
         "sha256": model.sha256,
         "description": model.description,
-        "chat": {"prefix": model.chat.prefix, "suffix": model.chat.suffix},
         "dtype": parameter_type(config.dtype, on_gpu=session.config.generator.gpus_per_replica > 0),
     }
 

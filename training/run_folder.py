@@ -24,7 +24,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ehr.chat import ChatFrame
 from ehr.errors import RunFolderError
 from training.config import MAX_NAME_BYTES, RECORDED, RunConfig
 
@@ -180,11 +179,6 @@ class RunFolder:
                 f"{path} is not a configuration of this release ({error}); read the folder with "
                 "the release that wrote it"
             ) from None
-
-    def read_chat(self) -> ChatFrame | None:
-        """The chat frame of the run's prompts; None where no stage has needed the model yet."""
-        chat = (_read_record(self.path / "config.json").get("model") or {}).get("chat")
-        return None if chat is None else ChatFrame(prefix=chat["prefix"], suffix=chat["suffix"])
 
     def recorded_config(self) -> dict[str, Any]:
         """The tree of settings in config.json as it stands there; empty where there is none."""

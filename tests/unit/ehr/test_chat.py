@@ -9,6 +9,8 @@ def test_a_frame_is_what_the_template_writes_around_the_message():
     frame = frame_of(lambda message: f"<sys>Be kind.<user>{message}<assistant>")
 
     assert frame == ChatFrame(prefix="<sys>Be kind.<user>", suffix="<assistant>")
+    assert frame.text == "<sys>Be kind.<user>{message}<assistant>"
+    assert ChatFrame.of_text(frame.text) == frame
 
 
 @pytest.mark.parametrize(("template", "times"), [("no message", 0), ("{0} and {0}", 2)])

@@ -150,8 +150,8 @@ def test_a_folder_without_a_run_and_a_run_without_results_are_refused(
 def test_a_run_is_exported_with_the_chat_frame_that_it_ran_with(run_dir: Path) -> None:
     (run_dir / "search").mkdir()
     TABLE.to_parquet(run_dir / "search" / "trajectories.parquet")
-    chat = {"prefix": FRAME.prefix, "suffix": FRAME.suffix}
-    RunFolder(run_dir).write_config(RunConfig(), {"name": "a model", "chat": chat})
+    content = {"files": "0", "chat frame": FRAME.text}
+    RunFolder(run_dir).stage("search").begin({"settings": {"model content": content}})
     today = ChatFrame(prefix=f"Today: 2 January. {FRAME.prefix}", suffix=FRAME.suffix)
 
     export(run_dir, open_model=lambda _: (TOKENIZER, today))
