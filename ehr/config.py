@@ -3,9 +3,12 @@
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from ehr.base import Section, Seed
+
+DEFAULT_HORIZON_DAYS = 30
+"""Horizon of readmission in the paper's definition and its table."""
 
 
 class Task(StrEnum):
@@ -41,8 +44,9 @@ class CohortSection(Section):
     the 17); the other sources have one set of features and take `all` only."""
     task: Task = Task.MORTALITY
     """What is predicted."""
-    horizon_days: int = Field(default=30, ge=1)
-    """Readmission counts within this many days of discharge."""
+    horizon_days: int = Field(default=DEFAULT_HORIZON_DAYS, ge=1)
+    """Readmission counts within this many days of discharge: in the labels and in the prompt. Only
+    for `task: readmission`; death in hospital has no horizon."""
     seed: Seed = 42
     """Seeds the split, and the generator of the synthetic cohort."""
     num_patients: int = Field(default=240, ge=20)
@@ -50,7 +54,7 @@ class CohortSection(Section):
     num_visits: int = Field(default=3, ge=1, le=14)
     """Largest number of visits of a synthetic patient; the smallest is max(1, this - 2)."""
     positive_fraction: float = Field(default=0.35, gt=0.02, lt=0.98)
-    """Expected share of positives in the synthetic cohort."""
+    """Expected share of positives in the synthetic cohort; of readmissions, within 30 days."""
     test_fraction: float = Field(default=0.35, gt=0, lt=1)
     """Share of the synthetic patients in the test split."""
     validation_fraction: float = Field(default=0.125, gt=0, lt=1)
@@ -74,6 +78,18 @@ class CohortSection(Section):
             raise ValueError(
                 f"cohort.features must be 'all' for cohort.source={self.source!r}, which has one "
                 f"set of features, got {self.features!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _horizon_of_readmission(self, info: ValidationInfo) -> "CohortSection":
+        if info.context and info.context.get("recorded"):  # what a run was made with is read as is
+            return self
+        if self.task is not Task.READMISSION and self.horizon_days != DEFAULT_HORIZON_DAYS:
+            raise ValueError(
+                f"cohort.horizon_days is about task 'readmission' only, got {self.horizon_days} "
+                f"with task {str(self.task)!r}, whose labels have no horizon; leave it at "
+                f"{DEFAULT_HORIZON_DAYS}, or set cohort.task=readmission"
             )
         return self
 
@@ -106,8 +122,6 @@ class PromptSection(Section):
     says so."""
     max_prompt_tokens: int = Field(default=3000, ge=128)
     """Cap of the case prompt in tokens: oldest visits leave first, and the number is said."""
-    feature_order_shuffle: float = Field(default=0.0, ge=0, le=1)
-    """Share of feature lines whose order is shuffled (EXP#2)."""
     think_budget_tokens: int = Field(default=128, ge=8)
     """Token budget of the reasoning in both forms of Think-then-Answer (guided format)."""
 

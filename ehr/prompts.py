@@ -4,10 +4,8 @@ Builders take a `PatientCase`, which has no outcome in it. The instructions come
 same for every patient of a cohort; the case follows, so that prefix caching helps across patients.
 """
 
-import hashlib
 import json
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +13,7 @@ from ehr.catalogue import Feature, FeatureKind
 from ehr.cohort import Cohort, PatientCase
 from ehr.config import PromptSection, Task
 from ehr.errors import DataError
+from ehr.feature_order import FeatureOrder
 from ehr.imputation import carry_forward
 from ehr.trajectory import FINAL_SENTENCE, NUM_IMPORTANT_FEATURES
 
@@ -43,16 +42,21 @@ class PromptContext:
     """Columns of every case's values, in prompt order."""
     has_dates: bool
     section: PromptSection
+    order: FeatureOrder | None = None
+    """Another order of the feature lines (EXP#2); no prompt that a model is trained on has one."""
 
     @classmethod
-    def of(cls, cohort: Cohort, section: PromptSection) -> "PromptContext":
-        """The context of a cohort's prompts."""
+    def of(
+        cls, cohort: Cohort, section: PromptSection, order: FeatureOrder | None = None
+    ) -> "PromptContext":
+        """The context of a cohort's prompts, in the cohort's order of features or another."""
         return cls(
             task=cohort.task,
             horizon_days=cohort.horizon_days,
             features=cohort.features,
             has_dates=cohort.has_dates,
             section=section,
+            order=order,
         )
 
     @property
@@ -180,7 +184,9 @@ def case_lines(case: PatientCase, context: PromptContext) -> str:
     case = shown_case(case, context.section)
     age = "unknown" if case.age is None or math.isnan(case.age) else f"{case.age:.0f} years"
     lines = [f"- Sex: {case.sex}", f"- Age: {age}", f"- Visits: {_visits(case, context)}"]
-    for column in _feature_order(case.patient_id, context):
+    num_features = len(context.features)
+    order = context.order
+    for column in range(num_features) if order is None else order.of(case.patient_id, num_features):
         feature = context.features[column]
         values = ", ".join(_value(feature, float(v)) for v in case.values[:, column])
         lines.append(f"- {_feature_name(feature, context.section)}: [{values}]")
@@ -327,18 +333,6 @@ def _visits(case: PatientCase, context: PromptContext) -> str:
         labels = f"on {', '.join(case.visit_labels)}"
     left_out = f" ({case.num_earlier_visits} earlier left out)" if case.num_earlier_visits else ""
     return f"{case.num_visits}{left_out}, {labels}"
-
-
-def _feature_order(patient_id: str, context: PromptContext) -> list[int]:
-    """Columns in prompt order, a share of them shuffled among their places (EXP#2)."""
-    order = list(range(len(context.features)))
-    num_shuffled = round(context.section.feature_order_shuffle * len(order))
-    # Seeded by the patient, so that all prompts of a patient agree; Python's hash() would not.
-    generator = random.Random(hashlib.sha256(patient_id.encode()).digest())
-    places = generator.sample(order, num_shuffled)
-    for place, column in zip(sorted(places), places, strict=True):
-        order[place] = column
-    return order
 
 
 def _feature_name(feature: Feature, section: PromptSection) -> str:

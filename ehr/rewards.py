@@ -42,7 +42,8 @@ class RewardContext:
     salient_features: frozenset[str]
     """C_exp: canonical names of the features that the expert attended to most."""
     stability: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Weight of each salient feature; read with `reward.attention_weighting=stability` only."""
+    """Weight of each salient feature; read with `reward.attention_weighting=stability` only, which
+    Stage 2 sets itself for `grpo.rare_features`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +103,10 @@ def weighted_attention_reward(
     missing = sorted(salient - stability.keys())
     if missing:
         raise DataError(
-            "reward.attention_weighting=stability needs the weight of every salient feature; "
-            f"there is none for {missing[:5]}. Train the expert again (--redo expert), or set "
-            "reward.attention_weighting=none."
+            "a reward that counts by weight (reward.attention_weighting=stability, "
+            "grpo.rare_features) needs the weight of every salient feature; there is none for "
+            f"{missing[:5]}. Train the expert again (--redo expert), export the run again, or "
+            "switch the setting off."
         )
     total = math.fsum(stability[name] for name in salient)  # the same in any order of a set
     if total <= 0:

@@ -3,9 +3,12 @@
 Every patient has a severity per organ system. It changes from visit to visit, moves the charted
 vitals, coma scores and labs, and decides the label: the log-odds are a sum over systems, and each
 system's share belongs to the features that show it. Charts first, labels afterwards, from separate
-random streams: both tasks have the same patients with the same charts.
+random streams: both tasks have the same patients with the same charts. Readmission is a time drawn
+for every patient, whatever the horizon: a longer one makes positives of negatives, never the
+reverse.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -16,7 +19,7 @@ from scipy.special import expit
 
 from ehr.catalogue import AGE_AND_SEX, BENCHMARK_17
 from ehr.cohort import Cohort, PatientCase, Sex, make_splits
-from ehr.config import CohortSection, Task
+from ehr.config import DEFAULT_HORIZON_DAYS, CohortSection, Task
 from ehr.schema import CONTRIBUTION_PREFIX, NUM_TRUE_SALIENT, SALIENT_COLUMNS
 
 TARGET_AUROC = 0.885
@@ -59,6 +62,10 @@ _SYSTEM_WEIGHTS = {
 }
 _AGE_WEIGHT = 0.6
 _MALE_WEIGHT = 0.15
+_RETURN_SHAPE = 0.5
+"""Shape of the times to readmission, which are log-logistic: the odds of having come back grow as
+the square root of the days. The hazard falls from the discharge on, as that of real ICU patients
+does, and the effect of a feature on the log-odds is the same at every horizon."""
 
 # Share of visits at which a healthy patient's feature is not charted. The first three groups are
 # charted together: coma parts by one nurse, pressures by one cuff.
@@ -124,7 +131,8 @@ def generate(section: CohortSection) -> Cohort:
 
     The truth table has, for every patient: `true_risk`, the probability its label was drawn with;
     `base_log_odds` and one contribution per feature (`Age & Sex` included), which add up to the
-    risk's log-odds; and the five features that contribute most, `salient_1` the largest.
+    risk's log-odds; and the five features that contribute most, `salient_1` the largest. Of a
+    readmission's truth only `true_risk` and `base_log_odds` depend on the horizon.
 
     Raises:
         DataError: if the patients cannot be split.
@@ -132,7 +140,9 @@ def generate(section: CohortSection) -> Cohort:
     ward = _ward(section)
     kept = ward.num_visits >= section.min_visits
     contributions, base = _log_odds(ward, section)
+    base += _horizon_log_odds(section)
     risk = expit(base + contributions.sum(axis=1))
+    # The same draws at every horizon: whoever has come back within a short one has within a longer.
     draws = _stream(section, 1 + list(Task).index(section.task)).random(len(ward.ids))
     cases = {ward.ids[row]: _case(ward, row) for row in np.flatnonzero(kept)}
     labels = {ward.ids[row]: int(draws[row] < risk[row]) for row in np.flatnonzero(kept)}
@@ -333,6 +343,14 @@ def _log_odds(ward: _Ward, section: CohortSection) -> tuple[np.ndarray, float]:
     )
     scaled = scale * contributions
     return scaled, _intercept(scaled.sum(axis=1), section.positive_fraction)
+
+
+def _horizon_log_odds(section: CohortSection) -> float:
+    """What a horizon adds to the log-odds of readmission within 30 days; 0 for other tasks."""
+    if section.task is not Task.READMISSION:
+        return 0.0
+    # Not the log of a quotient: an integer of any size has a logarithm.
+    return _RETURN_SHAPE * (math.log(section.horizon_days) - math.log(DEFAULT_HORIZON_DAYS))
 
 
 def _calibrated_risk(log_odds: np.ndarray, positive_fraction: float) -> np.ndarray:

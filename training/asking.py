@@ -12,6 +12,7 @@ import ray
 from actors.case_prompts import CasePrompt, PromptKind
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
 from ehr.cohort import Cohort, PatientCase
+from ehr.feature_order import FeatureOrder
 from ehr.prompts import PromptContext
 from services.types import PolicyVersion
 from training.evaluation import Answers
@@ -78,6 +79,15 @@ class Asker:
         """Answers about patients of another cohort, shown in that cohort's own features."""
         cases = {patient: cohort.cases[patient] for patient in patient_ids}
         return self._ask(self._session.prompts_of(cases, self.kind, cohort), cohort, tell)
+
+    def reordered(
+        self, patient_ids: list[str], order: FeatureOrder, tell: Callable[[int], None]
+    ) -> Answers:
+        """Answers about patients of the cohort, whose features stand in another order."""
+        session = self._session
+        cases = {patient: session.cohort.cases[patient] for patient in patient_ids}
+        prompts = session.prompts_of(cases, self.kind, order=order)
+        return self._ask(prompts, session.cohort, tell)
 
     def cases(self, cases: Mapping[str, PatientCase]) -> Answers:
         """Answers to changed records, asked for as those about the patients they came from."""

@@ -1,13 +1,14 @@
 """Configuration sections of the training stages, and the tree of all sections."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from actors.config import SearchSection
 from ehr.base import Section, Seed
 from ehr.config import CohortSection, ExpertSection, PromptSection, RewardSection
+from ehr.feature_order import FeatureOrder
 from services.config import ClusterSection, GeneratorSection, ModelSection, ServeSection
 from training.config_checks import TAG_TOKENS, contradictions
 
@@ -22,6 +23,11 @@ MAX_NAME_BYTES = 100
 def _require_each_once(name: str, values: Sequence[object]) -> None:
     if len(set(values)) < len(values):
         raise ValueError(f"{name} must name each once, got {list(values)}")
+
+
+def _listed(value: Any) -> Any:
+    """A single value as a list of one."""
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 
 class LearnerSection(Section):
@@ -263,10 +269,32 @@ class EvaluateSection(Section):
     faithfulness_patients: int = Field(default=8, ge=0)
     """Of the test patients, the first so many are asked about twice more by each language model row
     that names features: without one named and without one unnamed feature. 0 = off."""
+    feature_order_shuffle: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_listed)
+    ] = ()
+    """Shares p of the features that stand at another place of the test prompts (EXP#2; the paper:
+    [0, 0.25, 0.5, 0.75, 1]), or one p: each language model row is asked about all its test patients
+    again for every p above 0 and every seed. Nobody is trained on another order. Empty = off."""
+    feature_order_seed: Annotated[tuple[Seed, ...], BeforeValidator(_listed)] = Field(
+        default=(23,), min_length=1
+    )
+    """Seeds of those orders, or one seed; with the patient's id it says what moves, and where to
+    (EXP#2 has five)."""
+
+    @property
+    def feature_orders(self) -> tuple[FeatureOrder, ...]:
+        """The orders of features to ask about beside the cohort's own."""
+        return tuple(
+            FeatureOrder(share=share, seed=seed)
+            for share in self.feature_order_shuffle
+            if share > 0
+            for seed in self.feature_order_seed
+        )
 
     @model_validator(mode="after")
     def _unique(self) -> "EvaluateSection":
-        _require_each_once("evaluate.methods", self.methods)
+        for name in ("methods", "feature_order_shuffle", "feature_order_seed"):
+            _require_each_once(f"evaluate.{name}", getattr(self, name))
         if not self.methods:
             raise ValueError("evaluate.methods must name at least one row, such as [vanilla]")
         return self
@@ -424,6 +452,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"evaluate.other_cohort.task must be cohort.task, {str(self.cohort.task)!r}, got "
                 f"{str(other.task)!r}: models trained for one task are asked about it"
+            )
+        if other is not None and other.horizon_days != self.cohort.horizon_days:
+            raise ValueError(
+                f"evaluate.other_cohort.horizon_days must be cohort.horizon_days, "
+                f"{self.cohort.horizon_days}, got {other.horizon_days}: risks within one horizon "
+                "are not risks within another"
             )
         return self
 

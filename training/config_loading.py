@@ -12,6 +12,9 @@ from ehr.errors import ConfigurationError
 from training.config import RunConfig
 from training.strict_yaml import DuplicateKeyError, read_yaml
 
+_RENAMED = {"prompt.feature_order_shuffle": "evaluate.feature_order_shuffle"}
+"""Keys of earlier releases, with what they are called now."""
+
 
 def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved configuration, named after the first file unless `run.name` is set.
@@ -134,6 +137,11 @@ def _merge(target: dict[str, Any], source: dict[str, Any]) -> None:
 def _check_keys(tree: dict[str, Any], model: type[BaseModel], path: tuple[str, ...]) -> None:
     for key, value in tree.items():
         where = ".".join((*path, str(key)))
+        if where in _RENAMED:
+            raise ConfigurationError(
+                f"configuration key {where!r} is called {_RENAMED[where]!r} now; it changes what a "
+                "finished run is asked, not how one is trained"
+            )
         if key not in model.model_fields:
             valid = list(model.model_fields)
             near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)

@@ -21,6 +21,7 @@ from training.evaluation import (
     expert_rows,
     result_rows,
 )
+from training.feature_orders import FeatureOrders
 from training.masking import faithfulness_summary, masked_rows
 from training.other_cohort import OtherCohort
 from training.progress import OnProgress
@@ -41,7 +42,9 @@ def evaluate_methods(session: Session, on_progress: OnProgress) -> None:
         cohort=session.cohort, matcher=session.matcher, salient=session.salient(patients)
     )
     other = None if section.other_cohort is None else OtherCohort(session)
-    num_asked = len(patients) + (len(other.patients) if other is not None else 0)
+    orders = FeatureOrders(session, reader, patients)
+    num_asked = len(patients) * (1 + len(orders.orders))
+    num_asked += len(other.patients) if other is not None else 0
     stored = pd.read_parquet(session.path("expert") / "predictions.parquet")
     tables: list[pd.DataFrame] = []
     masked: list[pd.DataFrame] = []
@@ -70,8 +73,11 @@ def evaluate_methods(session: Session, on_progress: OnProgress) -> None:
                     partial(_masked_rows, session, reader, tables[-1], asker, patients),
                 )
             )
-        if other is not None:  # while the policy is served
-            other.ask(name, asker, lambda done, tell=tell: tell(len(patients) + done))
+        # while the policy is served
+        orders.ask(name, tables[-1], asker, lambda done, tell=tell: tell(len(patients) + done))
+        if other is not None:
+            before = len(patients) * (1 + len(orders.orders))
+            other.ask(name, asker, lambda done, tell=tell, before=before: tell(before + done))
     predictions = concatenate(tables)
     size, resamples, seed = (
         config.expert.num_salient_features,
@@ -94,6 +100,8 @@ def evaluate_methods(session: Session, on_progress: OnProgress) -> None:
         if selection is not None and row["method"] == config.grpo.method:
             row["selected_step"] = selection["step"]
     write_json(folder / "results.json", results)
+    if section.feature_order_shuffle:
+        orders.write()
     if other is not None:
         on_progress(len(asked) * num_asked, len(asked) * num_asked, "models of the record")
         other.write()

@@ -17,6 +17,7 @@ from ehr.prompts import PromptContext
 from ehr.salience import stored_salience
 from services.config import ModelSection
 from services.models import load_tokenizer, resolve_model
+from training.rewarded import reward_contexts
 from training.run_folder import RunFolder
 
 FOLDER = "export"
@@ -101,23 +102,29 @@ def trajectory_lines(
 def patient_lines(
     run_dir: Path, salience: pd.DataFrame, tokenizer: TextTokenizer, chat: ChatFrame
 ) -> Iterator[dict[str, Any]]:
-    """The prompt of every training patient and the columns that `TrajectoryReward` reads."""
+    """The prompt of every training patient and the columns that `TrajectoryReward` reads.
+
+    Features and weights are those that the run's Stage 2 rewards: another patient's with
+    `grpo.shuffle_salience`, weighed by rarity with `grpo.rare_features`.
+    """
     config = RunFolder(run_dir).read_config("grpo", "search")
     cohort = load_cohort(run_dir / "cohort")
     context = PromptContext.of(cohort, config.prompt)
     patients = cohort.splits["train"]
     expert = RunFolder(run_dir).read_config("expert").expert
-    known = stored_salience(salience, patients, expert.num_salient_features, expert.candidates)
+    stored = stored_salience(salience, patients, expert.num_salient_features, expert.candidates)
+    contexts = reward_contexts(cohort, stored, config)
     for patient in patients:
         prompt = case_prompt(cohort.cases[patient], config.prompt.kind, context, tokenizer, chat)
         # Not a mapping: a data set in Arrow's format would give every patient every feature.
-        features = sorted(known[patient].features)
+        rewarded = contexts[patient]
+        features = sorted(rewarded.salient_features)
         yield {
             "prompt": [_user(prompt.token_ids, tokenizer, chat)],
             "patient_id": patient,
-            "label": cohort.labels[patient],
+            "label": rewarded.label,
             "salient_features": features,
-            "salient_weights": [known[patient].stability[name] for name in features],
+            "salient_weights": [rewarded.stability[name] for name in features],
         }
 
 

@@ -63,7 +63,7 @@ def unit_cost(
     masked = 2 * min(evaluate.faithfulness_patients, asked)
     has_other = evaluate.other_cohort is not None
     others = (evaluate.num_patients or 0) if has_other else 0
-    questions = asked + masked + others
+    questions = asked * (1 + len(evaluate.feature_orders)) + masked + others
     prefill, decode, learner = (
         questions * prompt_tokens,
         questions * evaluate.num_samples * max(evaluate.max_new_tokens, config.thought_tokens),

@@ -4,7 +4,6 @@
 
 import json
 import logging
-import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +13,20 @@ import pandas as pd
 from actors.pool import run_search
 from actors.search_actor import SearchSetup
 from ehr.cohort import choose_patients, save_cohort, summary
-from ehr.config import RewardSection
 from ehr.errors import os_error_text
 from ehr.loaders import build_cohort
 from ehr.prompts import PromptContext
-from ehr.rewards import RewardContext, Salience
-from ehr.salience import weighed_by_rarity
 from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
 from services.precision import parameter_type
 from services.types import BASE_POLICY
 from training.config import RunConfig
 from training.evaluation import OTHER_COHORT_FILE
+from training.feature_orders import FEATURE_ORDER_FILE
 from training.preflight import require_fitting_inputs, require_patients
 from training.progress import OnProgress, Reporter
-from training.result_table import result_table
+from training.result_table import order_table, result_table
+from training.rewarded import reward_contexts, reward_section
 from training.run_folder import RunFolder, write_json
 from training.search_view import SearchView, search_result_line
 from training.selection import read_selection, selection_text
@@ -147,6 +145,10 @@ def _results(folder: RunFolder, config: RunConfig) -> list[str]:
             found = json.loads(other.read_text())
             lines.append(f"on {found['cohort']['name']}, another test cohort:")
             lines.append(result_table(found["rows"]))
+        orders = folder.path / "evaluate" / FEATURE_ORDER_FILE
+        if orders.exists():
+            lines.append("with features of the test prompts at other places:")
+            lines.append(order_table(json.loads(orders.read_text())))
         num = config.evaluate.num_samples
         reading = "greedy" if num == 1 else f"mean of {num} samples"
         lines.append(f"answers in the {config.prompt.format} format, {reading}")
@@ -257,7 +259,7 @@ def _grpo_inputs(session: Session) -> "GrpoInputs":
 
     config = session.config
     train = session.cohort.splits["train"]
-    salience, reward = rewarded(session.salience(train), config)
+    contexts = reward_contexts(session.cohort, session.salience(train), config)
     in_stage1: set[str] = set()
     if config.sft.enabled:
         table = pd.read_parquet(session.path("search") / "trajectories.parquet")
@@ -265,12 +267,7 @@ def _grpo_inputs(session: Session) -> "GrpoInputs":
     patients = tuple(
         GrpoPatient(
             prompt_token_ids=prompt.token_ids,
-            context=RewardContext(
-                patient_id=prompt.patient_id,
-                label=session.cohort.labels[prompt.patient_id],
-                salient_features=salience[prompt.patient_id].features,
-                stability=salience[prompt.patient_id].stability,
-            ),
+            context=contexts[prompt.patient_id],
             in_stage1=prompt.patient_id in in_stage1,
         )
         for prompt in session.prompts(train, config.prompt.kind)
@@ -288,7 +285,7 @@ def _grpo_inputs(session: Session) -> "GrpoInputs":
         feature_names=PromptContext.of(session.cohort, config.prompt).listed_names,
         learner=config.learner,
         grpo=config.grpo,
-        reward=reward,
+        reward=reward_section(config),
         stage1_adapter=session.path("sft") / "adapter" if config.sft.enabled else None,
         canary=Canary(
             prompt_token_ids=patients[0].prompt_token_ids,
@@ -301,35 +298,6 @@ def _grpo_inputs(session: Session) -> "GrpoInputs":
         make_generator=session.make_generator(),
         make_tokenizer=session.make_tokenizer(),
     )
-
-
-def rewarded(
-    salience: dict[str, Salience], config: RunConfig
-) -> tuple[dict[str, Salience], RewardSection]:
-    """The salience that Stage 2 rewards, and how, where `grpo` changes either.
-
-    Args:
-        salience: of the training patients.
-        config: of the run.
-    """
-    if config.grpo.shuffle_salience:
-        salience = shuffled(salience, config.grpo.seed)
-    if not config.grpo.rare_features:
-        return salience, config.reward
-    weighted = config.reward.model_copy(update={"attention_weighting": "stability"})
-    return weighed_by_rarity(salience), weighted
-
-
-def shuffled(salience: dict[str, Salience], seed: int) -> dict[str, Salience]:
-    """Every patient gets another patient's salience: the marginals stay."""
-    patients = sorted(salience)
-    order = list(patients)
-    random.Random(seed).shuffle(order)
-    # One cycle through the shuffled order: nobody keeps their own.
-    return {
-        patient: salience[other]
-        for patient, other in zip(order, [*order[1:], order[0]], strict=True)
-    }
 
 
 def evaluate(session: Session, on_progress: OnProgress) -> None:

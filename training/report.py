@@ -16,6 +16,7 @@ from training.report_case import CaseComparison, compare_case
 from training.report_chart import present
 from training.report_data import STAGES, RunRecords, as_object, read_run
 from training.report_expert import expert_section
+from training.report_feature_order import feature_order_section
 from training.report_figures import bar_figure, stage_time_figure
 from training.report_learning import (
     GRPO_PANELS,
@@ -86,6 +87,7 @@ def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:
         "tiles": tiles(records),
         "results": results_section(records),
         "other_cohort": other_cohort_section(records),
+        "feature_order": feature_order_section(records),
         "cohort": _cohort(records),
         "expert": expert,
         "search": search,

@@ -70,6 +70,8 @@ class RunRecords:
     """Paired differences between methods on the same patients."""
     other_cohort: dict[str, Any] | None = None
     """Results on another test cohort."""
+    feature_order: dict[str, Any] | None = None
+    """Results with features of the test prompts at other places."""
     predictions: Rows | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """`stage.json` of each stage that has one."""
@@ -220,6 +222,7 @@ def read_run(run_dir: Path) -> RunRecords:
         results=reader.json_rows("evaluate/results.json"),
         differences=reader.json_rows("evaluate/differences.json"),
         other_cohort=reader.json_object("evaluate/other_cohort.json"),
+        feature_order=reader.json_object("evaluate/feature_order.json"),
         predictions=reader.rows("evaluate/predictions.parquet", PREDICTION_COLUMNS),
         stages={stage: record for stage, record in stages.items() if record is not None},
         problems=tuple(reader.problems),

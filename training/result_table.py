@@ -77,6 +77,20 @@ FAITHFULNESS_COLUMNS: tuple[str, ...] = (
 )
 """Headings of the table that says whether answers hang on the features they name."""
 
+ORDER_MEASURES: tuple[str, ...] = ("auroc", "auprc", "parse_failure_rate", "reward_att")
+"""What is averaged over the seeds of an order of features."""
+
+ORDER_COLUMNS: tuple[str, ...] = (
+    "Method",
+    "Features moved",
+    "Seeds",
+    "AUROC",
+    "AUPRC",
+    "Unreadable",
+    "R_att",
+)
+"""Headings of the table of other orders of the features (EXP#2)."""
+
 
 def finite_number(value: object) -> float | None:
     """The value as a float, or None where it is no finite number."""
@@ -189,10 +203,38 @@ def faithfulness_cells(row: Row, missing: str = "-") -> list[str]:
     ]
 
 
+def order_cells(row: Row, num_features: object, missing: str = "-") -> list[str]:
+    """One row's cells in the order of `ORDER_COLUMNS`: means over seeds with their deviations."""
+
+    def over_seeds(name: str) -> str:
+        mean, deviation = row.get(name), format_number(row.get(f"{name}_sd"), missing="")
+        text = format_number(mean, missing=missing)
+        return f"{text} +- {deviation}" if deviation else text
+
+    moved = format_number(row.get("moved_features"), 0, missing)
+    share = format_number(row.get("share"), 2, missing)
+    return [
+        row_label(row),
+        f"{moved} of {format_number(num_features, 0, missing)} (p = {share})",
+        format_number(row.get("num_seeds"), 0, missing),
+        *(over_seeds(name) for name in ORDER_MEASURES),
+    ]
+
+
+def order_table(found: Row) -> str:
+    """The means over seeds of `evaluate/feature_order.json` as aligned plain text."""
+    cells = [order_cells(row, found.get("num_features")) for row in found.get("means", ())]
+    return aligned([ORDER_COLUMNS, *cells])
+
+
 def result_table(rows: Sequence[Row]) -> str:
     """The rows as aligned plain text, for the terminal."""
-    lines = [list(COLUMNS), *(table_cells(row) for row in table_rows(rows))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    return aligned([list(COLUMNS), *(table_cells(row) for row in table_rows(rows))])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, headings first, as columns of plain text: the first to the left."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rule = "  ".join("-" * width for width in widths)
     text = [
         "  ".join(

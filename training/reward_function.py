@@ -47,19 +47,27 @@ class TrajectoryReward:
     def of_run(cls, run_dir: Path, max_completion_tokens: int | None = None) -> "TrajectoryReward":
         """The reward that a run's Stage 2 was made with, or else its search.
 
+        It belongs to the columns that `eag-rl export` writes: `grpo.accuracy_weight` is in it, and
+        so is the weighing by `grpo.rare_features`; what these weights and `grpo.shuffle_salience`
+        come to is in the columns.
+
+        Args:
+            run_dir: a run folder.
+            max_completion_tokens: as above.
+
         Raises:
             DataError: if the folder holds no cohort.
             RunFolderError: if it holds no configuration.
         """
         from ehr.cohort import load_cohort
+        from training.rewarded import reward_section
         from training.run_folder import RunFolder
 
         config = RunFolder(run_dir).read_config("grpo", "search")
         return cls(
             load_cohort(run_dir / "cohort").features,
-            config.reward,
-            config.grpo.accuracy_weight,
-            max_completion_tokens,
+            reward_section(config),
+            max_completion_tokens=max_completion_tokens,
         )
 
     def __call__(
@@ -79,13 +87,14 @@ class TrajectoryReward:
             completions: texts, or chats whose assistant messages are read.
             label: of each completion's patient; 1 = the event of the task happened.
             salient_features: C_exp of each completion's patient.
-            salient_weights: stability of each salient feature, in the same order; read with
-                `reward.attention_weighting=stability` only.
+            salient_weights: weight of each salient feature, in the same order: its stability, or
+                its rarity with `grpo.rare_features`. Read where the reward counts by weight only.
             completion_ids: tokens of each completion, for `max_completion_tokens`.
             log_metric: is told the means of the reward's parts.
 
         Raises:
-            DataError: if a column has another length than the completions, or a label is missing.
+            DataError: if a column has another length than the completions, a label is missing, or
+                features are no list of names with a weight each.
         """
         columns = {
             "label": label,
@@ -136,6 +145,16 @@ def _context(
         raise DataError(
             f"expected label 0 or 1 for every completion, got {label!r}; give the data set a "
             "column `label`, as `eag-rl export` writes it"
+        )
+    if isinstance(salient_features, str):
+        raise DataError(
+            f"expected a list of names in column `salient_features`, got {salient_features!r}; "
+            "split it, or use the columns that `eag-rl export` writes"
+        )
+    if weights is not None and len(weights) != len(salient_features):
+        raise DataError(
+            f"expected one weight in column `salient_weights` for each of {len(salient_features)} "
+            f"salient features, got {len(weights)}; `eag-rl export` writes both columns"
         )
     stability = {} if weights is None else dict(zip(salient_features, weights, strict=True))
     return RewardContext(

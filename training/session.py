@@ -23,6 +23,7 @@ from actors.rollouts import RolloutPrompt
 from actors.salience import ServedSalience
 from ehr.cohort import Cohort, PatientCase, cohort_hash, load_cohort
 from ehr.errors import DataError
+from ehr.feature_order import FeatureOrder
 from ehr.names import FeatureMatcher
 from ehr.pieces import TextTokenizer
 from ehr.prompts import PromptContext
@@ -191,10 +192,21 @@ class Session:
         )
 
     def prompts_of(
-        self, cases: Mapping[str, PatientCase], kind: PromptKind, cohort: Cohort | None = None
+        self,
+        cases: Mapping[str, PatientCase],
+        kind: PromptKind,
+        cohort: Cohort | None = None,
+        order: FeatureOrder | None = None,
     ) -> dict[str, CasePrompt]:
-        """The prompts of records, which may differ from the cohort's or be another cohort's."""
-        context = PromptContext.of(cohort or self.cohort, self.config.prompt)
+        """The prompts of records, which may differ from the cohort's or be another cohort's.
+
+        Args:
+            cases: the records.
+            kind: what is asked.
+            cohort: whose records they are; the run's own by default.
+            order: of the feature lines, if not the cohort's.
+        """
+        context = PromptContext.of(cohort or self.cohort, self.config.prompt, order)
         return {
             patient: case_prompt(case, kind, context, self.tokenizer, self.model.chat)
             for patient, case in cases.items()

@@ -1,10 +1,13 @@
 """Prompts of one patient, written by hand, with every option that changes a text."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ehr.catalogue import BENCHMARK_17
 from ehr.cohort import PatientCase, Sex
 from ehr.config import PromptSection, Task
+from ehr.feature_order import FeatureOrder
 from ehr.prompts import (
     PromptContext,
     case_lines,
@@ -52,7 +55,10 @@ def rendered_prompts() -> dict[str, list[str]]:
         "usefulness_tail": usefulness.tail,
         "case_with_options": case_lines(
             CASE,
-            context(units=True, reference_ranges=True, time="offsets", feature_order_shuffle=0.5),
+            replace(
+                context(units=True, reference_ranges=True, time="offsets"),
+                order=FeatureOrder(share=0.5, seed=0),
+            ),
         ),
     }
     return {name: text.split("\n") for name, text in texts.items()}

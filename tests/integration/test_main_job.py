@@ -11,6 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from training.export import patient_lines
+from training.progress import Reporter
+from training.reward_function import TrajectoryReward
+from training.run_folder import RunFolder
+from training.session import Session
+
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs" / "tiny.yaml")
 MORE = (
@@ -19,10 +25,12 @@ MORE = (
     "prompt.think_budget_tokens=8",
     "prompt.missing=locf",
     "grpo.select=validation",
+    "grpo.rare_features=true",
     "cohort.positive_fraction=0.5",  # five validation patients of each class
     "cohort.validation_fraction=0.3",
 )
 """What the whole run is asked for beyond `tiny.yaml`."""
+_SALIENT = ("salient_features", "salient_weights")
 
 
 def command(run_dir, *more):
@@ -148,6 +156,31 @@ def test_stage_2_keeps_the_step_that_the_validation_patients_choose(finished):
     assert (policies / "v1" / adapter).read_bytes() == (folder / "grpo" / adapter).read_bytes()
     assert [row["selected_step"] for row in results if row["method"] == "eag_rl"] == [1]
     assert "Stage 2 keeps step 1 by AUROC on 12 validation patients" in done.stdout
+
+
+def test_another_trainer_pays_what_stage_2_paid(finished):
+    folder, _ = finished
+    samples = pd.read_json(folder / "grpo" / "rollouts.jsonl", lines=True)
+    whole = samples[samples["format_failure"].fillna("") != "truncated"].to_dict("records")
+    session = Session(RunFolder(folder).read_config(), RunFolder(folder), Reporter())
+    lines = {
+        line["patient_id"]: line
+        for line in patient_lines(
+            folder,
+            pd.read_parquet(folder / "expert" / "salience.parquet"),
+            session.tokenizer,
+            session.model.chat,
+        )
+    }
+    own = [lines[sample["patient_id"]] for sample in whole]
+
+    rewards = TrajectoryReward.of_run(folder)(
+        completions=[sample["text"] for sample in whole],
+        **{name: [line[name] for line in own] for name in ("label", *_SALIENT)},
+    )
+
+    assert rewards == pytest.approx([sample["reward"] for sample in whole])
+    assert any(sample["reward_att"] > 0 for sample in whole)
 
 
 def test_a_second_run_does_nothing_and_says_so(finished):

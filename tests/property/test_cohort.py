@@ -1,4 +1,5 @@
 import tempfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from ehr.cohort import (
     make_splits,
     save_cohort,
 )
-from ehr.config import Task
+from ehr.config import CohortSection, Task
 from ehr.errors import DataError
 from ehr.few_patients import with_fewer_patients
+from ehr.synthetic import generate
 
 FEATURES = (
     Feature(name="patient_id", unit="\u00b5g/L", plausible=(0.1, 2.0), aliases=("a b", "c")),
@@ -189,3 +191,29 @@ def test_fewer_training_patients_are_nested_and_hold_both_classes(cohort, sizes,
     for smaller, larger in pairwise(chosen):
         for split in ("train", "val"):
             assert set(smaller.splits[split]) <= set(larger.splits[split])
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 1000), days=st.lists(st.integers(3, 800), min_size=2, max_size=3))
+def test_whoever_is_readmitted_within_a_horizon_is_within_a_longer_one(
+    seed: int, days: list[int]
+) -> None:
+    cohorts_by_horizon = [
+        generate(
+            CohortSection(seed=seed, num_patients=60, task=Task.READMISSION, horizon_days=horizon)
+        )
+        for horizon in sorted(days)
+    ]
+
+    positives = [
+        {patient for patient, label in cohort.labels.items() if label}
+        for cohort in cohorts_by_horizon
+    ]
+    assert all(shorter <= longer for shorter, longer in pairwise(positives))
+    assert len({cohort_hash(replace_labels(each)) for each in cohorts_by_horizon}) == 1
+
+
+def replace_labels(cohort: Cohort) -> Cohort:
+    """The cohort without what a horizon may change."""
+    labels = dict.fromkeys(cohort.labels, 0)
+    return replace(cohort, labels=labels, splits={}, horizon_days=30)

@@ -1,5 +1,6 @@
 import inspect
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from ehr.catalogue import Feature, FeatureKind
 from ehr.cohort import PatientCase, Sex
 from ehr.config import PromptSection, Task
 from ehr.errors import DataError
+from ehr.feature_order import FeatureOrder
 from ehr.json_answer import parse_think_json
 from ehr.prompts import (
     PromptContext,
@@ -105,21 +107,20 @@ def test_a_code_without_a_word_is_refused():
         case_lines(case, context())
 
 
-def test_the_feature_order_is_shuffled_per_patient_and_repeats():
+def test_features_stand_in_another_order_where_one_is_asked_for():
     features = tuple(Feature(name=f"f{i}") for i in range(20))
-    values = np.zeros((1, 20))
-    cases = [
-        a_case(patient_id=p, visit_labels=("d",), visit_days=(0.0,), values=values) for p in "ab"
-    ]
-    shuffled = context(features=features, feature_order_shuffle=0.5)
+    case = a_case(visit_labels=("d",), visit_days=(0.0,), values=np.arange(20.0)[None])
+    plain = context(features=features)
+    order = FeatureOrder(share=0.25, seed=1)
 
-    first, again, other = (case_lines(c, shuffled) for c in (cases[0], cases[0], cases[1]))
+    before = question_decomposition_prompt(case, plain).split("\n")
+    after = question_decomposition_prompt(case, replace(plain, order=order)).split("\n")
 
-    plain = case_lines(cases[0], context(features=features))
-    moved = [a != b for a, b in zip(first.split("\n"), plain.split("\n"), strict=True)]
-    assert first == again != other
-    assert sorted(first.split("\n")) == sorted(plain.split("\n"))
-    assert 0 < sum(moved) <= 10
+    moved = [line for line, old in zip(after, before, strict=True) if line != old]
+    assert sorted(after) == sorted(before)
+    assert len(moved) == 5
+    assert all(line.startswith("- f") for line in moved)
+    assert [f"- f{i}: [{float(i)}]" for i in order.of("p1", 20)] == after[-20:]
 
 
 def test_the_horizon_of_readmission_is_said():

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import time
 
 import numpy as np
@@ -9,6 +11,8 @@ from sklearn.metrics import roc_auc_score
 from ehr.catalogue import AGE_AND_SEX, BENCHMARK_17
 from ehr.cohort import Cohort, cohort_hash
 from ehr.config import CohortSection, Task
+from ehr.errors import DataError
+from ehr.loaders import build_cohort
 from ehr.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
 from ehr.synthetic import generate
 
@@ -53,10 +57,67 @@ def test_another_seed_gives_other_patients():
 
 
 def test_both_tasks_have_the_same_charts_and_other_labels():
-    readmission = generate(CohortSection(task=Task.READMISSION))
+    returned = generate(CohortSection(task=Task.READMISSION))
 
-    pd.testing.assert_frame_equal(charts_of(readmission), charts_of(DEMO))
-    assert readmission.labels != DEMO.labels
+    pd.testing.assert_frame_equal(charts_of(returned), charts_of(DEMO))
+    assert returned.labels != DEMO.labels
+
+
+def readmission(horizon_days: int = 30, **fields: object) -> Cohort:
+    settings = {"task": "readmission", "horizon_days": horizon_days, **fields}
+    return generate(CohortSection.model_validate(settings))
+
+
+def content(cohort: Cohort) -> str:
+    digest = hashlib.sha256(json.dumps([cohort.labels, cohort.splits]).encode())
+    for case in cohort.cases.values():
+        digest.update(np.nan_to_num(case.values, nan=-1.0).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def test_cohorts_of_thirty_days_are_those_of_earlier_releases():
+    # Charts, labels and splits, as they were before labels of readmission had a horizon.
+    assert content(DEMO) == "2fce152f0e8e9489"
+    assert content(readmission()) == "625c4a64b519e05e"
+
+
+def test_a_horizon_moves_the_log_odds_of_everybody_alike_and_nothing_else():
+    month, year = truth_of(readmission()), truth_of(readmission(365))
+
+    # Odds grow as the square root of the days: four times as long, twice the odds.
+    risks = [truth_of(readmission(days))["true_risk"] for days in (30, 120)]
+    np.testing.assert_allclose(logit(risks[1]) - logit(risks[0]), np.log(2), atol=1e-9)
+    shift = year["base_log_odds"] - month["base_log_odds"]
+    np.testing.assert_allclose(shift, 0.5 * np.log(365 / 30))
+    unchanged = [name for name in month if name not in ("true_risk", "base_log_odds")]
+    pd.testing.assert_frame_equal(year[unchanged], month[unchanged])
+    pd.testing.assert_frame_equal(charts_of(readmission(365)), charts_of(readmission()))
+
+
+def test_labels_of_every_horizon_are_drawn_from_its_true_risk():
+    for days in (7, 90):
+        cohort = readmission(days, num_patients=2000)
+        risk = truth_of(cohort)["true_risk"]
+        labels = [cohort.labels[patient] for patient in risk.index]
+
+        assert np.mean(labels) == pytest.approx(risk.mean(), abs=0.03)
+        assert roc_auc_score(labels, risk) == pytest.approx(0.885, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("days", "remedy"), [(1, "both classes|be split"), (10**400, "both classes|be split")]
+)
+def test_a_horizon_within_which_one_class_is_left_is_refused(days: int, remedy: str):
+    section = {"task": "readmission", "horizon_days": days, "num_patients": 20}
+
+    with pytest.raises(DataError, match=remedy):
+        build_cohort(CohortSection.model_validate(section))
+
+
+def test_death_in_hospital_has_no_horizon():
+    with pytest.raises(ValueError, match="horizon_days is about task 'readmission' only, got 90"):
+        CohortSection(horizon_days=90)
+    assert CohortSection(horizon_days=30) == CohortSection()
 
 
 def test_sizes_follow_the_section():

@@ -44,6 +44,12 @@ def test_later_files_and_arguments_win_key_by_key():
         ("grpo.updates_per_step=1", "the clip is inert"),
         ("expert.members=3", "must be 1 or even"),
         ("model.max_model_len=512", "model.max_model_len"),
+        ("cohort.horizon_days=90", "cohort.task=readmission"),
+        ("prompt.feature_order_shuffle=0.5", "called 'evaluate.feature_order_shuffle' now"),
+        ("evaluate.feature_order_shuffle=25", "less than or equal to 1, got 25"),
+        ("evaluate.feature_order_shuffle=[0.5,0.5]", "must name each once"),
+        ("evaluate.feature_order_seed=[]", "evaluate.feature_order_seed"),
+        ("evaluate.feature_order_seed=[1,1]", "must name each once"),
     ],
 )
 def test_wrong_overrides_are_refused_with_the_fix(override, expected):
@@ -219,7 +225,11 @@ def test_another_test_cohort_has_the_task_of_the_run():
     with pytest.raises(ConfigurationError, match=r"other_cohort\.task must be cohort\.task"):
         load_config([CONFIGS / "demo.yaml"], other)
 
-    found = load_config([CONFIGS / "demo.yaml"], [*other, "cohort.task=readmission"])
+    own = [*other, "cohort.task=readmission"]
+    with pytest.raises(ConfigurationError, match=r"other_cohort\.horizon_days must be cohort\."):
+        load_config([CONFIGS / "demo.yaml"], [*own, "cohort.horizon_days=90"])
+
+    found = load_config([CONFIGS / "demo.yaml"], own)
     assert found.evaluate.other_cohort is not None
     assert found.evaluate.other_cohort.source == "synthetic"
 
@@ -231,3 +241,16 @@ def test_a_context_too_short_for_the_reasoning_of_think_then_answer_is_refused()
     assert load_config(demo, long).model.max_model_len == 2048
     with pytest.raises(ConfigurationError, match=r"model\.max_model_len is 2048"):
         load_config(demo, [*long, "evaluate.methods=[think_then_answer_json]"])
+
+
+def test_orders_of_features_are_a_list_or_a_single_value():
+    several = load_config(
+        [], ["evaluate.feature_order_shuffle=[0,0.25]", "evaluate.feature_order_seed=[1,2]"]
+    ).evaluate
+    single = load_config(
+        [], ["evaluate.feature_order_shuffle=1", "evaluate.feature_order_seed=5"]
+    ).evaluate
+
+    assert [(each.share, each.seed) for each in several.feature_orders] == [(0.25, 1), (0.25, 2)]
+    assert [(each.share, each.seed) for each in single.feature_orders] == [(1.0, 5)]
+    assert load_config([], []).evaluate.feature_orders == ()

@@ -22,6 +22,7 @@ from training import evaluate_stage
 from training.asking import prompt_kind
 from training.config import RunConfig
 from training.evaluation import Answers
+from training.result_table import order_table
 
 COHORT = build_cohort(CohortSection(num_patients=60, num_visits=2))
 
@@ -62,7 +63,8 @@ class FakeSession:
         self.cohort = COHORT
         self.matcher = FeatureMatcher(COHORT.features)
         self.folder = folder
-        self.asked: list[tuple[str, str, tuple[str, ...]]] = []
+        self.asked: list[tuple[str, object, tuple[str, ...]]] = []
+        self.prompts: dict[tuple[str, object, str], list[str]] = {}
         (folder / "expert").mkdir(parents=True, exist_ok=True)
         (folder / "evaluate").mkdir()
         test = list(COHORT.splits["test"])
@@ -85,8 +87,8 @@ class FakeSession:
     def case_prompts(self, patients, kind):
         return self.prompts_of({patient: COHORT.cases[patient] for patient in patients}, kind)
 
-    def prompts_of(self, cases, kind, cohort=COHORT):
-        context = PromptContext.of(cohort, self.config.prompt)
+    def prompts_of(self, cases, kind, cohort=COHORT, order=None):
+        context = PromptContext.of(cohort, self.config.prompt, order)
         return {
             patient: case_prompt(case, kind, context, CharTokenizer(), FRAME)
             for patient, case in cases.items()
@@ -97,6 +99,7 @@ class FakeAsker:
     """`training.asking.Asker` in this process."""
 
     fails_on_masked = False
+    script = staticmethod(writes)
 
     def __init__(self, session, method):
         self.session, self.method = session, method
@@ -109,6 +112,10 @@ class FakeAsker:
         cases = {patient: cohort.cases[patient] for patient in patients}
         return self._ask("other cohort", self.session.prompts_of(cases, self.kind, cohort))
 
+    def reordered(self, patients, order, tell):
+        cases = {patient: COHORT.cases[patient] for patient in patients}
+        return self._ask(order, self.session.prompts_of(cases, self.kind, order=order))
+
     def cases(self, cases):
         if FakeAsker.fails_on_masked:
             raise KeyboardInterrupt
@@ -116,6 +123,9 @@ class FakeAsker:
 
     def _ask(self, what, shown):
         self.session.asked.append((self.method, what, tuple(shown)))
+        for patient, prompt in shown.items():
+            text = CharTokenizer().decode(prompt.token_ids)
+            self.session.prompts[self.method, what, patient] = text.splitlines()
         plan = RolloutPlan(
             format="guided", kind=self.kind, max_depth=1, max_new_tokens=600, temperature=0.0
         )
@@ -124,7 +134,7 @@ class FakeAsker:
             for patient, prompt in shown.items()
         )
         batch = RolloutBatch(prompts=prompts, group_size=1, least=BASE_POLICY, seed=1)
-        sampler = RolloutSampler(ScriptedGenerator(script=writes), CharTokenizer(), plan)
+        sampler = RolloutSampler(ScriptedGenerator(script=self.script), CharTokenizer(), plan)
         groups = asyncio.run(sampler.sample_groups(batch))
         return Answers(
             kind=self.kind,
@@ -185,6 +195,7 @@ def test_zero_patients_switch_it_off(tmp_path):
     assert {what for _, what, _ in session.asked} == {"patients"}
     assert rows["eag_rl"]["faithfulness"] is None
     assert not (tmp_path / "evaluate" / "faithfulness.parquet").exists()
+    assert not (tmp_path / "evaluate" / "feature_order.json").exists()
 
 
 def test_an_interrupted_evaluation_asks_only_what_it_has_not_kept(tmp_path, monkeypatch):
@@ -268,3 +279,53 @@ def test_an_interrupted_evaluation_keeps_the_other_cohorts_answers(expert_folder
         "question_decomposition",
         "stage2",
     ]
+
+
+def by_place(call):
+    """Reads the record's fourth feature, whichever that is: a policy that learned places."""
+    if call.kind != "probability":
+        return writes(call)
+    return "0.80\n" if call.prompt.split("\n- ")[7].startswith("Glasgow coma") else "0.20\n"
+
+
+def test_rows_are_asked_again_with_other_orders_of_the_features(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeAsker, "script", staticmethod(by_place))
+    session = FakeSession(
+        tmp_path, num_masked=0, feature_order_shuffle=[0, 0.25, 1], feature_order_seed=[1, 2]
+    )
+
+    rows = evaluate(session)
+
+    found = json.loads((tmp_path / "evaluate" / "feature_order.json").read_text())
+    by_order = {(row["method"], row["share"], row["seed"]): row for row in found["rows"]}
+    methods = ("vanilla", "question_decomposition", "eag_rl")
+    shares = [(0.0, None), *[(share, seed) for share in (0.25, 1.0) for seed in (1, 2)]]
+    assert [*by_order] == [(method, *each) for method in methods for each in shares]
+    assert by_order["eag_rl", 0.0, None]["auroc"] == rows["eag_rl"]["auroc"] == 0.5
+    assert {row["share"]: row["moved_features"] for row in found["rows"]} == {0: 0, 0.25: 4, 1: 17}
+    assert found["num_features"] == 17
+    # Every patient's own prompt has so many lines elsewhere; those of the other rows have none.
+    patients = next(ids for _, what, ids in session.asked if what == "patients")
+    for order in session.config.evaluate.feature_orders:
+        for patient in patients:
+            plain = session.prompts["stage2", "patients", patient]
+            other = session.prompts["stage2", order, patient]
+            moved = sum(a != b for a, b in zip(plain, other, strict=True))
+            assert moved == order.num_moved(17)
+    answers = pd.read_parquet(tmp_path / "evaluate" / "feature_order_predictions.parquet")
+    assert len(answers) == len(methods) * 4 * len(patients)
+    stored = answers[(answers["method"] == "eag_rl") & (answers["share"] == 1)]
+    assert set(stored["seed"]) == {1, 2}
+    means = {(mean["method"], mean["share"]): mean for mean in found["means"]}
+    of_seeds = [by_order["eag_rl", 1.0, seed]["auroc"] for seed in (1, 2)]
+    assert means["eag_rl", 1.0]["auroc"] == pytest.approx(sum(of_seeds) / 2)
+    assert means["eag_rl", 1.0]["auroc_sd"] == pytest.approx(
+        abs(of_seeds[0] - of_seeds[1]) / 2**0.5
+    )
+    assert means["eag_rl", 0.0]["auroc_sd"] is None
+    difference = by_order["eag_rl", 1.0, 1]["differences"][0]
+    assert (difference["metric"], difference["n"]) == ("auroc", len(patients))
+    assert difference["difference"] == pytest.approx(by_order["eag_rl", 1.0, 1]["auroc"] - 0.5)
+    table = order_table(found).splitlines()
+    assert table[0].split("  ")[0] == "Method"
+    assert "4 of 17 (p = 0.25)" in table[3]

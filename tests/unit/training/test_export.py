@@ -2,20 +2,27 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from actors.rollouts import Rollout
 from actors.trajectories import SearchedTrajectory, trajectories_table
 from ehr.chat import ChatFrame, encode_chat
 from ehr.cohort import save_cohort
 from ehr.errors import DataError, RunFolderError
+from ehr.names import FeatureMatcher
+from ehr.salience import stored_salience
+from services.types import BASE_POLICY
 from tests.expert_cohort import tiny_cohort
 from tests.scripted import FRAME
 from tests.tokenizers import ByteTokenizer
 from training.config import RunConfig
 from training.export import export, patient_lines, trajectory_lines
+from training.grpo_batch import GrpoPatient, score_group
 from training.reward_function import TrajectoryReward
+from training.rewarded import reward_contexts, reward_section
 from training.run_folder import RunFolder
 
 COHORT = tiny_cohort()
@@ -122,6 +129,86 @@ def test_patients_have_the_columns_that_the_reward_reads(run_dir: Path) -> None:
     rows = {name: [line[name] for line in lines] for name in lines[0]}
     values = TrajectoryReward.of_run(run_dir)(completions=[answer] * len(lines), **rows)
     assert {value > 0 for value, line in zip(values, lines, strict=True) if line["label"]} == {True}
+
+
+ANSWERS = (
+    "<Important Features>pH, Weight, pH</Important Features><Final answer>0.9</Final answer>",
+    "<Important Features>Glucose</Important Features><Final answer>0.2</Final answer>",
+    "<Important Features>Heart Rate, Age, pH</Important Features><Final answer>0.4</Final answer>",
+    "Nothing is known.",
+)
+
+VARIED_SCORES = {patient: index for index, patient in enumerate(TRAIN)}
+
+
+def varied_salience() -> pd.DataFrame:
+    """As `salience_table`, with a second feature that differs between patients."""
+    table = salience_table()
+    number = table["patient_id"].map(VARIED_SCORES)
+    table.loc[(table["feature"] == "Glucose") & (number % 3 == 0), "score"] = 0.5
+    table.loc[(table["feature"] == "Heart Rate") & (number % 4 == 1), "score"] = 0.9
+    return table
+
+
+def rollout(patient: str, text: str) -> Rollout:
+    return Rollout(
+        patient_id=patient,
+        prompt_token_ids=(1,),
+        token_ids=(2,),
+        model_written=(True,),
+        generator_logprobs=(-1.0,),
+        constrained=(False,),
+        text=text,
+        truncated=False,
+        oldest_policy=BASE_POLICY,
+        newest_policy=BASE_POLICY,
+        num_requests=1,
+        num_cut_lines=0,
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"grpo": {"rare_features": True}},
+        {"grpo": {"rare_features": True, "accuracy_weight": 0.3, "credit": "by_name"}},
+        {"grpo": {"shuffle_salience": True}},
+        {"grpo": {"shuffle_salience": True, "rare_features": True, "scale_parts": True}},
+        {"grpo": {"shuffle_salience": True}, "reward": {"attention_weighting": "stability"}},
+        {"grpo": {"rare_features": True}, "reward": {"repeated_names": "wrong"}},
+        {"grpo": {"accuracy_weight": 1.0}, "reward": {"margin_bonus": 0.0}},
+    ],
+    ids=json.dumps,
+)
+def test_other_trainers_pay_what_stage_2_paid(run_dir: Path, settings: dict[str, Any]) -> None:
+    config = RunConfig.model_validate({"expert": {"num_salient_features": 2}, **settings})
+    RunFolder(run_dir).write_config(config, None)
+    table = varied_salience()
+    stored = stored_salience(table, TRAIN, 2, config.expert.candidates)
+    contexts = reward_contexts(COHORT, stored, config)
+    paid = {}
+    for patient in TRAIN:
+        group = score_group(
+            GrpoPatient(prompt_token_ids=(1,), context=contexts[patient], in_stage1=False),
+            [rollout(patient, text) for text in ANSWERS],
+            reward_section(config),
+            FeatureMatcher(COHORT.features),
+            config.grpo,
+        )
+        paid[patient] = group.rewards.tolist()
+
+    lines = [
+        json.loads(json.dumps(line)) for line in patient_lines(run_dir, table, TOKENIZER, FRAME)
+    ]
+    reward = TrajectoryReward.of_run(run_dir)
+    for place, answer in enumerate(ANSWERS):
+        rows = {name: [line[name] for line in lines] for name in lines[0]}
+        assert reward(completions=[answer] * len(lines), **rows) == [
+            paid[line["patient_id"]][place] for line in lines
+        ]
+    if config.grpo.accuracy_weight != 1:  # C_exp differs between patients, and so does what it pays
+        assert len({tuple(values) for values in paid.values()}) > 2
 
 
 def test_files_hold_one_json_object_a_line(run_dir: Path) -> None:

@@ -112,3 +112,12 @@ def test_lines_for_the_terminal_say_what_is_left() -> None:
 def test_a_mean_length_is_rounded_up() -> None:
     assert mean_length([10, 11]) == 11
     assert mean_length([]) == 0
+
+
+def test_every_order_of_the_features_is_asked_about_all_patients() -> None:
+    own = {"num_patients": 10, "num_samples": 3, "max_new_tokens": 200}
+    orders = {"feature_order_shuffle": [0, 0.5, 1], "feature_order_seed": [1, 2]}
+    without, found = cost("stage1", **own), cost("stage1", **own, **orders)
+
+    assert found.prefill_tokens - without.prefill_tokens == 4 * 10 * 100
+    assert found.decode_tokens - without.decode_tokens == 4 * 10 * 3 * 200

@@ -111,6 +111,8 @@ def test_the_parts_are_told_to_the_trainer_s_log():
         ({"label": [1]}, "column 'label'"),
         ({"label": [1, None]}, "label 0 or 1"),
         ({"salient_features": [SALIENT]}, "column 'salient_features'"),
+        ({"salient_features": ["pH", "Glucose"]}, "list of names in column `salient_features`"),
+        ({"salient_weights": [[1.0], [1.0]]}, "each of 3 salient features, got 1"),
     ],
 )
 def test_a_wrong_column_is_named(wrong, message):

@@ -7,7 +7,7 @@ from ehr.names import FeatureMatcher
 from ehr.rewards import RewardContext, Salience, reward
 from ehr.trajectory import ParsedTrajectory
 from training.config import RunConfig
-from training.main_job import rewarded
+from training.rewarded import reward_section, rewarded
 
 # Glucose is salient in all four patients, pH in two, Weight and Height in one each.
 SALIENT = {
@@ -27,7 +27,7 @@ def config(**grpo: object) -> RunConfig:
 
 
 def attention(salience: dict[str, Salience], made: RunConfig, patient: str, *names: str) -> float:
-    known, section = rewarded(salience, made)
+    known, section = rewarded(salience, made), reward_section(made)
     context = RewardContext(
         patient_id=patient,
         label=1,
@@ -40,11 +40,12 @@ def attention(salience: dict[str, Salience], made: RunConfig, patient: str, *nam
 
 def test_by_default_salience_and_reward_are_as_they_were() -> None:
     made = config()
-    assert rewarded(SALIENCE, made) == (SALIENCE, made.reward)
+    assert rewarded(SALIENCE, made) == SALIENCE
+    assert reward_section(made) == made.reward
 
 
 def test_a_rare_feature_weighs_what_it_lacks_of_all_patients() -> None:
-    known, section = rewarded(SALIENCE, config(rare_features=True))
+    known = rewarded(SALIENCE, config(rare_features=True))
     assert {patient: dict(each.stability) for patient, each in known.items()} == {
         "a": {"Glucose": 0.0, "pH": 0.5},
         "b": {"Glucose": 0.0, "pH": 0.5},
@@ -53,7 +54,6 @@ def test_a_rare_feature_weighs_what_it_lacks_of_all_patients() -> None:
     }
     assert all(each.features == SALIENCE[patient].features for patient, each in known.items())
     assert all(each.risk == 0.4 for each in known.values())
-    assert section.attention_weighting == "stability"
 
 
 def test_naming_what_is_salient_in_everybody_pays_nothing_then() -> None:
@@ -67,11 +67,29 @@ def test_naming_what_is_salient_in_everybody_pays_nothing_then() -> None:
 
 
 def test_of_shuffled_salience_the_weights_are_those_of_the_other_patient() -> None:
-    known, _ = rewarded(SALIENCE, config(rare_features=True, shuffle_salience=True, seed=1))
+    known = rewarded(SALIENCE, config(rare_features=True, shuffle_salience=True, seed=1))
+    assert any(each.features != SALIENCE[patient].features for patient, each in known.items())
     for each in known.values():
         assert each.stability == {
             name: {"Glucose": 0.0, "pH": 0.5}.get(name, 0.75) for name in each.features
         }
+
+
+def test_shuffled_salience_keeps_features_and_weights_together() -> None:
+    salience = {
+        name: Salience(features=frozenset({name}), stability={name: index / 4})
+        for index, name in enumerate("abcd")
+    }
+
+    others = rewarded(salience, config(shuffle_salience=True, seed=1))
+
+    assert all(others[patient] != own for patient, own in salience.items())
+    assert sorted(others.values(), key=lambda each: min(each.features)) == list(salience.values())
+
+
+def test_what_grpo_overrides_is_in_its_reward() -> None:
+    made = reward_section(config(accuracy_weight=0.9, rare_features=True))
+    assert (made.accuracy_weight, made.attention_weighting) == (0.9, "stability")
 
 
 def test_two_weightings_at_once_are_refused() -> None:

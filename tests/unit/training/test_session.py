@@ -7,7 +7,6 @@ from ehr.catalogue import AGE_AND_SEX
 from ehr.rewards import Salience
 from services.cluster import check_requirements
 from training.config_loading import load_config
-from training.main_job import shuffled
 from training.progress import Reporter
 from training.run_folder import RunFolder
 from training.session import Session, requirements
@@ -54,15 +53,3 @@ def test_rewards_get_the_salience_and_its_stability_from_the_stored_table(tmp_pa
     # The means of b and of age and sex are equal: b comes first in the schema.
     assert salience == Salience(features=frozenset({"a", "b"}), stability={"a": 1.0, "b": 0.5})
     assert session.salient(["p"]) == {"p": salience.features}
-
-
-def test_shuffled_salience_keeps_features_and_weights_together():
-    salience = {
-        name: Salience(features=frozenset({name}), stability={name: index / 4})
-        for index, name in enumerate("abcd")
-    }
-
-    others = shuffled(salience, seed=1)
-
-    assert all(others[patient] != own for patient, own in salience.items())
-    assert sorted(others.values(), key=lambda each: min(each.features)) == list(salience.values())

@@ -351,3 +351,18 @@ def test_a_pipeline_of_some_stages_runs_those_and_is_keyed_by_the_others(work):
 
     with pytest.raises(RunFolderError, match="inputs"):
         some().check(None)
+
+
+def test_orders_of_test_prompts_key_the_evaluation_and_no_training(tmp_path):
+    def keys(**evaluate):
+        console = Console(file=io.StringIO(), force_terminal=False)
+        config = RunConfig.model_validate({"evaluate": evaluate})
+        pipe = Pipeline(STAGES, RunFolder(tmp_path), config, Reporter(console), lambda: "model")
+        return {stage.name: pipe.key(stage) for stage in STAGES}
+
+    plain = keys()
+    for changed in (
+        keys(feature_order_shuffle=[0, 0.25, 0.5, 0.75, 1]),
+        keys(feature_order_shuffle=0.25, feature_order_seed=7),
+    ):
+        assert {name for name, key in changed.items() if key != plain[name]} == {"evaluate"}
