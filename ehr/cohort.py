@@ -18,6 +18,7 @@ import pandas as pd
 from ehr.catalogue import AGE_AND_SEX, CATALOGUE_VERSION, Feature, FeatureKind
 from ehr.config import Task
 from ehr.errors import DataError
+from ehr.files import whole_file
 from ehr.schema import VALUE_PREFIX, check_table, patients_schema, truth_schema, visits_schema
 
 SPLITS = ("train", "val", "test")
@@ -262,12 +263,15 @@ def save_cohort(cohort: Cohort, folder: Path) -> None:
     visits = pd.concat([visits, columns], axis=1)
     check_table(patients, patients_schema())
     check_table(visits, visits_schema(names))
-    patients.to_parquet(folder / "patients.parquet", index=False)
-    visits.to_parquet(folder / "visits.parquet", index=False)
+    tables = {"patients": patients, "visits": visits}
     if cohort.truth is not None:
         check_table(cohort.truth, truth_schema([*names, AGE_AND_SEX]))
-        cohort.truth.to_parquet(folder / "truth.parquet", index=False)
-    (folder / "cohort.json").write_text(json.dumps(_describe(cohort), indent=1) + "\n")
+        tables["truth"] = cohort.truth
+    for name, table in tables.items():
+        with whole_file(folder / f"{name}.parquet") as partial:
+            table.to_parquet(partial, index=False)
+    with whole_file(folder / "cohort.json") as partial:
+        partial.write_text(json.dumps(_describe(cohort), indent=1) + "\n")
 
 
 def load_cohort(folder: Path) -> Cohort:

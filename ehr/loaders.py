@@ -1,9 +1,8 @@
 """Which loader reads which source, and the checks that every cohort passes."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from ehr import physionet2012, physionet2012_files, synthetic, tjh
+from ehr import physionet2012, synthetic, tjh
 from ehr.cohort import Cohort, check_splits
 from ehr.config import CohortSection
 from ehr.few_patients import with_fewer_patients
@@ -14,20 +13,27 @@ _LOADERS: dict[str, Callable[[CohortSection], Cohort]] = {
     "physionet2012": physionet2012.load,
 }
 
-_FILES: dict[str, Callable[[CohortSection], list[Path]]] = {
-    "synthetic": lambda section: [],
-    "tjh": tjh.source_files,
-    "physionet2012": physionet2012_files.source_files,
+_HASHES: dict[str, Callable[[CohortSection], str]] = {
+    "tjh": tjh.source_hash,
+    "physionet2012": physionet2012.source_hash,
 }
 
 
-def source_files(section: CohortSection) -> list[Path]:
-    """The files that a cohort is read from: what its content depends on besides the settings.
+def source_hash(section: CohortSection) -> str | None:
+    """Hash of what a cohort is read from, besides the settings; None = it is generated.
+
+    It is of the content that the loader reads: names, places and stray files change nothing.
 
     Raises:
-        DataError: if one is missing or unreadable.
+        DataError: if a file is missing, unreadable or another.
     """
-    return _FILES[section.source](section)
+    hash_of = _HASHES.get(section.source)
+    return None if hash_of is None else hash_of(section)
+
+
+def release_sources() -> None:
+    """Lets go of files that `source_hash` has read, where no cohort will be built of them."""
+    physionet2012.release()
 
 
 def build_cohort(section: CohortSection) -> Cohort:

@@ -10,9 +10,12 @@ become one table of events, and the last event of each bin becomes the bin's val
 # pyright: reportIndexIssue=false
 
 import csv
+import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -22,7 +25,8 @@ from ehr.catalogue import PHYSIONET2012, PHYSIONET2012_BENCHMARK, Feature
 from ehr.cohort import Cohort, PatientCase, Sex, make_splits
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
-from ehr.physionet2012_files import StayFile, read_outcomes, read_stays
+from ehr.physionet2012_files import PUBLISHED, StayFile, read_stays, stamps
+from ehr.physionet2012_outcomes import num_listed_without_files, read_outcomes
 from ehr.plausible import plausible_mask, restore_decimal_point
 
 TEST_SHARE = 2_000 / 8_000
@@ -42,6 +46,10 @@ _SEXES = {0.0: Sex.FEMALE, 1.0: Sex.MALE, _MISSING: Sex.UNKNOWN}
 
 # Height and weight at admission are values of the first bin; the ICU type has no place in a case.
 _DESCRIPTORS = ("RecordID", "Age", "Gender", "ICUType")
+_RECORD_ID = _DESCRIPTORS.index("RecordID")
+_AGES = (15, 120)
+"""Plausible ages: the youngest stay of the sets is 15; 90 means 90 or older."""
+_TIME = re.compile(r"\d{2,3}:[0-5]\d", re.ASCII)
 _FEATURE_OF = {
     "GCS": "Glasgow coma scale total",
     "DiasABP": "Diastolic blood pressure",
@@ -128,13 +136,17 @@ def load(section: CohortSection) -> Cohort:
             f"every stay of PhysioNet 2012 has {len(VISIT_LABELS)} visits, but cohort.min_visits="
             f"{section.min_visits}. Use a smaller value."
         )
-    stays = read_stays(section.path)
-    outcomes = read_outcomes(section.path, [stay.record_id for stay in stays])
+    stays, outcomes = _read(section.path, stamps(section.path))
+    release()
     features = PHYSIONET2012_BENCHMARK if section.features == "benchmark" else PHYSIONET2012
 
-    dropped: dict[str, int] = {}
+    dropped = {
+        f"stays_of_set_{name}_which_is_not_there": number
+        for name, number in num_listed_without_files(section.path).items()
+    }
     events = _observed(_events(stays, dropped), dropped)
-    ages, sexes = _background(events, stays)
+    _check_record_ids(events, stays)
+    ages, sexes = _background(events, stays, dropped)
     values = _bins(events, len(stays), features, dropped)
     cases = {
         stay.record_id: PatientCase(
@@ -167,8 +179,50 @@ def load(section: CohortSection) -> Cohort:
     )
 
 
+def source_hash(section: CohortSection) -> str:
+    """Hash of every stay's id, rows and outcome: the same for an archive and its folder.
+
+    What was read stays in memory for `load`, which mostly comes next.
+
+    Raises:
+        DataError: if a file is missing, unreadable or another.
+    """
+    return _content_hash(section.path, stamps(section.path))
+
+
+def release() -> None:
+    """Lets go of the files that `source_hash` read."""
+    _read.cache_clear()
+
+
+_Stamps = tuple[tuple[str, int, int], ...]
+
+
+@lru_cache(maxsize=4)
+def _content_hash(path: str | None, stamps: _Stamps) -> str:
+    """Computed again only if a file has changed: an experiment asks for it for every unit."""
+    stays, outcomes = _read(path, stamps)
+    digest = hashlib.sha256()
+    for stay in stays:
+        digest.update(f"{stay.record_id} {outcomes[stay.record_id]} {len(stay.rows)}\n".encode())
+        digest.update(stay.rows)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=2)  # a run's cohort and the other one that it is asked about
+def _read(path: str | None, stamps: _Stamps) -> tuple[list[StayFile], dict[str, int]]:
+    stays = read_stays(path)
+    return stays, read_outcomes(path, stays)
+
+
 def _events(stays: Sequence[StayFile], dropped: dict[str, int]) -> _Events:
     """All rows of known parameters, as numbers; the others are counted in `dropped`."""
+    num_rows = np.array([stay.num_rows for stay in stays])
+    if not num_rows.any():
+        raise DataError(
+            f"the {len(stays)} files of stays must hold rows below their headers, but hold none. "
+            f"Download them again from {PUBLISHED}."
+        )
     table = pd.read_csv(
         io.BytesIO(b"".join(stay.rows for stay in stays)),
         names=["time", "parameter", "value"],
@@ -182,7 +236,6 @@ def _events(stays: Sequence[StayFile], dropped: dict[str, int]) -> _Events:
         lineterminator="\n",
         encoding_errors="replace",
     )
-    num_rows = np.array([stay.num_rows for stay in stays])
     stay = np.repeat(np.arange(len(stays)), num_rows)
     if len(table) != len(stay):
         raise DataError(
@@ -220,10 +273,26 @@ def _events(stays: Sequence[StayFile], dropped: dict[str, int]) -> _Events:
 
 def _minutes(text: str) -> int:
     """Minutes since admission of "HH:MM"; -1 if it is none."""
-    hours, colon, minutes = str(text).partition(":")
-    if not (colon and hours.isdecimal() and minutes.isdecimal() and int(minutes) < 60):
+    if not _TIME.fullmatch(str(text)):
         return -1
+    hours, _, minutes = text.partition(":")
     return int(hours) * 60 + int(minutes)
+
+
+def _check_record_ids(events: _Events, stays: Sequence[StayFile]) -> None:
+    """A file under another's name would be that patient's record with this one's outcome."""
+    rows = events.where(events.parameter == _RECORD_ID)
+    written = np.full(len(stays), np.nan)
+    written[rows.stay] = rows.value
+    number = np.bincount(rows.stay, minlength=len(stays))
+    is_same = np.array([f"{id_:.0f}" for id_ in written]) == [stay.record_id for stay in stays]
+    if (wrong := np.flatnonzero((number != 1) | ~is_same)).size:
+        first = int(wrong[0])
+        said = [f"{value:.16g}" for value in rows.value[rows.stay == first][:5]]
+        raise DataError(
+            f"every file must say once, in a row RecordID, the id in its name, but {len(wrong)} of "
+            f"{len(stays)} do not: {stays[first].origin!r} says {said}. Give the published files."
+        )
 
 
 def _observed(events: _Events, dropped: dict[str, int]) -> _Events:
@@ -237,12 +306,18 @@ def _observed(events: _Events, dropped: dict[str, int]) -> _Events:
 
 
 def _background(
-    events: _Events, stays: Sequence[StayFile]
+    events: _Events, stays: Sequence[StayFile], dropped: dict[str, int]
 ) -> tuple[Float[np.ndarray, " stays"], list[Sex]]:
     """Age (NaN = unknown) and sex of every stay; an age of 90 means 90 or older."""
     found = np.full((len(_DESCRIPTORS), len(stays)), _MISSING)
     rows = events.where(events.parameter < len(_DESCRIPTORS))
     found[rows.parameter, rows.stay] = rows.value
+    if (other := np.flatnonzero(found[rows.parameter, rows.stay] != rows.value)).size:
+        first = int(other[0])
+        raise DataError(
+            f"{stays[rows.stay[first]].origin!r} must say {_DESCRIPTORS[rows.parameter[first]]} "
+            "once, but says several values. Correct it, or give the published files."
+        )
     age, gender = found[_DESCRIPTORS.index("Age")], found[_DESCRIPTORS.index("Gender")]
     if (unknown := ~np.isin(gender, list(_SEXES))).any():
         first = int(np.argmax(unknown))
@@ -250,7 +325,12 @@ def _background(
             f"Gender in {stays[first].origin!r} must be 0 (female), 1 (male) or -1 (unknown), but "
             f"is {gender[first]:g}. Correct it, or give the published files."
         )
-    return np.where(age == _MISSING, np.nan, age), [_SEXES[code] for code in gender]
+    is_unknown = age == _MISSING
+    is_implausible = ~is_unknown & ((age < _AGES[0]) | (age > _AGES[1]))
+    if is_implausible.any():
+        dropped["implausible Age"] = int(is_implausible.sum())
+    ages = np.where(is_unknown | is_implausible, np.nan, age)
+    return ages, [_SEXES[code] for code in gender]
 
 
 def _bins(

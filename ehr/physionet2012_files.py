@@ -1,24 +1,24 @@
 """Files of the PhysioNet/CinC Challenge 2012: one text a stay, in archives or in folders."""
 
 import gzip
+import io
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import pandas as pd
-
-from ehr.config import CohortSection
 from ehr.errors import DataError
 
 SETS = ("a", "b")
 """Sets with published outcomes when the data was laid out; one of them suffices."""
 
+PUBLISHED = "https://physionet.org/content/challenge-2012/1.0.0/"
+"""Where the files come from, for errors."""
+
 _HEADER = b"Time,Parameter,Value"
-_ID_COLUMN, _OUTCOME_COLUMN = "RecordID", "In-hospital_death"
-_PUBLISHED = "https://physionet.org/content/challenge-2012/1.0.0/"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,9 @@ class StayFile:
     """The rows of one stay, not parsed yet."""
 
     record_id: str
+    """By the name of the file."""
+    set_name: str
+    """One of `SETS`."""
     origin: str
     """Path of the file, that of its archive before it."""
     rows: bytes
@@ -41,14 +44,14 @@ def read_stays(path: str | None) -> list[StayFile]:
     """The stays of every set in a folder, sorted by id.
 
     A set is read from its folder `set-a/` where there is one, else from `set-a.tar.gz`, which is
-    streamed and never written out.
+    never written out. Files that are no `.txt`, and hidden ones, are none of a set's.
 
     Raises:
-        DataError: if the folder or both sets are missing, an archive cannot be read, a file is not
-            a stay's, or a stay occurs twice.
+        DataError: if the folder or both sets are missing, an archive cannot be read or ends early,
+            a file is not a stay's, or a stay occurs twice.
     """
-    folder = _folder(path)
-    stays = [_stay(*file) for name in _present(folder) for file in _files(folder, name)]
+    folder = challenge_folder(path)
+    stays = [_stay(name, *file) for name in present_sets(folder) for file in _files(folder, name)]
     stays.sort(key=lambda stay: stay.record_id)
     for first, second in pairwise(stays):
         if first.record_id == second.record_id:
@@ -59,44 +62,35 @@ def read_stays(path: str | None) -> list[StayFile]:
     return stays
 
 
-def source_files(section: CohortSection) -> list[Path]:
-    """Archives or folders of the sets that are there, and their outcome files.
+def stamps(path: str | None) -> tuple[tuple[str, int, int], ...]:
+    """Path, time of change and size of every file that a cohort is read from.
+
+    As long as they are the same, so is what the files hold.
 
     Raises:
         DataError: if the folder or both sets are missing.
     """
-    folder = _folder(section.path)
-    found: list[Path] = []
-    for name in _present(folder):
-        extracted = folder / f"set-{name}"
-        found.append(extracted if extracted.is_dir() else folder / f"set-{name}.tar.gz")
-        found += folder.glob(f"Outcomes-{name}.txt")  # reading says it if there is none
-    return found
+    folder = challenge_folder(path)
+    files = [folder / f"Outcomes-{name}.txt" for name in SETS]
+    for name in present_sets(folder):
+        source = set_source(folder, name)
+        files += _stay_paths(source) if source.is_dir() else [source]
+    found = ((str(file), file.stat()) for file in files if file.exists())
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
 
-def read_outcomes(path: str | None, record_ids: Sequence[str]) -> dict[str, int]:
-    """1 = died in hospital, by record id, from the outcome file of every set in a folder.
+def set_source(folder: Path, name: str) -> Path:
+    """The folder that a set is read from, or its archive."""
+    extracted = folder / f"set-{name}"
+    return extracted if extracted.is_dir() else folder / f"set-{name}.tar.gz"
 
-    Args:
-        path: the folder.
-        record_ids: stays that must have an outcome; there may be outcomes of others.
+
+def challenge_folder(path: str | None) -> Path:
+    """The folder of the sets.
 
     Raises:
-        DataError: if an outcome file is missing or another, or a stay has no outcome in it.
+        DataError: if there is none, or no set in it.
     """
-    folder = _folder(path)
-    outcomes: dict[str, int] = {}
-    for name in _present(folder):
-        outcomes.update(_outcomes(folder / f"Outcomes-{name}.txt"))
-    if without := [record for record in record_ids if record not in outcomes]:
-        raise DataError(
-            f"every stay must have a row in the outcome file of its set, but {len(without)} of "
-            f"{len(record_ids)} have none, such as {without[:5]}. Give the published files."
-        )
-    return outcomes
-
-
-def _folder(path: str | None) -> Path:
     expected = (
         "cohort.path must name the folder that holds set-a.tar.gz (or set-a/) with Outcomes-a.txt, "
         "the same for b, or both"
@@ -113,14 +107,15 @@ def _folder(path: str | None) -> Path:
             f"{expected}, but came as {str(folder)!r}: {reason}. Check the path (relative ones "
             f"start at {str(Path.cwd())!r}) and its permissions."
         )
-    if not _present(folder):
+    if not present_sets(folder):
         raise DataError(
-            f"{expected}, but {str(folder)!r} holds neither set. Download them from {_PUBLISHED}."
+            f"{expected}, but {str(folder)!r} holds neither set. Download them from {PUBLISHED}."
         )
     return folder
 
 
-def _present(folder: Path) -> list[str]:
+def present_sets(folder: Path) -> list[str]:
+    """Names of the sets that are there, as folders or as archives."""
     return [
         name
         for name in SETS
@@ -130,55 +125,66 @@ def _present(folder: Path) -> list[str]:
 
 def _files(folder: Path, name: str) -> Iterator[tuple[str, str, bytes]]:
     """Name, origin and content of each text file of a set."""
-    extracted, archive = folder / f"set-{name}", folder / f"set-{name}.tar.gz"
-    found = _extracted(extracted) if extracted.is_dir() else _archived(archive)
+    source = set_source(folder, name)
     is_empty = True
-    for file in found:
+    for file in _extracted(source) if source.is_dir() else _archived(source):
         is_empty = False
         yield file
     if is_empty:
-        source = extracted if extracted.is_dir() else archive
         raise DataError(
             f"{str(source)!r} must hold one .txt file a stay, but holds none. Download it again "
-            f"from {_PUBLISHED}, or remove it to read the other set alone."
+            f"from {PUBLISHED}, or remove it to read what else is there."
         )
 
 
+def _is_stay(name: str) -> bool:
+    # Hidden ones are what file managers and archivers leave: ._132539.txt beside 132539.txt.
+    return name.endswith(".txt") and not name.startswith(".")
+
+
+def _stay_paths(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _is_stay(path.name))
+
+
 def _extracted(folder: Path) -> Iterator[tuple[str, str, bytes]]:
-    for path in sorted(folder.glob("*.txt")):
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{str(path)!r} must be a stay's file, but cannot be read: {error}. Check its "
-                "permissions."
-            ) from error
-        yield path.stem, str(path), content
+    try:
+        for path in _stay_paths(folder):
+            yield path.stem, str(path), path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{str(folder)!r} must hold the stays' files, but one cannot be read: {error}. Check "
+            "its permissions."
+        ) from error
 
 
 def _archived(archive: Path) -> Iterator[tuple[str, str, bytes]]:
     try:
-        # Not tarfile's own "r|gz", which takes an archive that was cut off for a shorter one.
-        with gzip.open(archive) as plain, tarfile.open(fileobj=plain, mode="r|") as members:
+        plain = gzip.decompress(archive.read_bytes())  # to its end, with the checksum there
+        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as members:
             for member in members:
-                inside = PurePosixPath(member.name)
-                if not member.isfile() or inside.suffix != ".txt":
-                    continue
-                content = members.extractfile(member)
-                assert content is not None
-                yield inside.stem, f"{archive}/{inside}", content.read()
-            # Reading to the end checks the archive's checksum.
-            while plain.read(1 << 20):
-                continue
+                name = member.name.rpartition("/")[2]
+                if member.isfile() and _is_stay(name):
+                    content = plain[member.offset_data : member.offset_data + member.size]
+                    yield name.removesuffix(".txt"), f"{archive}/{member.name}", content
+            end = members.offset
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataError(
             f"{str(archive)!r} must be an archive of stays, but cannot be read: "
-            f"{type(error).__name__}: {error}. Download it again from {_PUBLISHED}."
+            f"{type(error).__name__}: {error}. Download it again from {PUBLISHED}."
         ) from error
+    # tarfile stops without a word where an archive ends early, and at a header it cannot read.
+    if len(plain) < end + tarfile.BLOCKSIZE or plain[end:].strip(b"\0"):
+        raise DataError(
+            f"{str(archive)!r} must end with empty blocks, as every whole archive does, but what "
+            f"comes behind its first {end:,} bytes is "
+            f"{'no such block' if len(plain) > end else 'nothing'}: it was cut off, or damaged. "
+            f"Download it again from {PUBLISHED}."
+        )
 
 
-def _stay(name: str, origin: str, content: bytes) -> StayFile:
-    header, _, rows = content.replace(b"\r\n", b"\n").partition(b"\n")
+def _stay(set_name: str, name: str, origin: str, content: bytes) -> StayFile:
+    text = content.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n")
+    header, _, rows = text.partition(b"\n")
     if header != _HEADER:
         raise DataError(
             f"{origin!r} must start with the line {_HEADER.decode()!r}, but starts with "
@@ -192,26 +198,4 @@ def _stay(name: str, origin: str, content: bytes) -> StayFile:
             f"every line of {origin!r} must have three fields, {_HEADER.decode()!r}, but "
             f"{num_lines} lines have {num_commas} commas. Give the published files."
         )
-    return StayFile(record_id=name, origin=origin, rows=rows)
-
-
-def _outcomes(path: Path) -> dict[str, int]:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path.name} must lie beside its set, but cannot be read: {error}. Download it from "
-            f"{_PUBLISHED}."
-        ) from error
-    if missing := [name for name in (_ID_COLUMN, _OUTCOME_COLUMN) if name not in table.columns]:
-        raise DataError(
-            f"{str(path)!r} must have the columns {_ID_COLUMN!r} and {_OUTCOME_COLUMN!r}, but "
-            f"lacks {missing}. Give the published file."
-        )
-    if wrong := sorted(set(table[_OUTCOME_COLUMN].str.strip()) - {"0", "1"}):
-        raise DataError(
-            f"{_OUTCOME_COLUMN!r} of {str(path)!r} must be 0 or 1, but also is {wrong[:5]}. Give "
-            "the published file."
-        )
-    ids = table[_ID_COLUMN].str.strip()
-    return dict(zip(ids, table[_OUTCOME_COLUMN].astype(int).tolist(), strict=True))
+    return StayFile(record_id=name, set_name=set_name, origin=origin, rows=rows)

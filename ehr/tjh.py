@@ -5,6 +5,7 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 # pyright: reportOperatorIssue=false, reportReturnType=false, reportGeneralTypeIssues=false
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import numpy as np
 import pandas as pd
 
 from ehr.catalogue import TJH_LABS
+from ehr.cells import CellReader
 from ehr.cohort import Cohort, PatientCase, Sex, make_splits
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
+from ehr.workbook import read_table
 
 FILE_NAME = "time_series_375_prerpocess_en.xlsx"
 """Name of the workbook as published (HAIRLAB/Pre_Surv_COVID_19), its misspelling included."""
@@ -32,6 +35,11 @@ _PATIENT, _RECORD, _ADMISSION, _DISCHARGE = (
 _BACKGROUND = ("age", "gender", "outcome")
 _TIMES = (_RECORD, _ADMISSION, _DISCHARGE)
 _SEXES = {1: Sex.MALE, 2: Sex.FEMALE}
+_AGES = (0, 120)
+_LATE_DAYS = 7
+"""The published workbook has results up to two days behind the discharge."""
+
+_ADVICE = f"Give the published workbook {FILE_NAME} of HAIRLAB/Pre_Surv_COVID_19."
 
 
 def load(section: CohortSection) -> Cohort:
@@ -56,15 +64,12 @@ def load(section: CohortSection) -> Cohort:
 
     cases: dict[str, PatientCase] = {}
     labels: dict[str, int] = {}
-    # Padded, so that sorting the ids as text sorts them as numbers.
-    width = len(str(int(background.index.max())))
-    for number, days in visits.groupby(level=_PATIENT, sort=True):
+    for patient, days in visits.groupby(level=_PATIENT, sort=True):
         times = days.index.get_level_values(_RECORD)
         if len(times) < section.min_visits:
             dropped["patients_with_too_few_visits"] += 1
             continue
-        patient = f"{int(number):0{width}d}"
-        row = background.loc[number]
+        row = background.loc[patient]
         cases[patient] = PatientCase(
             patient_id=patient,
             sex=_SEXES[int(row["gender"])],
@@ -98,13 +103,14 @@ def load(section: CohortSection) -> Cohort:
     )
 
 
-def source_files(section: CohortSection) -> list[Path]:
-    """The workbook.
+def source_hash(section: CohortSection) -> str:
+    """Hash of the workbook's bytes, whatever its name.
 
     Raises:
         DataError: if it is missing or must not be read.
     """
-    return [_workbook(section.path)]
+    with _workbook(section.path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _workbook(path: str | None) -> Path:
@@ -132,35 +138,19 @@ def _workbook(path: str | None) -> Path:
 
 def _records(path: Path, gap_days: int) -> tuple[pd.DataFrame, dict[str, int]]:
     """Dated records of the workbook with clean columns, and what was dropped."""
-    try:
-        table = pd.read_excel(path)
-    # The readers of zip and xml below raise errors of their own for files that are no workbook.
-    except Exception as error:
-        raise DataError(
-            f"{str(path)!r} must be the workbook {FILE_NAME}, but cannot be read: "
-            f"{type(error).__name__}: {error}. Download it again from HAIRLAB/Pre_Surv_COVID_19."
-        ) from error
-    table.columns = [str(column).strip() for column in table.columns]
+    table = _read(path)
     labs = [lab.name for lab in TJH_LABS]
-    expected = [_PATIENT, *_TIMES, *_BACKGROUND, *labs]
-    if missing := [column for column in expected if column not in table.columns]:
-        raise DataError(
-            f"{str(path)!r} must be the workbook {FILE_NAME}, but lacks {len(missing)} of its "
-            f"{len(expected)} columns: {missing[:5]}. Give the published file."
-        )
     dropped = {"patients_with_too_few_visits": 0}
-    table[_PATIENT] = table[_PATIENT].ffill()
-    for column in (*_BACKGROUND, _PATIENT, *labs):
-        table[column] = _numbers(path, table[column])
-    for column in _TIMES:
-        table[column] = _days(path, table[column])
-    _check_background(path, table)
-
     patients = table[_PATIENT].nunique()
     dated = table[table[_RECORD].notna()]
     dropped["records_without_date"] = len(table) - len(dated)
     dropped["patients_without_dated_record"] = patients - dated[_PATIENT].nunique()
     if gap_days:
+        if (unknown := dated.index[dated[_DISCHARGE].isna()]).size:
+            raise DataError(
+                f"cohort.gap_days={gap_days} needs column {_DISCHARGE!r} of {str(path)!r} in every "
+                f"row, but row {int(unknown[0])} has none. Correct the cell, or use no gap."
+            )
         early = dated[(dated[_DISCHARGE] - dated[_RECORD]).dt.days >= gap_days]
         dropped["records_within_gap"] = len(dated) - len(early)
         dropped["patients_without_record_before_gap"] = (
@@ -180,49 +170,72 @@ def _records(path: Path, gap_days: int) -> tuple[pd.DataFrame, dict[str, int]]:
     return pd.concat([dated[[_PATIENT, _RECORD, *_BACKGROUND]], cleaned], axis=1), dropped
 
 
-def _numbers(path: Path, column: pd.Series) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
-    _refuse(path, column[numbers.isna() & column.notna()], "numbers")
-    return numbers
-
-
-def _days(path: Path, column: pd.Series) -> pd.Series:
-    days = pd.to_datetime(column, errors="coerce").dt.normalize()
-    _refuse(path, column[days.isna() & column.notna()], "dates")
-    return days
-
-
-def _refuse(path: Path, wrong: pd.Series, expected: str) -> None:
-    if wrong.empty:
-        return
-    # Row 1 of a sheet is its header.
-    rows = [int(index) + 2 for index in wrong.index[:5]]
-    raise DataError(
-        f"column {str(wrong.name)!r} of {str(path)!r} must hold {expected}, but rows {rows} hold "
-        f"{wrong.head(5).tolist()!r}. Correct these cells, or give the published file."
+def _read(path: Path) -> pd.DataFrame:
+    """All records of the workbook: each column of one kind, each patient of one background."""
+    labs = [lab.name for lab in TJH_LABS]
+    columns = (_PATIENT, *_TIMES, *_BACKGROUND, *labs)
+    table = read_table(path, columns, _ADVICE)
+    reader = CellReader(path)
+    read = {_PATIENT: _patients(path, reader, table[_PATIENT])}
+    read |= {column: reader.days(table[column]) for column in _TIMES}
+    read["age"] = reader.numbers(table["age"])
+    low, high = _AGES
+    reader.refuse(
+        table.loc[~read["age"].between(low, high), "age"], f"{low} to {high} years in every row"
     )
+    read["gender"] = reader.codes(table["gender"], _SEXES)
+    read["outcome"] = reader.codes(table["outcome"], (0, 1))
+    read |= {lab: reader.numbers(table[lab]) for lab in labs}
+    if _CONSTANT_COLUMN in table.columns:
+        read[_CONSTANT_COLUMN] = table[_CONSTANT_COLUMN]
+    found = pd.DataFrame(read)
+    _refuse_several_patients_of_one_id(path, found)
+    _refuse_impossible_stays(path, found)
+    return found
 
 
-def _check_background(path: Path, table: pd.DataFrame) -> None:
-    allowed = {"gender": set(_SEXES), "outcome": {0, 1}}
-    for column, codes in allowed.items():
-        if wrong := sorted(set(table[column].fillna(-1).astype(int)) - codes):
-            raise DataError(
-                f"column {column!r} of {str(path)!r} must hold {sorted(codes)} in every row, but "
-                f"also holds {wrong[:5]} (-1 = empty). Correct these cells, or give the published "
-                "file."
-            )
-    for column in (_PATIENT, "age"):
-        if table[column].isna().any():
-            row = int(table.index[table[column].isna()][0]) + 2
-            raise DataError(
-                f"column {column!r} of {str(path)!r} must not be empty, but row {row} is. Correct "
-                "the cell, or give the published file."
-            )
-    disagreeing = table.groupby(_PATIENT)[["gender", "outcome"]].nunique().gt(1).any(axis=1)
-    if disagreeing.any():
-        ids = [int(number) for number in disagreeing.index[disagreeing][:5]]
+def _patients(path: Path, reader: CellReader, column: pd.Series) -> pd.Series:
+    """Every row's patient: the workbook writes an id into the first row of each."""
+    ids = reader.ids(column)
+    if len(ids) and pd.isna(ids.iloc[0]):
         raise DataError(
-            f"every patient of {str(path)!r} must have one gender and one outcome, but patients "
-            f"{ids} have several. Correct these rows, or give the published file."
+            f"column {_PATIENT!r} of {str(path)!r} must hold an id in the first row of each "
+            f"patient, but row {int(ids.index[0])}, the first of all, has none. Correct the cell, "
+            "or give the published file."
         )
+    return ids.ffill()
+
+
+def _refuse_several_patients_of_one_id(path: Path, table: pd.DataFrame) -> None:
+    """A row whose id was left out belongs to the patient above: then their backgrounds differ."""
+    same = [*_BACKGROUND, _ADMISSION, _DISCHARGE]
+    disagreeing = table.groupby(_PATIENT)[same].nunique().gt(1)
+    if disagreeing.any(axis=None):
+        patients = list(disagreeing.index[disagreeing.any(axis=1)][:5])
+        columns = list(disagreeing.columns[disagreeing.any(axis=0)])
+        of_first = disagreeing.columns[disagreeing.loc[patients[0]]][0]
+        cells = table.loc[table[_PATIENT] == patients[0], of_first].dropna()
+        row = int(cells.index[cells != cells.iloc[0]][0])
+        raise DataError(
+            f"every patient of {str(path)!r} must have one {', one '.join(same)}, but patients "
+            f"{patients} have several of {columns}; row {row} differs from the rows above it. "
+            "Correct these rows (is a patient's id missing?), or give the published file."
+        )
+
+
+def _refuse_impossible_stays(path: Path, table: pd.DataFrame) -> None:
+    """A day on the wrong side of another was mistyped, or read with day and month swapped."""
+    orders = (
+        (_ADMISSION, _DISCHARGE, 0),
+        (_ADMISSION, _RECORD, 0),
+        (_RECORD, _DISCHARGE, _LATE_DAYS),
+    )
+    for first, last, slack in orders:
+        late_by = (table[first] - table[last]).dt.days
+        if (wrong := table.index[late_by > slack]).size:
+            row = int(wrong[0])
+            raise DataError(
+                f"{first!r} must not lie behind {last!r}{f' by over {slack} days' if slack else ''}"
+                f" in {str(path)!r}, but in row {row} they are {table.at[row, first].date()} and "
+                f"{table.at[row, last].date()}. Correct these cells, or give the published file."
+            )

@@ -44,16 +44,32 @@ def write_folder(folder: Path, stays: Mapping[str, str], name: str = "a") -> Pat
     return folder
 
 
-def write_archive(folder: Path, stays: Mapping[str, str], name: str = "a") -> Path:
-    """Writes a set as its archive, with its outcomes; comes back with the folder."""
+def write_archive(
+    folder: Path,
+    stays: Mapping[str, str],
+    name: str = "a",
+    again: Sequence[str] = (),
+    stray: Sequence[str] = (),
+) -> Path:
+    """Writes a set as its archive, with its outcomes; comes back with the folder.
+
+    Args:
+        folder: of the archive.
+        stays: text of each stay by its id.
+        name: of the set.
+        again: ids of stays that are written a second time.
+        stray: names of files that are no stays.
+    """
+    files = [(f"{stay}.txt", stays[stay].encode()) for stay in (*stays, *again)]
+    files += [(each, b"\0stray") for each in stray]
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / f"set-{name}.tar.gz", "w:gz") as archive:
         root = tarfile.TarInfo(f"set-{name}")
         root.type = tarfile.DIRTYPE
         archive.addfile(root)
-        for record_id, text in stays.items():
-            member = tarfile.TarInfo(f"set-{name}/{record_id}.txt")
-            member.size = len(text.encode())
-            archive.addfile(member, io.BytesIO(text.encode()))
+        for file, content in files:
+            member = tarfile.TarInfo(f"set-{name}/{file}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     (folder / f"Outcomes-{name}.txt").write_text(outcomes_text(list(stays)))
     return folder

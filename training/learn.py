@@ -14,6 +14,7 @@ from training.learn_curve import curve_lines, size_folder, sizes_found, write_le
 from training.learn_experiment import Experiment, require_enough_patients_for
 from training.learn_folder import ExperimentFolder
 from training.learn_units import found_units
+from training.other_patients import read_other_cohort, require_another_cohort
 from training.progress import Reporter
 from training.report_learn_curve import write_curve_page
 from training.run_folder import RunFolder
@@ -102,11 +103,14 @@ def _look_at_sizes(config: RunConfig, folder: RunFolder, redo: str | None) -> No
                 )
     if without_cohort:
         everybody = build_cohort(_sized(config, None).cohort)
+        other = read_other_cohort(config)
         for sized in without_cohort:
             size, seed = sized.cohort.train_patients, sized.cohort.train_patients_seed
             with _naming(size):
                 few = everybody if size is None else with_fewer_patients(everybody, size, seed)
                 require_enough_patients_for(sized, few, units_of(sized))
+                if other is not None:
+                    require_another_cohort(few, other)
 
 
 def _remove_from_sizes(config: RunConfig, folder: RunFolder, redo: str) -> None:

@@ -30,6 +30,7 @@ from training.learn_results import read_learn_results, write_learn_results
 from training.learn_table import learn_table
 from training.learn_units import OWN_STAGES, found_units
 from training.main_job import STAGES, describe_model
+from training.other_patients import read_other_cohort, require_another_cohort
 from training.preflight import require_fitting_inputs, require_patients
 from training.report import write_report
 from training.report_learn import write_learn_page
@@ -77,7 +78,8 @@ class Experiment:
 
         Raises:
             RunFolderError: if anything there was made under another configuration.
-            DataError: if the training patients are too few for a step of a unit.
+            DataError: if the training patients are too few for a step of a unit, or among those of
+                `evaluate.other_cohort`.
         """
         session = self._session
         self._require_a_unit_with_the_redone_stage()
@@ -90,6 +92,8 @@ class Experiment:
             is_there = "cohort" not in pending
             cohort = session.cohort if is_there else build_cohort(session.config.cohort)
             require_enough_patients_for(session.config, cohort, waiting)
+            if (other := read_other_cohort(session.config)) is not None:
+                require_another_cohort(cohort, other)
         session.stages = (*(stage.name for stage in shared), *OWN_STAGES)
         return shared, waiting
 
@@ -133,9 +137,12 @@ class Experiment:
             session.connect()  # a cluster that is too small must not cost what is there
             self.remove()
         session.folder.write_config(session.config, model)
-        self._shared.run([each for each in shared if each.name == "cohort"], session, _nothing)
+        built = [each for each in shared if each.name == "cohort"]
+        self._shared.run(built, session, _nothing)
         require_enough_patients_for(session.config, session.cohort, waiting)
         require_fitting_inputs(session, _looked_at(shared, waiting))
+        if built and (other := read_other_cohort(session.config)) is not None:
+            require_another_cohort(session.cohort, other)
         session.deploy_generator()
         self._shared.run([each for each in shared if each.name != "cohort"], session, _nothing)
         self._folder.require_comparable(self._kept, _NAME_IT)

@@ -41,6 +41,7 @@ from training.learn_measures import (
     estimate_of_arm,
 )
 from training.learn_units import ExperimentRecords, UnitRecords, model_description
+from training.other_patients import own_patients_sentence
 from training.report_data import as_object
 from training.result_table import finite_number, method_label
 
@@ -145,9 +146,10 @@ def _found(records: ExperimentRecords) -> dict[str, Any]:
 
 def _other_cohort_facts(records: ExperimentRecords) -> dict[str, Any]:
     described = as_object(records.other_cohort)
-    schema = as_object(described.get("map"))
+    schema, cohort = as_object(described.get("map")), as_object(described.get("cohort"))
     return {
-        "cohort": str(as_object(described.get("cohort")).get("name", "unknown")),
+        "cohort": str(cohort.get("name", "unknown")),
+        "own_patients": own_patients_sentence(cohort),
         "trained_on": records.config.cohort.source,
         "num_samples": records.config.evaluate.num_samples,
         "num_mapped": len(schema.get("pairs") or ()),

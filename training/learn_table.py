@@ -195,6 +195,7 @@ def other_cohort_facts(elsewhere: Results) -> list[str]:
         f"{elsewhere['num_positives']:,} positive.",
         f"Language models are shown its own features; models of the record get {mapped} of "
         f"{mapped + missing} features through a map. No R_att: no expert was trained on it.",
+        *filter(None, [elsewhere.get("own_patients")]),
     ]
 
 

@@ -23,6 +23,11 @@ from services.types import BASE_POLICY
 from training.config import RunConfig
 from training.evaluation import OTHER_COHORT_FILE
 from training.feature_orders import FEATURE_ORDER_FILE
+from training.other_patients import (
+    own_patients_sentence,
+    read_other_cohort,
+    require_another_cohort,
+)
 from training.preflight import require_fitting_inputs, require_patients
 from training.progress import OnProgress, Reporter
 from training.result_table import order_table, result_table
@@ -53,6 +58,7 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
         pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.content)
         todo = pipeline.check(target, redo)
         if todo:
+            _look_at_other_cohort(session, {stage.name for stage in todo})
             _describe(pipeline, todo, session)
             # Wrong data is said before Ray and the engine take their time to start.
             first = [stage for stage in todo if not stage.needs]
@@ -90,6 +96,14 @@ def _unlike(made: RunConfig, asked: RunConfig) -> list[str]:
         for key, value in fields.items()
         if other[section][key] != value
     ]
+
+
+def _look_at_other_cohort(session: Session, todo: set[str]) -> None:
+    """Refuses `evaluate.other_cohort` before anything is removed, trained or started for it."""
+    if todo <= {"cohort", "report"} or (other := read_other_cohort(session.config)) is None:
+        return
+    cohort = build_cohort(session.config.cohort) if "cohort" in todo else session.cohort
+    require_another_cohort(cohort, other)
 
 
 class _GrowingReport:
@@ -144,6 +158,7 @@ def _results(folder: RunFolder, config: RunConfig) -> list[str]:
         if other.exists():
             found = json.loads(other.read_text())
             lines.append(f"on {found['cohort']['name']}, another test cohort:")
+            lines += filter(None, [own_patients_sentence(found["cohort"])])
             lines.append(result_table(found["rows"]))
         orders = folder.path / "evaluate" / FEATURE_ORDER_FILE
         if orders.exists():

@@ -11,10 +11,8 @@ from typing import Any
 import pandas as pd
 
 from ehr.cohort import choose_patients, cohort_hash
-from ehr.errors import DataError
-from ehr.loaders import build_cohort
 from ehr.names import FeatureMatcher
-from ehr.schema_map import map_schema
+from ehr.same_patients import same_patients
 from training.asking import Asker, kept_or_made
 from training.evaluation import (
     OTHER_COHORT_FILE,
@@ -24,6 +22,7 @@ from training.evaluation import (
     record_rows,
     result_rows,
 )
+from training.other_patients import read_other_cohort, require_another_cohort
 from training.run_folder import write_json
 from training.session import Session
 
@@ -38,13 +37,15 @@ class OtherCohort:
         session: the run; its expert must be trained.
 
     Raises:
-        DataError: if the cohort cannot be read, or shares no feature with the run's.
+        DataError: if the cohort cannot be read, shares no feature with the run's, or has test
+            patients that the run's models learn from.
     """
 
     def __init__(self, session: Session) -> None:
         section = session.config.evaluate
-        assert section.other_cohort is not None, "there is another cohort to ask about"
-        self.cohort = build_cohort(section.other_cohort)
+        other = read_other_cohort(session.config)
+        assert other is not None, "there is another cohort to ask about"
+        self.cohort = other
         self.patients = choose_patients(
             self.cohort, "test", section.num_patients, section.balance, section.seed
         )
@@ -57,12 +58,7 @@ class OtherCohort:
             salient=None,
             trained_on=session.cohort,
         )
-        self._schema = map_schema(session.cohort.features, self.cohort.features)
-        if not self._schema.pairs:
-            raise DataError(
-                f"evaluate.other_cohort must share features with cohort {session.cohort.name!r}, "
-                f"but {self.cohort.name!r} has none of them. Use another cohort."
-            )
+        self._schema = require_another_cohort(session.cohort, self.cohort)
 
     def ask(self, name: str, asker: Asker, tell: Callable[[int], None]) -> None:
         """Asks one language model row; answers of an interrupted evaluation are kept.
@@ -117,7 +113,7 @@ class OtherCohort:
         )
 
     def _described(self) -> dict[str, Any]:
-        test = self.cohort.splits["test"]
+        own, test = self._session.cohort, self.cohort.splits["test"]
         return {
             "name": self.cohort.name,
             "sha256": cohort_hash(self.cohort),
@@ -125,6 +121,8 @@ class OtherCohort:
             "test_patients": len(test),
             "test_positives": sum(self.cohort.labels[patient] for patient in test),
             "asked_patients": len(self.patients),
+            # nobody learnt from them, but they are no other hospital's
+            "own_test_patients": len(same_patients(own, own.splits["test"], self.cohort, test)),
         }
 
     def _map(self) -> dict[str, Any]:

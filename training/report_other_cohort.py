@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from training.other_patients import own_patients_sentence
 from training.report_data import RunRecords, as_object, name_list
 from training.report_text import MISSING, shown, whole
 from training.result_table import COLUMNS, finite_number, table_cells, table_rows
@@ -20,6 +21,7 @@ def other_cohort_section(records: RunRecords) -> dict[str, Any] | None:
         "trained_on": shown(found.get("trained_on") or MISSING),
         "test_patients": whole(finite_number(cohort.get("test_patients"))),
         "asked_patients": whole(finite_number(cohort.get("asked_patients"))),
+        "own_patients": own_patients_sentence(cohort),
         "columns": COLUMNS,
         "rows": [[shown(cell) for cell in table_cells(row, MISSING)] for row in table_rows(rows)],
         "pairs": [(shown(pair.get("rule") or MISSING), shown(pair.get("note"))) for pair in pairs],

@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ehr.errors import RunFolderError
+from ehr.files import whole_file
 from training.config import MAX_NAME_BYTES, RECORDED, RunConfig
 
 SCHEMA_VERSION = 1
@@ -46,10 +47,9 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 so that a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    # lone surrogates, of JSON escapes or of arguments that were no UTF-8, exist in no encoding
-    partial.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        # lone surrogates, of JSON escapes or of arguments that were no UTF-8, exist in no encoding
+        partial.write_text(text, encoding="utf-8", errors="replace")
 
 
 def file_hash(path: Path) -> str:

@@ -7,12 +7,11 @@ refused when it was begun under another key (unless it is to be redone).
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from ehr.config import CohortSection
 from ehr.errors import ConfigurationError, RunFolderError
-from ehr.loaders import source_files
+from ehr.loaders import release_sources, source_hash
 from training.config import RunConfig
 from training.config_loading import validated
 from training.progress import OnProgress, Reporter
@@ -114,14 +113,12 @@ class Pipeline:
                 if full not in OPERATIONAL and field in ("", key):
                     settings[full] = value
         if "cohort" in stage.sections:
-            for file in source_files(self.config.cohort):
-                settings[f"cohort data {file.name}"] = _source_hash(file)
+            settings |= _data("cohort data", self.config.cohort)
         other = self.config.evaluate.other_cohort
         if "evaluate" in stage.sections and other is not None:
             described = other.model_dump(mode="json", exclude={"path"})
             settings["evaluate.other_cohort"] = described
-            for file in source_files(other):
-                settings[f"other cohort data {file.name}"] = _source_hash(file)
+            settings |= _data("other cohort data", other)
         if "model" in stage.sections:
             settings["model content"] = self._describe_model()
         inputs = {
@@ -154,6 +151,8 @@ class Pipeline:
             if stage.name in self._stale or upstream_changes or not self._is_done(stage):
                 self.key(stage)  # reads what it depends on: errors come before any work
                 todo.append(stage)
+        if not any("cohort" in stage.sections for stage in todo):
+            release_sources()
         return todo
 
     def remove_stale(self) -> None:
@@ -265,16 +264,7 @@ def _frame_hint(differences: list[str]) -> str:
     )
 
 
-def _source_hash(path: Path) -> str:
-    """Hash of a data file or folder; read again only if a file of it has changed.
-
-    An experiment asks for it for every unit.
-    """
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    stamps = tuple((each, (stat := each.stat()).st_mtime_ns, stat.st_size) for each in files)
-    return _hash_at(path, stamps)
-
-
-@lru_cache(maxsize=16)
-def _hash_at(path: Path, stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    return file_hash(path)[:16]
+def _data(name: str, section: CohortSection) -> dict[str, str]:
+    """The content that a cohort is read from, under its name in a key."""
+    content = source_hash(section)
+    return {} if content is None else {name: content[:16]}

@@ -1,3 +1,4 @@
+import gzip
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ehr.catalogue import BENCHMARK_17, PHYSIONET2012
 from ehr.cohort import Cohort, Sex, cohort_hash, summary
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
-from ehr.loaders import build_cohort
+from ehr.loaders import build_cohort, source_hash
 from ehr.plausible import read_value
 from tests.physionet2012_files import (
     FIRST_ID,
@@ -25,10 +26,12 @@ PUBLISHED = Path(os.environ.get("EAG_RL_PHYSIONET2012", BESIDE_CHECKOUT))
 FIRST = str(FIRST_ID)
 
 
+def section(folder: Path, **options: object) -> CohortSection:
+    return CohortSection.model_validate({"source": "physionet2012", "path": str(folder), **options})
+
+
 def load(folder: Path, **options: object) -> Cohort:
-    return build_cohort(
-        CohortSection.model_validate({"source": "physionet2012", "path": str(folder), **options})
-    )
+    return build_cohort(section(folder, **options))
 
 
 def cohort_with(folder: Path, *rows: str, **descriptors: float | str) -> Cohort:
@@ -134,7 +137,7 @@ def test_age_is_read_and_may_be_unknown(tmp_path: Path, written: int, age: float
 
 
 def test_a_stay_without_descriptors_has_unknown_age_and_sex(tmp_path: Path):
-    stays = stays_of() | {FIRST: "Time,Parameter,Value\n01:00,HR,80\n"}
+    stays = stays_of() | {FIRST: f"Time,Parameter,Value\n00:00,RecordID,{FIRST}\n01:00,HR,80\n"}
 
     case = load(write_folder(tmp_path, stays)).cases[FIRST]
 
@@ -367,7 +370,9 @@ def test_a_stay_without_an_outcome_is_refused_by_its_id(tmp_path: Path):
     write_folder(tmp_path, stays_of())
     (tmp_path / "Outcomes-a.txt").write_text(outcomes_text(list(stays_of())[1:]))
 
-    with pytest.raises(DataError, match=rf"1 of {NUM_STAYS} have none, such as \['{FIRST}'\]"):
+    with pytest.raises(
+        DataError, match=rf"1 of {NUM_STAYS} have none in Outcomes-a\.txt, such as \['{FIRST}'\]"
+    ):
         load(tmp_path)
 
 
@@ -386,6 +391,54 @@ def test_an_archive_that_was_cut_off_is_refused(tmp_path: Path, share: float):
     archive.write_bytes(content[: int(len(content) * share)])
 
     with pytest.raises(DataError, match=r"set-a\.tar\.gz' must be an archive of stays"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("num_stays", [1, 12, 23, 24])
+def test_an_archive_that_ends_early_inside_a_whole_gzip_is_refused(tmp_path: Path, num_stays: int):
+    archive = write_archive(tmp_path, stays_of()) / "set-a.tar.gz"
+    plain = gzip.decompress(archive.read_bytes())
+    # A folder, then a header and a block of text for every stay.
+    archive.write_bytes(gzip.compress(plain[: 512 + 1024 * num_stays]))
+
+    with pytest.raises(DataError, match=r"must end with empty blocks, .* cut off, or damaged"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("place", [512, 512 + 1024 * 5])
+def test_an_archive_with_a_damaged_header_is_refused(tmp_path: Path, place: int):
+    archive = write_archive(tmp_path, stays_of()) / "set-a.tar.gz"
+    plain = bytearray(gzip.decompress(archive.read_bytes()))
+    plain[place + 100] ^= 1
+    archive.write_bytes(gzip.compress(bytes(plain)))
+
+    with pytest.raises(DataError, match=r"must end with empty blocks|cannot be read"):
+        load(tmp_path)
+
+
+def test_an_archive_behind_another_one_is_refused(tmp_path: Path):
+    first = write_archive(tmp_path / "first", stays_of()) / "set-a.tar.gz"
+    more = write_archive(tmp_path / "more", stays_of(first_id=142675)) / "set-a.tar.gz"
+    first.write_bytes(first.read_bytes() + more.read_bytes())
+
+    with pytest.raises(DataError, match="must end with empty blocks"):
+        load(tmp_path / "first")
+
+
+def test_an_archive_with_a_wrong_checksum_is_refused(tmp_path: Path):
+    archive = write_archive(tmp_path, stays_of()) / "set-a.tar.gz"
+    content = bytearray(archive.read_bytes())
+    content[-6] ^= 1
+    archive.write_bytes(bytes(content))
+
+    with pytest.raises(DataError, match="cannot be read: BadGzipFile: CRC"):
+        load(tmp_path)
+
+
+def test_a_stay_that_is_twice_in_an_archive_is_refused(tmp_path: Path):
+    write_archive(tmp_path, stays_of(), again=(FIRST,))
+
+    with pytest.raises(DataError, match=rf"every stay must occur once, but '{FIRST}'"):
         load(tmp_path)
 
 
@@ -411,11 +464,35 @@ def test_a_line_without_three_fields_is_refused_by_its_file(tmp_path: Path, row:
 
 @pytest.mark.parametrize(
     "row",
-    ["1 am,HR,80", "01:60,HR,80", "-1:00,HR,80", "01:00,HR,fast", "01:00,HR,", "01:00,HR,inf"],
+    [
+        "1 am,HR,80",
+        "01:60,HR,80",
+        "-1:00,HR,80",
+        "01:00,HR,fast",
+        "01:00,HR,",
+        "01:00,HR,inf",
+        "01:00,HR,NaN",
+        "01:00,HR,True",
+        "1:5,HR,80",
+        "01:00:00,HR,80",
+        ",HR,80",
+    ],
 )
 def test_a_time_or_value_that_cannot_be_read_is_refused_by_its_line(tmp_path: Path, row: str):
     with pytest.raises(DataError, match=rf"line 9 of '.*{FIRST}\.txt' must .* but is '{row}'"):
         cohort_with(tmp_path, "00:30,HR,80", row)
+
+
+def test_times_that_are_all_plain_numbers_are_refused(tmp_path: Path):
+    text = f"Time,Parameter,Value\n0,RecordID,{FIRST}\n60,HR,80\n"
+
+    with pytest.raises(DataError, match=r"line 2 of .* must read 'HH:MM,Parameter,number'"):
+        load(write_folder(tmp_path, {FIRST: text}))
+
+
+def test_a_value_beyond_all_numbers_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=rf"line 8 of '.*{FIRST}\.txt' must .* but is '01:00,HR,"):
+        cohort_with(tmp_path, "01:00,HR,1e400")
 
 
 def test_a_line_of_a_later_file_is_refused_by_its_number_in_that_file(tmp_path: Path):
@@ -429,6 +506,146 @@ def test_a_line_of_a_later_file_is_refused_by_its_number_in_that_file(tmp_path: 
 def test_an_unknown_code_of_sex_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=rf"Gender in '.*{FIRST}\.txt' must be .* but is 2"):
         cohort_with(tmp_path, Gender=2)
+
+
+def test_a_file_under_another_stays_name_is_refused(tmp_path: Path):
+    stays = stays_of()
+    stays[FIRST], stays[str(FIRST_ID + 1)] = stays[str(FIRST_ID + 1)], stays[FIRST]
+
+    with pytest.raises(
+        DataError, match=rf"2 of 24 do not: .*{FIRST}\.txt' says \['{FIRST_ID + 1}'"
+    ):
+        load(write_folder(tmp_path, stays))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("", r"\[\]"),
+        ("01:00,HR,80\n", r"\[\]"),
+        (f"00:00,RecordID,{FIRST}\n00:00,RecordID,{FIRST}\n", rf"\['{FIRST}', '{FIRST}'\]"),
+        ("00:00,RecordID,-1\n", r"\['-1'\]"),
+        (f"00:00,RecordID,{FIRST}.5\n", rf"\['{FIRST}\.5'\]"),
+    ],
+)
+def test_a_file_says_its_stay_once(tmp_path: Path, rows: str, said: str):
+    stays = stays_of() | {FIRST: f"Time,Parameter,Value\n{rows}"}
+
+    with pytest.raises(DataError, match=rf"1 of 24 do not: .*{FIRST}\.txt' says {said}"):
+        load(write_folder(tmp_path, stays))
+
+
+@pytest.mark.parametrize("name", ["0132539", "stay"])
+def test_a_file_whose_name_is_no_record_id_is_refused(tmp_path: Path, name: str):
+    stays = stays_of()
+    stays = {name: stays.pop(FIRST)} | stays
+
+    with pytest.raises(DataError, match=rf"{name}\.txt' says \['{FIRST}'\]"):
+        load(write_folder(tmp_path, stays))
+
+
+def test_sets_without_any_row_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"the 24 files of stays must hold rows .* but hold none"):
+        load(write_folder(tmp_path, dict.fromkeys(stays_of(), "Time,Parameter,Value\n")))
+
+
+@pytest.mark.parametrize("age", [40_000, 121, 3, 0, -5])
+def test_an_implausible_age_is_missing_and_counted(tmp_path: Path, age: int):
+    cohort = cohort_with(tmp_path, Age=age)
+
+    assert cohort.cases[FIRST].age is None
+    assert cohort.dropped["implausible Age"] == 1
+
+
+def test_two_ages_in_one_file_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=rf"{FIRST}\.txt' must say Age once"):
+        cohort_with(tmp_path, "00:00,Age,61")
+
+
+def test_a_set_with_fewer_stays_than_its_outcomes_list_is_refused(tmp_path: Path):
+    folder = write_folder(tmp_path, stays_of())
+    for stay in (FIRST, str(FIRST_ID + 1)):
+        (folder / "set-a" / f"{stay}.txt").unlink()
+
+    with pytest.raises(DataError, match=rf"Outcomes-a\.txt lists, but has 22 of the 24, .*{FIRST}"):
+        load(folder)
+
+
+def test_half_an_extraction_beside_its_archive_is_refused_with_the_way_out(tmp_path: Path):
+    folder = write_archive(write_folder(tmp_path, stays_of()), stays_of())
+    (folder / "set-a" / f"{FIRST}.txt").unlink()
+
+    with pytest.raises(
+        DataError, match=r"has 23 of the 24, .* Extract set-a\.tar\.gz to its end, or"
+    ):
+        load(folder)
+
+
+def test_outcomes_of_a_set_that_is_not_there_are_counted(tmp_path: Path):
+    folder = write_folder(tmp_path, stays_of())
+    (folder / "Outcomes-b.txt").write_text(outcomes_text(["142675", "142676"]))
+
+    assert load(folder).dropped["stays_of_set_b_which_is_not_there"] == 2
+
+
+def test_a_stay_that_is_listed_twice_is_refused(tmp_path: Path):
+    folder = write_folder(tmp_path, stays_of())
+    (folder / "Outcomes-a.txt").write_text(outcomes_text([*stays_of(), FIRST]))
+
+    with pytest.raises(DataError, match=rf"must list every stay once, .* such as \['{FIRST}'\]"):
+        load(folder)
+
+
+def test_an_outcome_file_may_have_a_byte_order_mark_and_lines_as_on_windows(tmp_path: Path):
+    folder = write_folder(tmp_path, stays_of())
+    before = load(folder)
+    text = outcomes_text(list(stays_of())).replace("\n", "\r\n").replace(",", ", ")
+    (folder / "Outcomes-a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+
+    assert cohort_hash(load(folder)) == cohort_hash(before)
+
+
+def test_an_outcome_file_with_semicolons_is_refused(tmp_path: Path):
+    folder = write_folder(tmp_path, stays_of())
+    text = outcomes_text(list(stays_of())).replace(",", ";")
+    (folder / "Outcomes-a.txt").write_text(text)
+
+    with pytest.raises(DataError, match="must have the columns 'RecordID' and 'In-hospital_death'"):
+        load(folder)
+
+
+STRAY = ("._132539.txt", ".DS_Store", "Thumbs.db", "132539.txt~")
+
+
+def test_files_that_are_no_stays_change_nothing(tmp_path: Path):
+    folder = write_folder(tmp_path / "folder", stays_of())
+    archive = write_archive(tmp_path / "archive", stays_of(), stray=STRAY)
+    before = load(folder), source_hash(section(folder))
+    for name in STRAY:
+        (folder / "set-a" / name).write_bytes(b"\0stray")
+        (folder / name).write_bytes(b"\0stray")
+
+    for each in (folder, archive):
+        assert cohort_hash(load(each)) == cohort_hash(before[0])
+        assert source_hash(section(each)) == before[1]
+
+
+def test_content_of_a_stay_and_its_outcome_count_for_the_hash(tmp_path: Path):
+    same = source_hash(section(write_folder(tmp_path / "a", stays_of())))
+    other = stays_of() | {FIRST: stay_text(FIRST_ID, ["01:00,HR,81"])}
+    reordered = dict(reversed(stays_of().items()))
+
+    assert source_hash(section(write_folder(tmp_path / "b", other))) != same
+    assert source_hash(section(write_folder(tmp_path / "c", reordered))) != same
+    assert source_hash(section(write_archive(tmp_path / "d", stays_of()))) == same
+
+
+def test_a_file_that_changes_is_hashed_again(tmp_path: Path):
+    folder = write_folder(tmp_path, stays_of())
+    before = source_hash(section(folder))
+    (folder / "set-a" / f"{FIRST}.txt").write_text(stay_text(FIRST_ID, ["01:00,HR,100"]))
+
+    assert source_hash(section(folder)) != before
 
 
 def test_readmission_is_refused(tmp_path: Path):

@@ -143,3 +143,20 @@ def test_the_cohort_stage_writes_its_folder_and_prints_the_run_folder_last(tmp_p
     assert (folder / "cohort" / "summary.json").exists()
     assert (folder / "cohort" / "truth.parquet").exists()
     assert "cohort: already done, same inputs; skipped" in second.stderr
+
+
+def test_a_full_disk_leaves_nothing_half_written_of_a_cohort(tmp_path, capsys):
+    stage = tmp_path / "run" / "cohort"
+    stage.mkdir(parents=True)
+    (stage / "visits.parquet.partial").symlink_to("/dev/full")
+    command = ["cohort", DEMO, "--run-dir", str(tmp_path / "run")]
+
+    status = cli.main(command)
+
+    said = capsys.readouterr().err
+    assert status == 1
+    assert said.splitlines()[-1].startswith("error: a file or connection failed at ")
+    assert "; free space there" in said
+    assert "Traceback" not in said
+    assert sorted(path.name for path in stage.iterdir()) == ["patients.parquet", "stage.json"]
+    assert cli.main(command) == 0

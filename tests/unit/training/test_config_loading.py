@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from ehr.errors import ConfigurationError
+from training.config import RunConfig
 from training.config_loading import load_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -57,6 +58,29 @@ def test_wrong_overrides_are_refused_with_the_fix(override, expected):
         load_config([CONFIGS / "demo.yaml"], [override])
 
     assert expected in str(caught.value)
+
+
+def seeds() -> list[str]:
+    """Every setting that is a seed."""
+    return [
+        f"{name}.{key}"
+        for name, section in RunConfig().model_dump().items()
+        for key in section
+        if key.endswith("seed")
+    ]
+
+
+@pytest.mark.parametrize("value", ["-1", "4294967296", "1.5"])
+@pytest.mark.parametrize("seed", [*seeds(), "learn.seeds", "evaluate.other_cohort.seed"])
+def test_a_seed_that_no_generator_takes_is_refused(seed, value):
+    override = f"{seed}=[17, {value}]" if seed == "learn.seeds" else f"{seed}={value}"
+
+    with pytest.raises(ConfigurationError, match=rf"{seed}: Input should be .*, got {value}"):
+        load_config([CONFIGS / "tiny.yaml"], [override])
+
+
+def test_the_largest_seed_is_taken():
+    assert load_config([], ["cohort.seed=4294967295"]).cohort.seed == 2**32 - 1
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from actors.case_prompts import case_prompt
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
 from ehr.config import CohortSection
+from ehr.errors import DataError
 from ehr.expert import save_ensembles
 from ehr.loaders import build_cohort
 from ehr.names import FeatureMatcher
@@ -329,3 +330,23 @@ def test_rows_are_asked_again_with_other_orders_of_the_features(tmp_path, monkey
     table = order_table(found).splitlines()
     assert table[0].split("  ")[0] == "Method"
     assert "4 of 17 (p = 0.25)" in table[3]
+
+
+def test_another_cohort_with_patients_that_were_learnt_from_is_refused(expert_folder):
+    again = {"source": "synthetic", "num_patients": 60, "num_visits": 2, "test_fraction": 0.5}
+    session = FakeSession(expert_folder, num_masked=0, other_cohort=again)
+
+    with pytest.raises(DataError, match=r"of its 30 test patients.* among the 39 training and val"):
+        evaluate(session)
+
+    assert session.asked == []
+
+
+def test_test_patients_of_the_run_are_counted_among_another_cohorts(expert_folder):
+    same = {"source": "synthetic", "num_patients": 60, "num_visits": 2}
+    session = FakeSession(expert_folder, num_masked=0, methods=["vanilla"], other_cohort=same)
+
+    evaluate(session)
+
+    found = json.loads((session.path("evaluate") / "other_cohort.json").read_text())
+    assert found["cohort"]["own_test_patients"] == len(COHORT.splits["test"])

@@ -398,3 +398,11 @@ def test_a_finished_cohort_that_is_too_small_is_refused_before_another_size_begi
         learn(settings("learn.train_patients=[30,10]", *more), tmp_path)
 
     assert not (tmp_path / "train-30").exists()
+
+
+def test_another_cohort_of_the_same_patients_is_refused_at_once(tmp_path: Path) -> None:
+    same = "evaluate.other_cohort={num_patients: 40, num_visits: 2, test_fraction: 0.5}"
+    config = settings("cohort.num_patients=40", same)
+
+    with pytest.raises(DataError, match=r"evaluate\.other_cohort must have other test patients"):
+        Experiment(Folder(tmp_path).session(shared_config(config)), "cohort").look()

@@ -36,6 +36,17 @@ def test_language_models_stand_above_models_of_the_record():
     assert section["num_unused"] == 2
 
 
+def test_own_test_patients_among_the_other_cohorts_are_said():
+    shared = FOUND | {"cohort": FOUND["cohort"] | {"own_test_patients": 20}}
+    section = other_cohort_section(RunRecords(other_cohort=shared))
+    without = other_cohort_section(RunRecords(other_cohort=FOUND))
+
+    assert section is not None
+    assert section["own_patients"].startswith("20 of its 200 test patients are test patients of")
+    assert without is not None
+    assert without["own_patients"] == ""
+
+
 def test_there_is_no_section_without_another_cohort():
     assert other_cohort_section(RunRecords()) is None
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ehr.errors import RunFolderError
 from ehr.tjh import FILE_NAME
+from tests.physionet2012_files import stays_of, write_archive, write_folder
 from training.config import RunConfig
 from training.main_job import STAGES
 from training.progress import Reporter
@@ -323,6 +324,24 @@ def test_another_cohort_keys_the_evaluation_by_content_and_not_by_place(work, tm
     assert settings("a") == settings("b")
     assert settings("a") != settings("c.xlsx")
     assert settings("a")["evaluate.other_cohort"]["source"] == "tjh"
+
+
+def test_names_archives_and_stray_files_change_no_key(work, tmp_path):
+    folder = write_folder(tmp_path / "folder", stays_of())
+    archive = write_archive(tmp_path / "archive", stays_of())
+    (tmp_path / "first.xlsx").write_text("records")
+    (tmp_path / "renamed.xlsx").write_text("records")
+    stage = Stage(name="it", sections=("cohort",), needs=(), outputs=(), function=lambda *_: None)
+
+    def key(source, path):
+        return pipeline(work, cohort={"source": source, "path": str(path)}).key(stage)
+
+    before = key("physionet2012", folder)
+    (folder / "set-a" / ".DS_Store").write_bytes(b"\0")
+    assert key("physionet2012", folder) == key("physionet2012", archive) == before
+    assert key("tjh", tmp_path / "first.xlsx") == key("tjh", tmp_path / "renamed.xlsx")
+    (tmp_path / "renamed.xlsx").write_text("other records")
+    assert key("tjh", tmp_path / "first.xlsx") != key("tjh", tmp_path / "renamed.xlsx")
 
 
 def test_a_pipeline_of_some_stages_runs_those_and_is_keyed_by_the_others(work):
