@@ -24,6 +24,7 @@ MORE = (
     "stage1, stage2, concare, logistic_regression]",
     "prompt.think_budget_tokens=8",
     "prompt.missing=locf",
+    "prompt.feature_names=listed",  # in its own words this model names nothing that R_att knows
     "grpo.select=validation",
     "grpo.rare_features=true",
     "cohort.positive_fraction=0.5",  # five validation patients of each class
