@@ -15,7 +15,7 @@ import ray
 from ray import serve
 
 from ehr.errors import ResourceError
-from services.cluster_address import require_cluster
+from services.cluster_address import CLIENT_SCHEME, host_and_port, require_cluster
 from services.config import ClusterSection, ServeSection
 from services.environment import process_environment
 from services.policy_store import NAMESPACE
@@ -103,7 +103,7 @@ def connect(
         if address == "local" or (address is None and not is_submitted_job()):
             return _start(section, verbose)
         address = address or "auto"
-        where = _running_here() if address == "auto" else address
+        where = _joined_address(address)
         tell(f"joining the Ray cluster at {where} (at most {section.connect_timeout_s:g} s)")
         require_cluster(where, section.connect_timeout_s)
         return _join(address, verbose)
@@ -111,10 +111,16 @@ def connect(
         raise
     except Exception as error:  # Ray raises bare Exceptions when a node does not come up
         ray.shutdown()
-        where = "start Ray on this machine" if address is None else f"join the cluster at {address}"
+        if address not in (None, "local"):
+            raise ResourceError(
+                f"could not join the cluster at {address}: {error}; check that it is one of Ray "
+                f"{ray.__version__}, that a node of it runs on this machine, and, where it asks "
+                "for a token, that RAY_AUTH_MODE=token is set and `ray get-auth-token` prints the "
+                "cluster's own"
+            ) from error
         raise ResourceError(
-            f"could not {where}: {error}; check cluster.address and RAY_ADDRESS, free memory and "
-            "the space under /tmp and /dev/shm (cluster.temp_dir, cluster.object_store_gib)"
+            f"could not start Ray on this machine: {error}; check free memory and the space under "
+            "/tmp and /dev/shm (cluster.temp_dir, cluster.object_store_gib)"
         ) from error
 
 
@@ -268,18 +274,22 @@ def _start_once(section: ClusterSection, verbose: bool) -> Cluster:
     return Cluster(dashboard_url=_dashboard_url(context), started_here=True)
 
 
-def _running_here() -> str:
-    """Address of the Ray that `auto` means."""
-    # What `ray.init` asks itself; nothing public answers without connecting.
+def _joined_address(address: str) -> str:
+    """Where `ray.init` would connect to: `auto` and this machine's name have a meaning to it."""
+    # What it asks itself; nothing public answers without connecting.
     from ray._private.services import canonicalize_bootstrap_address
 
-    address = canonicalize_bootstrap_address("auto")
-    if address is None:
+    if address.startswith(CLIENT_SCHEME):
+        return address
+    if address != "auto":
+        host_and_port(address)  # says more of a wrong form than Ray
+    found = canonicalize_bootstrap_address(address)
+    if found is None:
         raise ResourceError(
             "cluster.address (or RAY_ADDRESS) is auto, and no Ray runs on this machine; start one "
             "with `ray start --head`, give its address, or leave the setting out"
         )
-    return address
+    return found
 
 
 def _join(address: str, verbose: bool) -> Cluster:

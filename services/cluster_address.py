@@ -1,16 +1,17 @@
 """Whether a Ray cluster answers at an address: asked before joining, which would wait for ever."""
 
 import os
-import re
 import socket
 import time
 
 import grpc
 
 from ehr.errors import ResourceError
+from services.config import ADDRESS_FORM, CLUSTER_ADDRESS
 
 CLIENT_SCHEME = "ray://"
-_FORM = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+_QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""The call by which Ray's own `ray.init` and its health checks ask whether a cluster is there."""
 _RETRY_S = 0.5
 _FIX = (
     "start one there with `ray start --head`, correct cluster.address or RAY_ADDRESS, or leave "
@@ -24,12 +25,10 @@ def host_and_port(address: str) -> tuple[str, int]:
     Raises:
         ResourceError: if it has another form.
     """
-    found = _FORM.fullmatch(address)
+    found = CLUSTER_ADDRESS.fullmatch(address)
     if found is None or not 0 < int(found["port"]) < 65536:
         raise ResourceError(
-            "cluster.address (or RAY_ADDRESS) must be HOST:PORT as `ray start --head` prints it, "
-            f"such as 10.0.0.5:6379, or ray://HOST:PORT, auto or local, got {address!r}; an "
-            "http:// address is that of the dashboard, which jobs are submitted to"
+            f"cluster.address (or RAY_ADDRESS) must be {ADDRESS_FORM}; got {address!r}"
         )
     return found["host"].strip("[]"), int(found["port"])
 
@@ -49,17 +48,25 @@ def require_cluster(address: str, timeout_s: float) -> None:
     _wait_for_listener(address, host, port, deadline, timeout_s)
     if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
         return  # without the certificates nothing more can be asked
-    channel = grpc.insecure_channel(address.removeprefix(CLIENT_SCHEME))
-    try:
-        left = max(deadline - time.monotonic(), min(timeout_s, 2 * _RETRY_S))
-        grpc.channel_ready_future(channel).result(timeout=left)
-    except grpc.FutureTimeoutError:
-        raise ResourceError(
-            f"what listens at {address} is no Ray cluster, or has stopped answering: it did not "
-            f"speak Ray's protocol within {timeout_s:g} s (cluster.connect_timeout_s); {_FIX}"
-        ) from None
-    finally:
-        channel.close()
+    left = max(deadline - time.monotonic(), min(timeout_s, 2 * _RETRY_S))
+    with grpc.insecure_channel(address.removeprefix(CLIENT_SCHEME)) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=left)
+            if not address.startswith(CLIENT_SCHEME):
+                channel.unary_unary(_QUESTION)(b"", timeout=left)
+        except grpc.FutureTimeoutError:
+            raise ResourceError(_no_ray(address, timeout_s)) from None
+        except grpc.RpcError as error:
+            # Whoever asks for a token refuses the question: it is Ray's own that is shown then.
+            if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ResourceError(_no_ray(address, timeout_s)) from None
+
+
+def _no_ray(address: str, timeout_s: float) -> str:
+    return (
+        f"what listens at {address} is no Ray cluster, or has stopped answering: it did not speak "
+        f"Ray's protocol within {timeout_s:g} s (cluster.connect_timeout_s); {_FIX}"
+    )
 
 
 def _wait_for_listener(

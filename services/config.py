@@ -1,8 +1,9 @@
 """Configuration sections that the services read: model, generator, serve, cluster."""
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ehr.base import Section
 from services.precision import Dtype
@@ -66,6 +67,17 @@ class ServeSection(Section):
     """Port to listen on."""
 
 
+CLUSTER_ADDRESS = re.compile(
+    r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})"
+)
+"""`HOST:PORT` of a Ray cluster."""
+
+ADDRESS_FORM = (
+    "HOST:PORT as `ray start --head` prints it, such as 10.0.0.5:6379, or ray://HOST:PORT, auto or "
+    "local; an http:// address is that of the dashboard, which jobs are submitted to"
+)
+
+
 class ClusterSection(Section):
     """Ray itself."""
 
@@ -84,3 +96,10 @@ class ClusterSection(Section):
     """Port of the dashboard; the next free one is taken if it is busy."""
     temp_dir: str | None = None
     """Ray's session folder; null = Ray's default."""
+
+    @field_validator("address")
+    @classmethod
+    def _form(cls, address: str | None) -> str | None:
+        if address not in (None, "auto", "local") and not CLUSTER_ADDRESS.fullmatch(address):
+            raise ValueError(f"cluster.address must be {ADDRESS_FORM}")
+        return address

@@ -51,6 +51,7 @@ def test_later_files_and_arguments_win_key_by_key():
         ("evaluate.feature_order_shuffle=[0.5,0.5]", "must name each once"),
         ("evaluate.feature_order_seed=[]", "evaluate.feature_order_seed"),
         ("evaluate.feature_order_seed=[1,1]", "must name each once"),
+        ("cluster.address=http://127.0.0.1:8265", "cluster.address must be HOST:PORT"),
     ],
 )
 def test_wrong_overrides_are_refused_with_the_fix(override, expected):
