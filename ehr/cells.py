@@ -1,7 +1,7 @@
 """Columns of a spreadsheet as numbers, days, codes and ids: the right value, or an error.
 
-A column comes as pandas reads it with `dtype=object`: each cell is what the file holds (a number, a
-date, a text, a truth value) or missing, and the index is the row that the spreadsheet shows. A cell
+A column has `dtype=object`: each cell is what the file holds (a number, a date, a text, a truth
+value) or missing, and the index is the row that the spreadsheet shows. A cell
 that can be read in two ways is refused by column, row and value. The common case, a column of one
 kind, costs no loop over cells.
 """
@@ -32,6 +32,11 @@ _DAY = re.compile(
 
 _MOST_DIGITS = 15
 """A spreadsheet keeps 15 digits of a number: those of a longer id are lost, and ids become one."""
+
+_PLAIN_ID = re.compile(r"0|[1-9]\d{,14}", re.ASCII)
+
+_NOT_AVAILABLE = frozenset({"", "#n/a", "n/a", "na", "nan", "null", "none"})
+"""Text, in any case, that says a cell is empty."""
 
 _EARLIEST = pd.Timestamp(1990, 1, 1)
 """Of a day. A number that is taken for a date lands in 1900, 1904 or 1970."""
@@ -98,8 +103,9 @@ class CellReader:
     def ids(self, column: pd.Series) -> pd.Series:
         """Ids as text, each as the file has it without blanks around; missing cells stay missing.
 
-        Numbers are padded with zeros to one width where all ids are numbers, so that sorting them
-        as text sorts them as numbers. Text ids stay as they are, zeros at their front included.
+        Where all ids are whole numbers without zeros at the front, as numbers or as text, they are
+        padded with zeros to one width: sorting them as text sorts them as numbers. Other text ids
+        stay as they are, zeros at their front included.
 
         Raises:
             DataError: for a number with a fraction, below 0 or of more than 15 digits, a date or a
@@ -116,7 +122,7 @@ class CellReader:
                 present[is_wrong],
                 f"ids: text, or whole numbers of at most {_MOST_DIGITS} digits",
             )
-        if all(isinstance(cell, int | float) for _, cell in text_of):
+        if all(_PLAIN_ID.fullmatch(text or "") for text in text_of.values()):
             width = max((len(text or "") for text in text_of.values()), default=0)
             text_of = {key: (text or "").zfill(width) for key, text in text_of.items()}
         texts = [text_of[key] for key in zip(map(type, present), present, strict=True)]
@@ -161,10 +167,17 @@ class CellReader:
 
 
 def without_blanks(column: pd.Series) -> pd.Series:
-    """The column with text stripped of blanks around it, and empty text missing."""
+    """The column with text stripped of blanks around it, and what says "not available" missing."""
     if pd.api.types.infer_dtype(column, skipna=True) not in ("string", "mixed", "mixed-integer"):
         return column
-    return column.map(lambda cell: (cell.strip() or None) if isinstance(cell, str) else cell)
+    return column.map(_without_blanks)
+
+
+def _without_blanks(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    text = cell.strip()
+    return None if text.lower() in _NOT_AVAILABLE else text
 
 
 def _number(cell: object) -> float | None:

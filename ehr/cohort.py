@@ -6,7 +6,7 @@ Labels live beside the cases, never inside: what builds a prompt receives a `Pat
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -280,6 +280,10 @@ def load_cohort(folder: Path) -> Cohort:
     Raises:
         DataError: if a file is missing, unreadable or not of this project's schema.
     """
+    advice = (
+        f"Remove {folder.resolve()} and give the same command again: the cohort is built anew, and "
+        "what was made from it stays if it comes out the same."
+    )
     try:
         description = json.loads((folder / "cohort.json").read_text())
         patients = pd.read_parquet(folder / "patients.parquet")
@@ -289,32 +293,54 @@ def load_cohort(folder: Path) -> Cohort:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{folder} must hold a cohort (cohort.json, patients.parquet, visits.parquet), but: "
-            f"{error}. Run the cohort stage again with --redo cohort."
+            f"{error}. {advice}"
         ) from error
-    if description.get("format_version") != FORMAT_VERSION:
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
         raise DataError(
             f"{folder / 'cohort.json'} must have format_version {FORMAT_VERSION}, but has "
-            f"{description.get('format_version')!r}. Run the cohort stage again with --redo cohort."
+            f"{version!r}. {advice}"
         )
-    features = tuple(_feature(entry) for entry in description["features"])
-    names = [feature.name for feature in features]
-    check_table(patients, patients_schema())
-    check_table(visits, visits_schema(names))
-    if truth is not None:
-        check_table(truth, truth_schema([*names, AGE_AND_SEX]))
+    try:
+        features = tuple(_feature(entry) for entry in description["features"])
+        check_table(patients, patients_schema())
+        check_table(visits, visits_schema([feature.name for feature in features]))
+        if truth is not None:
+            names = [feature.name for feature in features]
+            check_table(truth, truth_schema([*names, AGE_AND_SEX]))
+        cases = _cases(patients, visits, features)
+        splits = {split: tuple(ids) for split, ids in description["splits"].items()}
+        if strangers := [each for ids in splits.values() for each in ids if each not in cases]:
+            raise DataError(f"its splits have patients without a record, {strangers[:5]}")
+        return Cohort(
+            name=description["name"],
+            task=Task(description["task"]),
+            horizon_days=description["horizon_days"],
+            features=features,
+            cases=cases,
+            labels=dict(zip(cases, patients["label"].tolist(), strict=True)),
+            splits=splits,
+            has_dates=description["has_dates"],
+            dropped=description["dropped"],
+            truth=truth,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder} must hold a cohort as this release writes it, but: "
+            f"{error if isinstance(error, DataError) else repr(error)}. {advice}"
+        ) from error
+
+
+def _cases(
+    patients: pd.DataFrame, visits: pd.DataFrame, features: Sequence[Feature]
+) -> dict[str, PatientCase]:
+    """The cases of the tables on disk."""
     rows = visits.groupby("patient_id", sort=False).indices
-    sexes = {str(sex) for sex in Sex}
-    if unknown := sorted(set(patients["sex"]) - sexes):
-        raise DataError(
-            f"sex in {folder / 'patients.parquet'} must be one of {sorted(sexes)}, but also is "
-            f"{unknown[:5]}. Run the cohort stage again with --redo cohort."
-        )
-    if without := [patient for patient in patients["patient_id"] if patient not in rows]:
-        raise DataError(
-            f"{folder / 'visits.parquet'} must hold visits of every patient, but has none of "
-            f"{without[:5]}. Run the cohort stage again with --redo cohort."
-        )
-    all_values = visits[[VALUE_PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+    if without := [each for each in patients["patient_id"] if each not in rows]:
+        raise DataError(f"visits.parquet has no visit of {without[:5]}")
+    if unknown := sorted(set(patients["sex"]) - (sexes := {str(sex) for sex in Sex})):
+        raise DataError(f"sex must be one of {sorted(sexes)}, but also is {unknown[:5]}")
+    all_values = visits[[VALUE_PREFIX + feature.name for feature in features]].to_numpy(np.float64)
     all_labels, all_days = visits["visit_label"].tolist(), visits["visit_day"].tolist()
     cases: dict[str, PatientCase] = {}
     background = (patients[column].tolist() for column in ("patient_id", "sex", "age"))
@@ -328,18 +354,7 @@ def load_cohort(folder: Path) -> Cohort:
             visit_days=tuple(all_days[index] for index in at),
             values=all_values[at],
         )
-    return Cohort(
-        name=description["name"],
-        task=Task(description["task"]),
-        horizon_days=description["horizon_days"],
-        features=features,
-        cases=cases,
-        labels=dict(zip(cases, patients["label"].tolist(), strict=True)),
-        splits={split: tuple(ids) for split, ids in description["splits"].items()},
-        has_dates=description["has_dates"],
-        dropped=description["dropped"],
-        truth=truth,
-    )
+    return cases
 
 
 def _canonical(values: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def check_table(table: pd.DataFrame, schema: TableSchema) -> None:
     if missing or extra:
         raise DataError(
             f"the {schema.name} table must have {len(expected)} columns; missing: {missing[:5]}, "
-            f"not expected: {extra[:5]}. Run the cohort stage again with --redo cohort."
+            f"not expected: {extra[:5]}"
         )
     wrong = [
         f"{column} ({table[column].dtype}, expected {kind})"
@@ -93,6 +93,5 @@ def check_table(table: pd.DataFrame, schema: TableSchema) -> None:
     ]
     if wrong:
         raise DataError(
-            f"columns of the {schema.name} table hold another kind of value: {wrong[:5]}. "
-            "Run the cohort stage again with --redo cohort."
+            f"columns of the {schema.name} table hold another kind of value: {wrong[:5]}"
         )

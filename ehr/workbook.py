@@ -10,8 +10,11 @@ spreadsheet shows, so that errors can name it.
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from openpyxl import load_workbook
+from openpyxl.worksheet._read_only import ReadOnlyWorksheet
 
 from ehr.errors import DataError
 
@@ -57,23 +60,33 @@ def _sheets(path: Path, advice: str) -> tuple[pd.DataFrame, dict[str, list[str]]
         with path.open("rb") as file:
             if file.read(len(_OLD_OR_LOCKED)) == _OLD_OR_LOCKED:
                 raise ValueError("an .xls file, or one with a password; save it as plain .xlsx")
-        with pd.ExcelFile(path, engine="openpyxl") as book:
-            # As objects: pandas would make the text 000123 the number 123.
-            first = book.parse(book.sheet_names[0], header=None, dtype=object)
-            heads = {
-                str(sheet): book.parse(sheet, header=None, dtype=object, nrows=1)
-                for sheet in book.sheet_names[1:]
-            }
+        # Not by pandas, which makes the text 000123 the number 123, and an error like #VALUE! (what
+        # a spreadsheet shows for 20200127 as a date) a cell that is empty.
+        book = load_workbook(path, read_only=True, data_only=True, keep_links=False)
+        try:
+            cells = [_rows(sheet, None if place == 0 else 1) for place, sheet in enumerate(book)]
+            names = book.sheetnames
+        finally:
+            book.close()
     # The readers of zip and xml below raise errors of their own for files that are no workbook.
     except Exception as error:
         raise DataError(
             f"{str(path)!r} must be an Excel workbook, but cannot be read: "
             f"{type(error).__name__}: {error}. {advice}"
         ) from error
-    others = {
-        sheet: [_clean(name) for name in head.iloc[0]] for sheet, head in heads.items() if len(head)
+    heads = {
+        name: [_clean(cell) for cell in rows[0]]
+        for name, rows in zip(names[1:], cells[1:], strict=True)
+        if rows
     }
-    return first, others
+    return pd.DataFrame(cells[0], dtype="object"), heads
+
+
+def _rows(sheet: Any, most: int | None) -> list[tuple[Any, ...]]:
+    if not isinstance(sheet, ReadOnlyWorksheet):
+        return []  # a sheet with a chart only
+    sheet.reset_dimensions()  # some programs write another size than the sheet has
+    return list(sheet.iter_rows(max_row=most, values_only=True))
 
 
 def _named(path: Path, header: list[str], columns: Sequence[str], advice: str) -> list[str]:

@@ -27,7 +27,7 @@ def column(*cells: object, name: str = "x") -> pd.Series:
         ((1, None, NAN), [1, NAN, NAN]),
         (("12.3", 4, " 5 ", "-.5", "1e3"), [12.3, 4, 5, -0.5, 1000]),
         ((None, None), [NAN, NAN]),
-        (("", " ", "7"), [NAN, NAN, 7]),
+        (("", " ", "7", "NA", "n/a", "#N/A"), [NAN, NAN, 7, NAN, NAN, NAN]),
     ],
 )
 def test_numbers_are_read_with_text_that_is_one(cells: tuple, numbers: list[float]):
@@ -46,7 +46,7 @@ def test_numbers_are_read_with_text_that_is_one(cells: tuple, numbers: list[floa
         "61 years",
         "high",
         "inf",
-        "nan",
+        "#REF!",
         "1_000",
         "0x10",
         "٣",
@@ -152,7 +152,7 @@ def test_days_of_another_century_are_refused(moment: object):
             ["110101199003071234", "110101199003071235"],
         ),
         ((" P1 ", "P2"), ["P1", "P2"]),
-        ((7, "7", "12"), ["7", "7", "12"]),
+        ((7, " 7 ", "12"), ["07", "07", "12"]),
         ((), []),
     ],
 )

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def test_a_saved_cohort_is_read_back_equal(tmp_path: Path):
 
 
 def test_a_missing_folder_is_refused_with_the_fix(tmp_path: Path):
-    with pytest.raises(DataError, match=r"must hold a cohort .* --redo cohort"):
+    with pytest.raises(DataError, match=r"must hold a cohort .* Remove .* and give the same"):
         load_cohort(tmp_path)
 
 
@@ -112,6 +113,26 @@ def test_a_table_that_is_no_parquet_is_refused(tmp_path: Path):
     (tmp_path / "visits.parquet").write_text("not a table")
 
     with pytest.raises(DataError, match="must hold a cohort"):
+        load_cohort(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda found: [], "format_version 1, but has None"),
+        (lambda found: {**found, "format_version": 9}, "format_version 1, but has 9"),
+        (lambda found: {**found, "task": "x"}, "'x' is not a valid Task"),
+        (lambda found: {**found, "splits": [1]}, "has no attribute 'items'"),
+        (lambda found: {**found, "splits": {"train": ["x"]}}, r"without a record, \['x'\]"),
+        (lambda found: {k: found[k] for k in found if k != "dropped"}, "KeyError..dropped"),
+    ],
+)
+def test_another_description_is_refused_with_the_fix(tmp_path: Path, change, expected: str):
+    save_cohort(COHORT, tmp_path)
+    file = tmp_path / "cohort.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+    with pytest.raises(DataError, match=rf"{expected}.*Remove .* and give the same command again"):
         load_cohort(tmp_path)
 
 
@@ -131,7 +152,7 @@ def test_a_patient_without_visits_is_refused(tmp_path: Path):
     first = next(iter(COHORT.cases))
     visits[visits["patient_id"] != first].to_parquet(tmp_path / "visits.parquet", index=False)
 
-    with pytest.raises(DataError, match=rf"has none of \['{first}'\]"):
+    with pytest.raises(DataError, match=rf"has no visit of \['{first}'\]"):
         load_cohort(tmp_path)
 
 
