@@ -78,20 +78,28 @@ def _check_same_stays(folder: Path, name: str, found: set[str], listed: dict[str
 
 def _outcomes(path: Path) -> dict[str, int]:
     try:
+        # The header as a row: pandas would rename the second of two columns with one name.
         table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
-        )
+            path,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+            encoding="utf-8-sig",
+        ).fillna("")
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path.name} must lie beside its set, but cannot be read: {error}. Download it from "
             f"{PUBLISHED}."
         ) from error
-    table.columns = table.columns.str.strip()
-    if missing := [name for name in (_ID_COLUMN, _OUTCOME_COLUMN) if name not in table.columns]:
+    header = table.iloc[0].str.strip().tolist()
+    if wrong := [name for name in (_ID_COLUMN, _OUTCOME_COLUMN) if header.count(name) != 1]:
         raise DataError(
-            f"{str(path)!r} must have the columns {_ID_COLUMN!r} and {_OUTCOME_COLUMN!r}, but "
-            f"lacks {missing}. Give the published file."
+            f"{str(path)!r} must have the columns {_ID_COLUMN!r} and {_OUTCOME_COLUMN!r}, each "
+            f"once, but {wrong} is there {[header.count(name) for name in wrong]} times. Give the "
+            "published file."
         )
+    table = table.iloc[1:].set_axis(header, axis=1)
     labels, ids = table[_OUTCOME_COLUMN].str.strip(), table[_ID_COLUMN].str.strip()
     if wrong := sorted(set(labels) - {"0", "1"}):
         raise DataError(

@@ -352,7 +352,7 @@ def test_an_outcome_file_of_another_kind_is_refused(tmp_path: Path):
     write_folder(tmp_path, stays_of())
     (tmp_path / "Outcomes-a.txt").write_text("RecordID,SOFA\n132539,1\n")
 
-    with pytest.raises(DataError, match=r"lacks \['In-hospital_death'\]"):
+    with pytest.raises(DataError, match=r"but \['In-hospital_death'\] is there \[0\] times"):
         load(tmp_path)
 
 
@@ -593,6 +593,33 @@ def test_a_stay_that_is_listed_twice_is_refused(tmp_path: Path):
     (folder / "Outcomes-a.txt").write_text(outcomes_text([*stays_of(), FIRST]))
 
     with pytest.raises(DataError, match=rf"must list every stay once, .* such as \['{FIRST}'\]"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (",In-hospital_death", r"\['In-hospital_death'\] is there \[2\] times"),
+        ("", "cannot be read: Error tokenizing data"),
+    ],
+)
+def test_outcomes_with_a_column_twice_or_a_field_too_many_are_refused(
+    tmp_path: Path, more: str, expected: str
+):
+    folder = write_folder(tmp_path, stays_of())
+    header, *rows = outcomes_text(list(stays_of())).splitlines()
+    (folder / "Outcomes-a.txt").write_text("\n".join([header + more, *(f"{r},0" for r in rows)]))
+
+    with pytest.raises(DataError, match=expected):
+        load(folder)
+
+
+def test_an_outcome_row_that_was_cut_off_is_refused(tmp_path: Path):
+    folder = write_folder(tmp_path, stays_of())
+    text = outcomes_text(list(stays_of()))
+    (folder / "Outcomes-a.txt").write_text(text.replace(f"{FIRST},6,1,5,-1,0", f"{FIRST},6"))
+
+    with pytest.raises(DataError, match=r"must be 0 or 1, but also is \[''\]"):
         load(folder)
 
 
