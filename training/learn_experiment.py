@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ehr.cohort import Cohort, choose_patients
-from ehr.errors import ConfigurationError, DataError
+from ehr.errors import ConfigurationError, DataError, os_error_text
 from ehr.loaders import build_cohort
 from training.arms import Unit, unit_config, units_of
 from training.config import RunConfig
@@ -201,6 +201,9 @@ class Experiment:
     def _write_early(self, write: Callable[[], object]) -> None:
         try:
             write()
+        except OSError as error:
+            text = os_error_text(error, self._session.folder.path)
+            self._session.reporter.say(f"results could not be written yet: {text}")
         except Exception:  # a page is not worth a run; `lines` writes the results again and raises
             logger.exception("results could not be written yet")
 

@@ -43,6 +43,15 @@ OPERATIONAL = frozenset(
 """Settings that say where and how fast work is done, never what comes out of it."""
 
 
+UNITS_FOLDER = "arms"
+"""Below an experiment's run folder: its units."""
+
+_OF_UNITS = frozenset(
+    {"learn", "prompt", "reward", "model", "direct_sft", "grpo", "evaluate", "learner"}
+)
+"""Sections that an experiment's units read, whose results are made of config.json as well."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """One stage of the main job."""
@@ -178,8 +187,6 @@ class Pipeline:
         command = self.config.model_dump(mode="json")
         earlier = self.folder.recorded_config()
         tree = copy.deepcopy(command)
-        if "learn" in earlier:  # says what an experiment in this folder is made of
-            tree["learn"] = earlier["learn"]
         for stage in self.stages.values():
             record = self.folder.stage(stage.name)
             if stage in todo:
@@ -195,6 +202,10 @@ class Pipeline:
                 for key in tree[section].keys() & made.keys():
                     if field in ("", key):
                         tree[section][key] = made[key]
+        # What an experiment is made of, and what its units were made with, only `learn` changes.
+        is_experiment = (self.folder.path / UNITS_FOLDER).is_dir()
+        for section in tree.keys() & earlier.keys() & (_OF_UNITS if is_experiment else {"learn"}):
+            tree[section] = earlier[section]
         try:
             return validated(tree)
         except ConfigurationError as error:

@@ -101,6 +101,16 @@ def test_an_experiments_own_section_is_not_rewritten_by_other_commands(tmp_path)
     assert made.described(("expert",), "learn.seeds=[3]").learn.seeds == (1, 2)
 
 
+def test_an_experiment_stays_described_as_its_units_were_made(finished):
+    unit = finished.folder.path / "arms" / "eag_rl" / "seed-17"
+    unit.mkdir(parents=True)
+
+    found = finished.described(("evaluate",), "evaluate.num_samples=4", "prompt.units=true")
+
+    assert (found.evaluate.num_samples, found.prompt.units) == (1, False)
+    assert finished.folder.read_config("evaluate").evaluate.num_samples == 4
+
+
 def test_settings_that_do_not_fit_those_of_a_stage_that_stays_are_refused(finished):
     evaluate = [stage for stage in STAGES if stage.name == "evaluate"]
     other = finished.pipeline(

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import signal
 import time
 
@@ -251,6 +252,14 @@ def test_a_folder_in_use_says_by_which_process(tmp_path):
     second = RunFolder(tmp_path / "run").lock()
     with folder.lock(), pytest.raises(RunFolderError, match="in use by process"), second:
         pass
+
+
+@pytest.mark.parametrize("name", ["a b", "{x}", "p\u00e4tient", "a?b#c", "x" * 200, "run\udcff"])
+def test_whatever_the_folder_is_called_services_take_the_runs_id(tmp_path, name):
+    run_id = RunFolder(tmp_path / name).run_id
+
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,100}-[0-9a-f]{6}", run_id)
+    assert run_id != RunFolder(tmp_path / f"{name[:-1]}!").run_id
 
 
 def test_a_run_folder_is_readable_by_its_owner_only(tmp_path):
