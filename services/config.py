@@ -17,9 +17,10 @@ class ModelSection(Section):
     max_model_len: int = Field(default=4096, ge=256)
     """Longest prompt + answer in tokens."""
     dtype: Dtype = "auto"
-    """Parameter type of the served model and of the learner's frozen base. `auto`: bfloat16 on GPUs
-    and on CPUs with bfloat16 instructions, float32 on others, where bfloat16 is many times
-    slower."""
+    """Parameter type of the served model and of the learner's frozen base, the same for both.
+    `auto`: bfloat16 where both are on GPUs; else what the driver's CPU measures, bfloat16 if a
+    product in it is clearly faster. A run keeps what it began with; where a cluster's machines
+    differ, name a type."""
     cache_dir: str | None = None
     """Where converted packaged models are kept; null = ~/.cache/eag-rl."""
 
@@ -44,7 +45,8 @@ class GeneratorSection(Section):
     enforce_eager: bool = True
     """No compilation: starts in half the time, about 10 % slower on CPU."""
     sync: Literal["auto", "adapter", "merged"] = "auto"
-    """How a policy is loaded: native LoRA (`auto`: on GPU) or merged (`auto`: on CPU)."""
+    """How a policy is loaded: native LoRA (`auto`: on GPU) or merged (`auto`: on CPU): exact in
+    float32, rounded at random in bfloat16 (docs/architecture.md)."""
     max_lora_rank: int = Field(default=64, ge=1)
     """Largest LoRA rank with `sync: adapter`."""
     startup_timeout_s: float = Field(default=600, gt=0)

@@ -1,7 +1,8 @@
 """vLLM weight-transfer engine that receives an adapter and serves it merged into the base model.
 
 Runs inside vLLM's worker process. Every load starts from the pristine base on disk, never from
-merged weights, so nothing drifts and the base model comes back bit by bit.
+merged weights, so nothing drifts and the base model comes back bit by bit. What is merged is handed
+over in the engine's own type (`services.merging`), whatever the type of the file.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from services.adapters import LoraPair, read_pairs
+from services.adapters import LoraPair, adapter_checksum, read_pairs
+from services.merging import merged_weight
 
 BACKEND = "eag_rl_merged"
 """Name of this engine in vLLM's registry."""
@@ -45,7 +47,7 @@ class AdapterInfo(WeightTransferUpdateInfo):
 
 
 class MergedWeightEngine(WeightTransferEngine[BaseInfo, AdapterInfo]):
-    """Merges W + scaling * B A in float32 from the base on disk and reloads the model in place."""
+    """Merges W + scaling * B A from the base on disk and reloads the model in place."""
 
     init_info_cls = BaseInfo
     update_info_cls = AdapterInfo
@@ -60,12 +62,12 @@ class MergedWeightEngine(WeightTransferEngine[BaseInfo, AdapterInfo]):
 
     def receive_weights(self, update_info: AdapterInfo) -> None:
         """Load every weight of the model, merged where the adapter has a pair."""
-        pairs = read_pairs(Path(update_info.path).read_bytes()) if update_info.path else {}
+        adapter = Path(update_info.path).read_bytes() if update_info.path else None
         with _one_thread():
             load = cast(
                 Callable[[Iterator[tuple[str, torch.Tensor]]], object], self.model.load_weights
             )
-            load(self._merged(pairs, update_info.scaling))
+            load(self._weights(adapter, update_info.scaling))
 
     def finish_weight_update(self) -> None:
         """Repack and put the weights into service."""
@@ -74,16 +76,18 @@ class MergedWeightEngine(WeightTransferEngine[BaseInfo, AdapterInfo]):
     def shutdown(self) -> None:
         """Nothing is held between updates."""
 
-    def _merged(
-        self, pairs: dict[str, LoraPair], scaling: float
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    def _weights(self, adapter: bytes | None, scaling: float) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight of the base, merged where the adapter has a pair; None is the base."""
+        pairs: dict[str, LoraPair] = {} if adapter is None else read_pairs(adapter)
+        policy = "" if adapter is None else adapter_checksum(adapter)
         for file in self._files:
             with safe_open(file, framework="pt") as base:
                 for name in base.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                     weight = base.get_tensor(name)
                     if pair := pairs.get(name):
-                        update = pair.b.float() @ pair.a.float()
-                        weight = (weight.float() + scaling * update).to(weight.dtype)
+                        weight = merged_weight(
+                            weight, pair, scaling, self.model_config.dtype, f"{policy} {name}"
+                        )
                     yield name, weight
 
 

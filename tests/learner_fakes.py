@@ -19,9 +19,10 @@ from ehr.config import RewardSection
 from ehr.rewards import RewardContext
 from tests.policy_engines import VOCABULARY, ScriptedPolicy
 from tests.scripted import FEATURES, CharTokenizer
+from training.canary import Canary
 from training.config import GrpoSection, LearnerSection
 from training.grpo_batch import GrpoPatient
-from training.grpo_inputs import Canary, GrpoInputs
+from training.grpo_inputs import GrpoInputs
 from training.packing import TokenGroup
 
 TINY = {
@@ -107,7 +108,6 @@ def grpo_inputs(folder: Path, model_path: Path = Path("unused"), **changes: Any)
         "reward": RewardSection(),
         "stage1_adapter": None,
         "canary": Canary(prompt_token_ids=(1, 2, 3), response_token_ids=(4, 5, 6, 7)),
-        "merged_sync": True,
         "cache_tokens": 1 << 20,
         "out_dir": folder / "grpo",
         "storage": folder / "ray_train",

@@ -17,6 +17,7 @@ from ehr.prompts import PromptContext
 from services.types import PolicyVersion
 from training.evaluation import Answers
 from training.session import Session
+from training.trained_policy import TrainedPolicy, serve_trained
 
 _WATCH_INTERVAL_S = 2.0
 """How often the driver looks at how far the answers are."""
@@ -95,7 +96,8 @@ class Asker:
         return self._ask(session.prompts_of(cases, self.kind), session.cohort, lambda done: None)
 
     @cached_property
-    def _least(self) -> PolicyVersion:
+    def served_policy(self) -> PolicyVersion:
+        """The policy of the row, published and compared with what was trained."""
         session, config = self._session, self._session.config
         stages = {"stage1": "sft", "sft": "direct_sft", "stage2": "grpo"}
         if self._method not in stages:
@@ -104,7 +106,9 @@ class Asker:
             lineage=session.lineage(f"evaluated {self._method}"),
             version=config.grpo.steps if self._method == "stage2" else 0,
         )
-        return session.serve_adapter(version, session.path(stages[self._method]) / "adapter")
+        stage = session.path(stages[self._method])
+        policy = TrainedPolicy(version=version, adapter=stage / "adapter", stage=stage)
+        return serve_trained(session, policy, self._method, session.path("evaluate"))
 
     def _ask(
         self, shown: Mapping[str, CasePrompt], cohort: Cohort, tell: Callable[[int], None]
@@ -117,7 +121,7 @@ class Asker:
             seed=section.seed,
         )
         question = Question(kind=self.kind, shown=shown, cohort=cohort, limits=limits)
-        return ask_policy(self._session, self._least, question, tell)
+        return ask_policy(self._session, self.served_policy, question, tell)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,6 +194,12 @@ class GrpoSection(Section):
     canary_tolerance: float = Field(default=0.25, gt=0)
     """Largest mean |log-probability difference| of the canary prompt, learner against generator;
     behind version 0 three times the difference found there, where that is more."""
+    served_share_warning: float = Field(default=0.1, gt=0)
+    """How far the share of the trained change that is served (`sync/served_share`) may be from 1
+    before it is warned about."""
+    served_share_tolerance: float = Field(default=0.3, gt=0)
+    """How far from 1 that share may be at all, after every sync and for every policy that is
+    evaluated; beyond it the run stops."""
 
     @model_validator(mode="after")
     def _clip(self) -> "GrpoSection":

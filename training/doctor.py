@@ -11,7 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from ehr.errors import EagRlError
-from services.precision import cpu_features, has_native_bfloat16
 from training.config import RunConfig
 from training.run_folder import versions
 
@@ -48,6 +47,7 @@ def examine(config: RunConfig, write: Callable[[str], None]) -> int:
     findings = [
         *_software(),
         *_machine(),
+        *_precision(config),
         *_resources(config),
         *_ports(config),
         *_model(config),
@@ -101,16 +101,6 @@ def _machine() -> Iterator[Finding]:
         str(cores),
         "" if cores >= 2 else "the demo is sized for 2",
     )
-    if has_native_bfloat16():
-        yield Finding(Verdict.GOOD, "cpu features", "native bfloat16")
-    elif features := cpu_features():
-        best = next((f for f in ("avx512f", "avx2") if f in features), "no native bfloat16")
-        yield Finding(
-            Verdict.NOTE,
-            "cpu features",
-            best,
-            "no native bfloat16: models run in float32 (model.dtype=auto)",
-        )
     import torch
 
     if torch.cuda.is_available():
@@ -144,6 +134,13 @@ def _machine() -> Iterator[Finding]:
         if shared >= 1
         else "Ray's object store falls back to disk; give /dev/shm at least 1 GiB",
     )
+
+
+def _precision(config: RunConfig) -> Iterator[Finding]:
+    from training.session import chosen_precision
+
+    chosen = chosen_precision(config)
+    yield Finding(Verdict.GOOD, "parameter type", f"{chosen.parameter_type}: {chosen.reason}")
 
 
 def _resources(config: RunConfig) -> Iterator[Finding]:

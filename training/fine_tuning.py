@@ -5,6 +5,7 @@
 import pandas as pd
 
 from ehr.errors import TrainingError
+from training.canary import canary_of
 from training.config import FineTuneSection
 from training.direct_sft import (
     choose_held_out,
@@ -77,9 +78,10 @@ def _inputs(
         examples=examples,
         held_out=held_out,
         model_path=session.model.path,
-        dtype=session.config.model.dtype,
+        dtype=session.precision.parameter_type,
         learner=session.config.learner,
         sft=section,
+        canary=canary_of(examples[0].prompt_token_ids, session.tokenizer),
         out_dir=session.path(stage),
         storage=session.train_storage,
     )

@@ -8,18 +8,18 @@ behind the newest one.
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from statistics import fmean
 from typing import Any
 
-from ehr.errors import EagRlError, TrainingError
+from ehr.errors import EagRlError
 from services.adapters import adapter_checksum
 from services.policy_store import PolicyRecord
 from services.types import PolicyVersion
+from training.canary import CanaryRecord
+from training.canary_check import check_canary
 from training.checkpoints import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -34,12 +34,6 @@ from training.grpo_orders import NewPolicy, Order, OrderKind, Start
 from training.metrics_file import MetricsFile
 
 logger = logging.getLogger(__name__)
-
-_CANARY_GROWTH = 3.0
-"""Times the mean difference measured at version 0 (SPEC 8)."""
-
-_MERGED_MIN_LEARNING_RATE = 3e-5
-"""Below it a merged sync rounds most of each update away (SPEC 8)."""
 
 
 class GrpoState(StrEnum):
@@ -93,7 +87,6 @@ class GrpoController:
         self._collector = RolloutCollector(inputs, sampler, inputs.make_tokenizer(), clock)
         self._policies = PolicyFolder(inputs.out_dir / "policies")
         self._lines = MetricsFile(inputs.out_dir / "metrics.jsonl")
-        self._canary_file = inputs.out_dir / "canary.json"
         self._attempt = 0
         self._order_number = 0
         self._training: CollectedStep | None = None
@@ -320,32 +313,19 @@ class GrpoController:
 
     def _check_canary(self, learner: tuple[float, ...]) -> None:
         assert self._record is not None, "a canary follows a sync"
-        differences = [
-            ours - theirs
-            for theirs_all in self._sync.generator_logprobs
-            for ours, theirs in zip(learner, theirs_all, strict=True)
-        ]
-        found = fmean(map(abs, differences))
-        self._sync.metrics |= {
-            "canary/mean_abs": found,
-            "canary/max_abs": max(map(abs, differences)),
-            # k3 of http://joschu.net/blog/kl-approx.html: at least 0, and 0 for equal policies.
-            "canary/k3": fmean(math.expm1(each) - each for each in differences),
-        }
-        baseline = 0.0  # at version 0 the tolerance alone decides
-        if self._record.version > 0 and self._canary_file.exists():
-            baseline = json.loads(self._canary_file.read_text())["mean_abs"]
-        limit = max(self._inputs.grpo.canary_tolerance, _CANARY_GROWTH * baseline)
-        self._sync.metrics["canary/limit"] = limit
-        if not found <= limit:
-            raise TrainingError(
-                f"expected learner and generator to agree on the canary prompt after the sync of "
-                f"version {self._record.version}: mean |difference| at most {limit:.3f}, got "
-                f"{found:.3f} ({baseline:.3f} at version 0); the generators do not serve what was "
-                "trained; look at their logs, or raise grpo.canary_tolerance"
+        version, served = self._record.version, self._sync.generator_logprobs
+        folder = self._inputs.out_dir
+        # at version 0 the tolerance alone decides
+        before = CanaryRecord.read(folder) if version > 0 else None
+        self._sync.metrics |= check_canary(
+            learner, served, before, self._inputs.grpo, f"version {version}"
+        )
+        if version == 0:
+            before = CanaryRecord(
+                canary=self._inputs.canary, learner_before=learner, served_before=tuple(served)
             )
-        if self._record.version == 0:
-            write_file(self._canary_file, json.dumps({"mean_abs": found}) + "\n")
+        if before is not None:
+            before.trained(self._record.sha256, learner).write(folder)
 
     def _write_line(self) -> None:
         record = self._record
@@ -377,13 +357,6 @@ class GrpoController:
 
 def _warn_about_settings(inputs: GrpoInputs) -> None:
     section = inputs.grpo
-    if inputs.merged_sync and section.learning_rate < _MERGED_MIN_LEARNING_RATE:
-        logger.warning(
-            "merged sync rounds most of an update away at learning_rate=%g; use at least %g, or "
-            "generator.sync=adapter",
-            section.learning_rate,
-            _MERGED_MIN_LEARNING_RATE,
-        )
     if section.updates_per_step < 2:
         logger.warning(
             "the clip is inert with updates_per_step=%d: every ratio is 1", section.updates_per_step

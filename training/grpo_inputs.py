@@ -11,8 +11,9 @@ from ehr.catalogue import Feature
 from ehr.config import RewardSection
 from ehr.pieces import TextTokenizer
 from services.policy_store import PolicyRecord
-from services.precision import Dtype
+from services.precision import ParameterType
 from services.types import Acknowledgement, Generator, PolicyVersion, Scored
+from training.canary import Canary
 from training.config import GrpoSection, LearnerSection
 from training.grpo_batch import GrpoPatient
 
@@ -35,14 +36,6 @@ class ServedPolicy(Generator, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Canary:
-    """A fixed text whose log-probabilities learner and generator must agree on."""
-
-    prompt_token_ids: tuple[int, ...]
-    response_token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoInputs:
     """Everything Stage-2 reads."""
 
@@ -51,8 +44,8 @@ class GrpoInputs:
     lineage: str
     """Of the policies of Stage-2; its version 0 is Stage-1's policy."""
     model_path: Path
-    dtype: Dtype
-    """Of the frozen base: `model.dtype`."""
+    dtype: ParameterType
+    """Of the frozen base, the engine's too."""
     patients: tuple[GrpoPatient, ...]
     """Training patients that Stage-2 may draw."""
     features: tuple[Feature, ...]
@@ -70,8 +63,6 @@ class GrpoInputs:
     stage1_adapter: Path | None
     """Stage-1's adapter in peft's format; None starts at a fresh one (`without_stage1`)."""
     canary: Canary
-    merged_sync: bool
-    """The generator merges adapters into the base (`services.engine`)."""
     cache_tokens: int
     """KV cache of all generator replicas, in tokens."""
     out_dir: Path

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from training.canary import Canary
 from training.grpo_batch import TrainingBatch
-from training.grpo_inputs import Canary
 
 LONG_POLL_S = 20.0
 """How long a rank's question for the next order is held before the answer is `not yet`."""

@@ -14,7 +14,7 @@ from ehr.errors import EagRlError, TrainingError
 from training.allowed_tokens import AllowedTokens
 from training.checkpoints import CheckpointFolder
 from training.grpo_batch import TrainingBatch
-from training.grpo_inputs import Canary, GrpoInputs
+from training.grpo_inputs import GrpoInputs
 from training.grpo_orders import (
     ANSWER_TIMEOUT_S,
     LONG_POLL_S,
@@ -25,7 +25,6 @@ from training.grpo_orders import (
 )
 from training.grpo_updates import BatchTrainer
 from training.learner import Learner
-from training.packing import TokenGroup, pack
 from training.policy_model import (
     PolicyModel,
     adapter_bytes,
@@ -89,7 +88,13 @@ class Rank:
                 case OrderKind.PROBE:
                     if learner.rank == 0:
                         assert order.canary is not None, "a probe has its canary"
-                        self._report("report_canary", start, canary_logprobs(learner, order.canary))
+                        self._report(
+                            "report_canary",
+                            start,
+                            learner.scores(
+                                order.canary.prompt_token_ids, order.canary.response_token_ids
+                            ),
+                        )
                 case OrderKind.TRAIN:
                     assert order.batch is not None, "a training order has its batch"
                     metrics = trainer.train(order.batch)
@@ -155,19 +160,6 @@ def useful_tokens_per_s(batch: TrainingBatch, metrics: Mapping[str, Any]) -> flo
     """Trained tokens of a batch per second of the learner: old log-probabilities and updates."""
     trained = sum(sum(map(sum, group.trained)) for group in batch.groups)
     return trained / (metrics["time/old_logprob_s"] + metrics["time/train_s"])
-
-
-def canary_logprobs(learner: Learner, canary: Canary) -> tuple[float, ...]:
-    """The learner's log-probabilities of the canary's response."""
-    group = TokenGroup(
-        patient_id="canary",
-        prompt=canary.prompt_token_ids,
-        responses=(canary.response_token_ids,),
-        trained=((True,) * len(canary.response_token_ids),),
-    )
-    length = len(canary.prompt_token_ids) + len(canary.response_token_ids)
-    (row,) = pack([group], length)
-    return tuple(learner.frozen_logprobs(row)[0].tolist())
 
 
 def _new_policy(model: PolicyModel) -> NewPolicy:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ehr.errors import TrainingError
 from training.config import LearnerSection
-from training.packing import PackedRow
+from training.packing import PackedRow, TokenGroup, pack
 from training.policy_model import PolicyModel, load_adapter, save_adapter
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,22 @@ class Learner:
     ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
         """Log-probabilities and entropies under the present policy, by the same arithmetic."""
         return self.model(row.to(self.model.device), with_entropy=True)
+
+    def scores(
+        self, prompt_token_ids: tuple[int, ...], response_token_ids: tuple[int, ...]
+    ) -> tuple[float, ...]:
+        """Log-probability of each response token under the present policy, as an engine's `score`.
+
+        Other ranks need not take part.
+        """
+        group = TokenGroup(
+            patient_id="canary",
+            prompt=prompt_token_ids,
+            responses=(response_token_ids,),
+            trained=((True,) * len(response_token_ids),),
+        )
+        (row,) = pack([group], len(prompt_token_ids) + len(response_token_ids))
+        return tuple(self.frozen_logprobs(row)[0].tolist())
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Add a micro-batch's gradient.

@@ -16,10 +16,9 @@ from ehr.cohort import choose_patients, save_cohort, summary
 from ehr.errors import os_error_text
 from ehr.loaders import build_cohort
 from ehr.prompts import PromptContext
-from ehr.trajectory import FINAL_SENTENCE
 from services.environment import prepare_process
-from services.precision import parameter_type
 from services.types import BASE_POLICY
+from training.canary import canary_of
 from training.config import RunConfig
 from training.evaluation import OTHER_COHORT_FILE
 from training.feature_orders import FEATURE_ORDER_FILE
@@ -42,10 +41,6 @@ if TYPE_CHECKING:
     from training.grpo_inputs import GrpoInputs
 
 logger = logging.getLogger(__name__)
-
-CANARY_TEXT = f"<Final subquestion>\n{FINAL_SENTENCE}\n</Final subquestion>\n<Important Features>\n"
-"""A fixed text whose log-probabilities learner and generator must agree on after every sync,
-whatever the policy is trained to answer."""
 
 
 def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> list[str]:
@@ -133,13 +128,14 @@ class _GrowingReport:
 
 def describe_model(session: Session) -> dict[str, str]:
     """The language model, for config.json."""
-    model, config = session.model, session.config.model
+    model, precision = session.model, session.precision
     return {
         "name": model.name,
         "source": model.source,
         "sha256": model.sha256,
         "description": model.description,
-        "dtype": parameter_type(config.dtype, on_gpu=session.config.generator.gpus_per_replica > 0),
+        "dtype": precision.parameter_type,
+        "dtype_reason": precision.reason,
     }
 
 
@@ -270,7 +266,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
 
 def _grpo_inputs(session: Session) -> "GrpoInputs":
     from training.grpo_batch import GrpoPatient
-    from training.grpo_inputs import Canary, GrpoInputs
+    from training.grpo_inputs import GrpoInputs
 
     config = session.config
     train = session.cohort.splits["train"]
@@ -291,7 +287,7 @@ def _grpo_inputs(session: Session) -> "GrpoInputs":
         run_id=session.folder.run_id,
         lineage=session.lineage("grpo"),
         model_path=session.model.path,
-        dtype=config.model.dtype,
+        dtype=session.precision.parameter_type,
         patients=patients,
         features=session.cohort.features,
         num_salient_features=config.expert.num_salient_features,
@@ -302,11 +298,7 @@ def _grpo_inputs(session: Session) -> "GrpoInputs":
         grpo=config.grpo,
         reward=reward_section(config),
         stage1_adapter=session.path("sft") / "adapter" if config.sft.enabled else None,
-        canary=Canary(
-            prompt_token_ids=patients[0].prompt_token_ids,
-            response_token_ids=tuple(session.tokenizer.encode(CANARY_TEXT)),
-        ),
-        merged_sync=config.generator.merges_policies,
+        canary=canary_of(patients[0].prompt_token_ids, session.tokenizer),
         cache_tokens=session.cache_tokens,
         out_dir=session.path("grpo"),
         storage=session.train_storage,

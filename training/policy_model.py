@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ehr.errors import ModelError
-from services.precision import Dtype, parameter_type
+from services.precision import ParameterType
 from training.attention import ATTENTION_NAME, attend_shared_prompt
 from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.config import LearnerSection
@@ -91,7 +91,7 @@ def load_policy_model(
     model_path: Path,
     section: LearnerSection,
     *,
-    dtype: Dtype,
+    dtype: ParameterType,
     seed: int,
     device: torch.device | None = None,
 ) -> PolicyModel:
@@ -100,7 +100,7 @@ def load_policy_model(
     Args:
         model_path: folder in transformers' format.
         section: rank, alpha and checkpointing.
-        dtype: of the base, `model.dtype`; `auto` is decided by the device.
+        dtype: of the base, as the engine has it.
         seed: of the adapter's initial weights.
         device: where to put it; the CPU by default.
 
@@ -109,8 +109,7 @@ def load_policy_model(
             fully (sliding window, linear attention), since packed rows would be wrong there; or one
             whose log-probabilities here are not those of its own logits.
     """
-    on_gpu = device is not None and device.type == "cuda"
-    base = _frozen_base(model_path, getattr(torch, parameter_type(dtype, on_gpu=on_gpu)))
+    base = _frozen_base(model_path, getattr(torch, dtype))
     if device is not None:
         base.to(device)
     with _understood(base), torch.no_grad():

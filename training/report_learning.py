@@ -120,6 +120,20 @@ GRPO_PANELS = (
         curves=(("mismatch/k3", "k3 estimate, rollouts"), ("canary/k3", "canary")),
         note="Nats per token; 0 if both are the same policy.",
     ),
+    Panel(
+        title="Served share of the trained change",
+        curves=(("sync/served_share", "canary prompt"),),
+        note="Slope of the served on the trained change of log-probabilities since version 0; 1 if "
+        "what is served is what was trained. Shown where the change is above the noise.",
+    ),
+    Panel(
+        title="Change since version 0",
+        curves=(
+            ("sync/trained_change", "trained, root mean square"),
+            ("sync/change_mean_abs", "served minus trained, mean"),
+        ),
+        note="Nats per token of the canary.",
+    ),
     Panel(title="Loss", curves=(("loss", "loss"),)),
     Panel(title="Gradient norm", curves=(("grad/norm", "before clipping"),)),
     USEFUL_TOKENS,

@@ -1,5 +1,8 @@
 """The top of the report: what ran, on how many patients, and the numbers to look at first."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from training.report_data import RunRecords, as_object
 from training.report_search import search_value
 from training.report_text import MISSING, duration, shown, whole
@@ -29,12 +32,19 @@ def header(records: RunRecords) -> list[tuple[str, str]]:
         ("Cohort", shown(records.setting("cohort", "source"))),
         ("Data", shown(records.setting("run", "data_origin"))),
         ("Language model", shown(model.get("name") or records.setting("model", "name"))),
-        ("Parameter type", shown(model.get("dtype"))),
+        ("Parameter type", _parameter_type(model)),
         ("Answer format", shown(records.setting("prompt", "format"))),
         ("Commit", shown(records.config.get("commit"))),
         ("Created", shown(records.config.get("created"))),
     ]
     return [(label, value) for label, value in entries if value != MISSING]
+
+
+def _parameter_type(model: Mapping[str, Any]) -> str:
+    """The type and, in newer run folders, why it was chosen."""
+    reason = model.get("dtype_reason")
+    chosen = shown(model.get("dtype"))
+    return chosen if reason is None else f"{chosen}: {shown(reason)}"
 
 
 def size_warning(records: RunRecords) -> str:

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from ehr.errors import RunFolderError
 from ehr.files import whole_file
+from services.precision import Precision
 from training.config import MAX_NAME_BYTES, RECORDED, RunConfig
 
 SCHEMA_VERSION = 1
@@ -187,6 +188,19 @@ class RunFolder:
     def _config_record(self) -> dict[str, Any] | None:
         path = self.path / "config.json"
         return _read_record(path) if path.exists() else None
+
+    def recorded_precision(self) -> Precision | None:
+        """The parameter type that `model.dtype=auto` came to when the run began.
+
+        None where nothing was recorded, or it was not `auto`.
+        """
+        record = self._config_record() or {}
+        model = record.get("model") or {}
+        asked = record.get("config", {}).get("model", {}).get("dtype")
+        if asked != "auto" or model.get("dtype") not in ("bfloat16", "float32"):
+            return None
+        reason = model.get("dtype_reason", "an earlier release chose it")
+        return Precision(parameter_type=model["dtype"], reason=reason)
 
     def stage(self, name: str) -> "StageRecord":
         """The record of a stage, whether it has run or not."""

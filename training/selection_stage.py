@@ -24,6 +24,7 @@ from training.selection import (
     step_score,
 )
 from training.session import Session
+from training.trained_policy import TrainedPolicy, serve_trained
 
 
 def select_policy(session: Session, on_progress: OnProgress) -> None:
@@ -73,8 +74,12 @@ def _answers_of(
     session: Session, reader: AnswerReader, step: int, patients: Sequence[str]
 ) -> pd.DataFrame:
     config = session.config
-    adapter = PolicyFolder(session.path("grpo") / "policies").adapter_folder(step)
-    version = PolicyVersion(lineage=session.lineage("validated grpo"), version=step)
+    stage = session.path("grpo")
+    policy = TrainedPolicy(
+        version=PolicyVersion(lineage=session.lineage("validated grpo"), version=step),
+        adapter=PolicyFolder(stage / "policies").adapter_folder(step),
+        stage=stage,
+    )
     question = Question(
         kind=config.prompt.kind,
         shown=session.case_prompts(patients, config.prompt.kind),
@@ -86,5 +91,5 @@ def _answers_of(
             seed=config.grpo.seed,
         ),
     )
-    least = session.serve_adapter(version, adapter)
+    least = serve_trained(session, policy, f"step {step}", stage)
     return reader.rows(f"step {step}", ask_policy(session, least, question, lambda done: None))

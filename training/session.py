@@ -45,11 +45,13 @@ from services.cluster import (
     serve_address,
     start_serve,
 )
+from services.config import ModelSection
 from services.expert import EXPERT_CPUS, start_expert, stop_expert
 from services.generator import deploy_generator, stop_generator, wait_for_generator
 from services.http_app import start_http_app, stop_http_app
 from services.models import LocalModel, load_tokenizer, resolve_model
 from services.policy_store import PolicyRecord
+from services.precision import Precision, choose_precision
 from services.types import BASE_POLICY, PolicyVersion
 from training.config import RunConfig
 from training.interruption import raise_on_signals
@@ -127,6 +129,24 @@ class Session:
     def model(self) -> LocalModel:
         """The language model as a local folder."""
         return resolve_model(self.config.model)
+
+    @cached_property
+    def precision(self) -> Precision:
+        """The parameter type of learner and generator alike, decided here for all of them.
+
+        What a run began with stays: a resumed one must not go on in another type because another
+        machine, or this one while it was busy, measured otherwise.
+        """
+        config = self.config
+        recorded = self.folder.recorded_precision()
+        if config.model.dtype == "auto" and recorded is not None:
+            return recorded
+        return chosen_precision(config)
+
+    @property
+    def model_section(self) -> ModelSection:
+        """The section `model` with the parameter type that was chosen in the place of `auto`."""
+        return self.config.model.model_copy(update={"dtype": self.precision.parameter_type})
 
     @cached_property
     def cohort(self) -> Cohort:
@@ -249,7 +269,7 @@ class Session:
                 self.run_id,
                 self.folder.path,
                 self.model,
-                self.config.model,
+                self.model_section,
                 self.config.generator,
             )
             self._generator_asked = True
@@ -315,6 +335,20 @@ class Session:
         )
         asyncio.run(self.make_generator()().publish(record))
         return version
+
+
+def chosen_precision(config: RunConfig) -> Precision:
+    """The parameter type that a run begins with: of learner and generator, which must agree.
+
+    Where one of the two is on a GPU and the other is not, the CPU decides: a GPU is fast in both.
+    """
+    learns = config.sft.enabled or config.grpo.enabled or "sft" in config.evaluate.methods
+    return choose_precision(
+        config.model.dtype,
+        on_gpu=config.generator.gpus_per_replica > 0
+        and (config.learner.gpus_per_worker > 0 or not learns),
+        cache_dir=config.model.cache_dir,
+    )
 
 
 def requirements(config: RunConfig, stage: str) -> list[Requirement]:

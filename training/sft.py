@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ehr.errors import TrainingError
-from services.precision import Dtype
+from services.precision import ParameterType
+from training.canary import Canary
 from training.config import FineTuneSection, LearnerSection
 from training.metrics_file import MetricsFile
 from training.packing import PackedRow, TokenGroup
@@ -45,10 +46,12 @@ class SftInputs:
     held_out: tuple[SftExample, ...]
     """Of other patients: their loss is measured after every epoch."""
     model_path: Path
-    dtype: Dtype
-    """Of the frozen base: `model.dtype`."""
+    dtype: ParameterType
+    """Of the frozen base, the engine's too."""
     learner: LearnerSection
     sft: FineTuneSection
+    canary: Canary
+    """Scored before and after, for whoever serves the adapter."""
     out_dir: Path
     """RUN/STAGE."""
     storage: Path

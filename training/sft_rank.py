@@ -7,11 +7,13 @@ import torch
 import torch.distributed as dist
 
 from ehr.errors import TrainingError
+from services.adapters import adapter_checksum
+from training.canary import CanaryRecord
 from training.checkpoints import CheckpointFolder, write_folder
 from training.learner import Learner
 from training.metrics_file import MetricsFile
 from training.packing import deal, pack
-from training.policy_model import load_policy_model, save_adapter
+from training.policy_model import adapter_bytes, load_policy_model, save_adapter
 from training.sft import SftInputs, SftStep, all_groups, plan_steps, sft_loss
 from training.worker_group import prepare_rank
 
@@ -23,6 +25,9 @@ def train_rank(inputs: SftInputs) -> None:
         inputs.model_path, inputs.learner, dtype=inputs.dtype, seed=inputs.sft.seed, device=device
     )
     learner = Learner(model, inputs.learner)
+    scored = inputs.canary.prompt_token_ids, inputs.canary.response_token_ids
+    # of the fresh adapter, before a checkpoint is loaded
+    untrained = learner.scores(*scored) if learner.rank == 0 else ()
     checkpoints = CheckpointFolder(inputs.out_dir / "checkpoint")
     metrics = MetricsFile(inputs.out_dir / "metrics.jsonl")
     done = max(checkpoints.steps(), default=0)
@@ -37,6 +42,9 @@ def train_rank(inputs: SftInputs) -> None:
         if step.ends_epoch or step.step % inputs.sft.checkpoint_steps == 0:
             _save(learner, checkpoints, step.step)
     if learner.rank == 0:
+        record = CanaryRecord(canary=inputs.canary, learner_before=untrained)
+        checksum = adapter_checksum(adapter_bytes(model))
+        record.trained(checksum, learner.scores(*scored)).write(inputs.out_dir)
         write_folder(inputs.out_dir / "adapter", lambda folder: save_adapter(model, folder))
 
 

@@ -30,6 +30,8 @@ OPERATIONAL = frozenset(
         "search.trees_in_flight",
         "search.max_invalid_scores",  # limits that stop a stage change nothing of what it wrote
         "grpo.canary_tolerance",
+        "grpo.served_share_warning",
+        "grpo.served_share_tolerance",
         "sft.checkpoint_steps",
         "direct_sft.checkpoint_steps",
         "learner.num_workers",

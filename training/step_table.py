@@ -95,6 +95,7 @@ STEP_ROWS: tuple[StepRow, ...] = (
         label="canary k3/mean/max",
         keys=("canary/k3", "canary/mean_abs", "canary/max_abs"),
     ),
+    StepRow(label="served share/trained change", keys=("sync/served_share", "sync/trained_change")),
     StepRow(label="useful tokens/s", keys=("tokens/useful_per_s",), shown=_rate),
     StepRow(label="seconds", keys=("time/step_s",), shown=_seconds),
     StepRow(label="seconds validation", keys=("time/validation_s",), shown=_seconds),

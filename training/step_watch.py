@@ -40,6 +40,10 @@ GAUGES: dict[str, tuple[str, str]] = {
         "Mean absolute difference of log-probabilities, generator against learner",
     ),
     "canary/k3": ("eag_rl_canary_k3", "The same KL estimate on the canary's response"),
+    "sync/served_share": (
+        "eag_rl_served_share",
+        "Served share of the trained change of the canary's log-probabilities",
+    ),
     "sft/loss": ("eag_rl_sft_loss", "Loss of the last step"),
     "sft/validation_loss": ("eag_rl_sft_validation_loss", "Loss of held-out patients"),
     "grad/norm": ("eag_rl_grad_norm", "Gradient norm before clipping"),

@@ -55,7 +55,8 @@ class EngineThread:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.engine: VllmEngine = self.run(
-            load_vllm(model, ModelSection(max_model_len=2048), section)
+            # named, so that a test's numbers do not depend on the machine's CPU
+            load_vllm(model, ModelSection(max_model_len=2048, dtype="float32"), section)
         )
 
     def run(self, call: Coroutine[Any, Any, Any], timeout_s: float = 300) -> Any:

@@ -14,7 +14,6 @@ from transformers import AutoTokenizer
 from ehr.chat import encode_chat
 from ehr.errors import ModelError, ServiceError
 from services.models import FastTokenizer, LocalModel, load_tokenizer
-from services.precision import parameter_type
 from services.types import (
     BASE_POLICY,
     Completion,
@@ -189,7 +188,7 @@ def test_scores_are_those_of_the_model_in_torch(
 
     scores = torch.tensor(engine.run(engine.engine.score(prompt, completion.token_ids)))
 
-    assert (scores - expected).abs().mean() < 0.08
+    assert (scores - expected).abs().mean() < 1e-5
 
 
 def test_a_prompt_that_comes_again_is_read_from_the_prefix_cache(
@@ -211,9 +210,8 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_setting_to_change(
 
 
 def test_the_engine_says_how_much_its_cache_holds(engine: EngineThread) -> None:
-    size = {"bfloat16": 2, "float32": 4}[parameter_type("auto", on_gpu=False)]
-    # 1 GiB of 30 layers x 3 heads x 64 x (key and value), in whole blocks
-    assert engine.engine.cache_tokens == pytest.approx(2**30 / (30 * 3 * 64 * 2 * size), rel=0.01)
+    # 1 GiB of 30 layers x 3 heads x 64 x (key and value) x 4 bytes, in whole blocks
+    assert engine.engine.cache_tokens == pytest.approx(2**30 / (30 * 3 * 64 * 2 * 4), rel=0.01)
 
 
 def test_a_sync_changes_the_model_and_empties_the_prefix_cache(
@@ -233,24 +231,25 @@ def test_a_sync_changes_the_model_and_empties_the_prefix_cache(
     assert max(abs(a - b) for a, b in zip(before, scores, strict=True)) > 0.01
 
 
+@pytest.mark.parametrize("size", [4e-4, 0.05], ids=["a few updates", "much"])
 def test_a_merged_policy_is_the_base_plus_its_update(
-    engine: EngineThread, prompt: tuple[int, ...], smollm2: LocalModel
+    engine: EngineThread, prompt: tuple[int, ...], smollm2: LocalModel, size: float
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    policy = adapter_for(smollm2, 2, size=0.05)
+    policy = adapter_for(smollm2, 2, size=size)
     response = ask(engine, prompt)[0].token_ids
     engine.run(engine.engine.load_policy(policy))
     scores = torch.tensor(engine.run(engine.engine.score(prompt, response)))
 
-    assert policy.adapter is not None
+    # The file is bfloat16, which would round the small update away; the engine is float32.
     expected = merged_scores(
         AutoModelForCausalLM.from_pretrained(smollm2.path, dtype=torch.float32),
         policy,
         prompt,
         response,
     )
-    assert (scores - expected).abs().mean() < 0.15
+    assert (scores - expected).abs().mean() < 1e-5
 
 
 def test_the_base_comes_back_exactly_after_any_number_of_syncs(

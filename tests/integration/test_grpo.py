@@ -3,6 +3,7 @@
 import asyncio
 import json
 from functools import partial
+from typing import Any
 
 import pytest
 import ray
@@ -27,9 +28,13 @@ from training.grpo import ActorSampler, train_grpo
 REPLICA = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=120, request_timeout_s=60)
 
 
+UNSERVED: dict[str, Any] = {"canary_tolerance": 1.0, "served_share_tolerance": 10.0}
+"""Scripted engines score alike whatever is trained."""
+
+
 def section(steps, **changes):
     fields = {"steps": steps, "group_size": 4, "max_depth": 2, "max_new_tokens": 400}
-    return GrpoSection(**{**fields, "learning_rate": 1e-2, "canary_tolerance": 1.0, **changes})
+    return GrpoSection(**{**fields, "learning_rate": 1e-2, **UNSERVED, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from tests.rank_functions import die_once, refuse
+from training.canary import Canary
 from training.config import SftSection
 from training.sft import SftExample, SftInputs, train_sft
 from training.worker_group import WorkerGroup
@@ -43,6 +44,7 @@ def inputs(model_path, folder, **changes):
         "dtype": "float32",
         "learner": LEARNER,
         "sft": SftSection(epochs=2, batch_size=4, learning_rate=1e-2),
+        "canary": Canary(prompt_token_ids=(1, 2, 3), response_token_ids=(4, 5, 6, 7)),
         "out_dir": folder / "sft",
         "storage": folder / "ray_train",
     }

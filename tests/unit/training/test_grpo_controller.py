@@ -9,10 +9,12 @@ from ehr.catalogue import BENCHMARK_17
 from ehr.config import RewardSection
 from ehr.errors import DataError, ServiceError, TrainingError
 from ehr.names import FeatureMatcher
-from services.types import PolicyVersion
-from tests.learner_fakes import LEARNER, grpo_inputs, grpo_patients
+from services.adapters import adapter_checksum
+from services.types import PolicyVersion, Scored
+from tests.learner_fakes import grpo_inputs, grpo_patients
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
+from training.canary import CanaryRecord
 from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.config import GrpoSection
 from training.grpo_batch import (
@@ -274,6 +276,101 @@ async def test_a_canary_may_be_off_by_three_times_what_it_was_at_version_0(tmp_p
     assert line["canary/k3"] == pytest.approx(math.exp(-1.4) - 1 + 1.4)
 
 
+class MovingPolicy(ScriptedPolicy):
+    """Serves a share of what its learner has trained."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    async def score(self, prompt_token_ids, response_token_ids, least):
+        moved = self.logprob + self.share * CHANGE * least.version
+        return [Scored(replica="r", version=least, logprobs=(moved,) * len(response_token_ids))]
+
+
+CHANGE = 0.2
+TRAINED = tuple(value + CHANGE for value in EXACT)
+
+
+async def after_one_step(folder, share, **limits):
+    section = GrpoSection(steps=2, group_size=4, canary_tolerance=1.0, **limits)
+    parts = Parts(folder, served=MovingPolicy(share), grpo=section)
+    start = await parts.to_training()
+    parts.controller.report_step(start.attempt, policy(1), {"loss": 0.5})
+    await parts.advance()
+    parts.controller.report_canary(start.attempt, TRAINED)
+    return parts
+
+
+async def test_every_sync_says_which_share_of_the_trained_change_is_served(tmp_path, caplog):
+    parts = await after_one_step(tmp_path, share=0.95)
+
+    (line,) = parts.lines()
+    assert line["sync/served_share"] == pytest.approx(0.95)
+    assert line["sync/trained_change"] == pytest.approx(CHANGE)
+    assert line["sync/change_mean_abs"] == pytest.approx(0.05 * CHANGE)
+    assert "served share" not in caplog.text
+
+
+async def test_a_share_that_is_off_is_warned_about(tmp_path, caplog):
+    parts = await after_one_step(tmp_path, share=0.85)
+
+    assert parts.controller.failure is None
+    assert "served share of the trained change is 0.85 policy=version 1" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.67, 1.5])
+async def test_a_share_that_is_far_off_stops_the_stage(tmp_path, share):
+    parts = await after_one_step(tmp_path, share)
+
+    assert parts.controller.state is GrpoState.FAILED
+    assert f"within 0.3 of 1, got {share:.2f} for version 1" in str(parts.controller.failure)
+    assert "grpo.served_share_tolerance" in str(parts.controller.failure)
+
+
+async def test_limits_of_the_share_are_settings(tmp_path, caplog):
+    parts = await after_one_step(
+        tmp_path, share=0.4, served_share_warning=0.7, served_share_tolerance=0.7
+    )
+
+    assert parts.controller.failure is None
+    assert "served share" not in caplog.text
+
+
+async def test_a_resumed_stage_compares_with_version_0_again(tmp_path):
+    parts = await after_one_step(tmp_path, share=1.0)
+
+    resumed = Parts(tmp_path, served=MovingPolicy(0.4), grpo=parts.inputs.grpo)
+    start = resumed.controller.join()
+    await resumed.advance()
+    resumed.controller.report_canary(start.attempt, TRAINED)
+
+    assert "got 0.40 for version 1" in str(resumed.controller.failure)
+
+
+async def test_the_canary_is_kept_for_who_serves_the_policy_later(tmp_path):
+    parts = await after_one_step(tmp_path, share=1.0)
+
+    record = CanaryRecord.read(parts.inputs.out_dir)
+
+    assert record.canary == parts.inputs.canary
+    assert record.learner_before == record.served_before[0] == EXACT
+    assert record.learner == {
+        adapter_checksum(b"fresh"): EXACT,
+        adapter_checksum(b"step 1"): TRAINED,
+    }
+
+
+async def test_a_folder_of_an_earlier_release_goes_on_without_a_share(tmp_path):
+    parts = Parts(tmp_path)
+    start = await parts.to_training()
+    (parts.inputs.out_dir / "canary.json").write_text('{"mean_abs": 0.0}\n')
+    await parts.step(start)
+
+    assert parts.controller.failure is None
+    assert "sync/served_share" not in parts.lines()[0]
+
+
 async def test_a_generator_that_gives_up_fails_the_stage_with_its_own_error(tmp_path):
     class Silent(ScriptedPolicy):
         async def publish(self, record):
@@ -456,9 +553,3 @@ def test_no_class_has_the_last_update_of_every_step():
     }
 
     assert last == {(0,), (1,)}
-
-
-def test_a_merged_sync_at_a_tiny_learning_rate_is_warned_about(tmp_path, caplog):
-    Parts(tmp_path, grpo=GrpoSection(learning_rate=3e-6), learner=LEARNER)
-
-    assert "merged sync rounds" in caplog.text

@@ -53,3 +53,53 @@ def test_rewards_get_the_salience_and_its_stability_from_the_stored_table(tmp_pa
     # The means of b and of age and sex are equal: b comes first in the schema.
     assert salience == Salience(features=frozenset({"a", "b"}), stability={"a": 1.0, "b": 0.5})
     assert session.salient(["p"]) == {"p": salience.features}
+
+
+def session_of(folder, *overrides):
+    config = load_config([CONFIGS / "tiny.yaml"], [*overrides])
+    return Session(config, RunFolder(folder), Reporter())
+
+
+def written(folder, session, dtype):
+    model = {"name": "m", "dtype": dtype, "dtype_reason": "it was faster"}
+    session.folder.write_config(session.config, model)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_resumed_run_goes_on_in_the_type_it_began_with(tmp_path, dtype):
+    written(tmp_path, session_of(tmp_path, "model.dtype=auto"), dtype)
+
+    resumed = session_of(tmp_path, "model.dtype=auto")
+
+    assert resumed.precision.parameter_type == resumed.model_section.dtype == dtype
+    assert resumed.precision.reason == "it was faster"
+
+
+def test_a_type_that_is_named_wins_over_what_auto_came_to(tmp_path):
+    written(tmp_path, session_of(tmp_path, "model.dtype=auto"), "bfloat16")
+
+    assert session_of(tmp_path, "model.dtype=float32").model_section.dtype == "float32"
+
+
+def test_a_type_that_was_named_is_no_answer_to_auto(tmp_path):
+    named = session_of(tmp_path, "model.dtype=bfloat16")
+    written(tmp_path, named, "bfloat16")
+
+    assert named.folder.recorded_precision() is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["generator.gpus_per_replica=1", "learner.gpus_per_worker=1"], "GPUs multiply"),
+        (["generator.gpus_per_replica=1"], "on this CPU"),
+        (["learner.gpus_per_worker=1"], "on this CPU"),
+        (["generator.gpus_per_replica=1", "sft.enabled=false", "grpo.enabled=false"], "GPUs"),
+    ],
+)
+def test_learner_and_generator_get_one_type_and_a_cpu_among_them_decides_it(
+    tmp_path, overrides, expected
+):
+    session = session_of(tmp_path, "model.dtype=auto", *overrides)
+
+    assert expected in session.precision.reason
