@@ -4,12 +4,12 @@
 
 `share`: SmolLM2 with an adapter of rank 64 on all linear layers takes Adam updates at 1e-4 towards
 a fixed answer behind the ends of prompts about patients of the synthetic cohort. Then the adapter
-is merged in several ways and
-other patients' answers are scored: the served share of the change (slope through the origin over
-tokens, `training.served_change`), and mean |served - learner|, in nats. Everything is computed in
-float32, so that the rounding of weights is all that differs. `bfloat16`: one of those texts with
-learner and engine both in bfloat16. `cost`: seconds of merging the whole model, and of one decoding
-step's linear layers with the adapter multiplied beside them.
+is merged in several ways and other patients' answers are scored: the served share of the change
+(slope through the origin over tokens, `training.served_change`), and mean |served - learner|, in
+nats. Everything is computed in float32, so that the rounding of weights is all that differs.
+`bfloat16`: learner and engine both in bfloat16, against the change that the adapter makes in
+float32, and against a bfloat16 learner that rounds once. `cost`: seconds of merging the whole
+model, and of one decoding step's linear layers with the adapter multiplied beside them.
 
 Decoding with merged weights costs the same however they were rounded: same shapes, same kernels.
 """
@@ -64,7 +64,7 @@ def main() -> None:
             rows.append({"part": "share", "updates": num, **row})
             _say(rows[-1])
         if num == updates[0]:
-            for row in bfloat16_rows(path, adapter, texts[1][0]):
+            for row in bfloat16_rows(path, adapter, texts[1]):
                 rows.append({"part": "bfloat16", "updates": num, **row})
                 _say(rows[-1])
     for row in (*merge_seconds(path), *decode_seconds(path)):
@@ -120,12 +120,16 @@ def _adapters(path: Path, texts: list[Ids], updates: list[int]) -> Iterator[tupl
             yield step, adapter_bytes(policy)
 
 
-def _policy(path: Path, dtype: Any) -> Any:
+def _policy(path: Path, dtype: Any, served_merged: bool = True) -> Any:
     from training.config import LearnerSection
     from training.policy_model import load_policy_model
 
     return load_policy_model(
-        path, LearnerSection(lora_rank=RANK, lora_alpha=ALPHA), dtype=dtype, seed=13
+        path,
+        LearnerSection(lora_rank=RANK, lora_alpha=ALPHA),
+        dtype=dtype,
+        seed=13,
+        served_merged=served_merged,
     )
 
 
@@ -146,12 +150,8 @@ def _score_all(policy: Any, texts: list[Ids]) -> list[float]:
 
 def share_rows(path: Path, adapter: bytes, texts: list[Ids], draws: int) -> list[dict[str, Any]]:
     """The share of every way to merge, weights rounded and arithmetic in float32."""
-    from training.policy_model import load_adapter
-
     policy = _policy(path, "float32")
-    before = _score_all(policy, texts)
-    load_adapter(policy, adapter)
-    learner = _score_all(policy, texts)
+    before, learner = _before_and_after(policy, adapter, texts)
     served = _Served(path, "float32")
     rows = []
     for name, merge in methods(draws).items():
@@ -161,22 +161,44 @@ def share_rows(path: Path, adapter: bytes, texts: list[Ids], draws: int) -> list
     return rows
 
 
-def bfloat16_rows(path: Path, adapter: bytes, text: Ids) -> list[dict[str, Any]]:
-    """The same with learner and engine in bfloat16: its own noise is in every number."""
+def bfloat16_rows(path: Path, adapter: bytes, texts: list[Ids]) -> list[dict[str, Any]]:
+    """The same in bfloat16: its own noise is in every number.
+
+    `of_exact` is the share of the change in float32, `share` that of a learner in bfloat16.
+    """
+    from training.served_change import served_change
+
+    exact_before, exact = _before_and_after(_policy(path, "float32"), adapter, texts)
+    once_before, once = _before_and_after(_policy(path, "bfloat16"), adapter, texts)
+    twice = _before_and_after(_policy(path, "bfloat16", served_merged=False), adapter, texts)
+    served = _Served(path, "bfloat16")
+    base = served.scores(None, _nearest, texts)
+    found = {
+        "learner that rounds once": (once_before, once),
+        "adapter beside, rounded twice (native LoRA)": twice,
+        **{
+            f"merged, {name}": (base, served.scores(adapter, merge, texts))
+            for name, merge in methods(1).items()
+            if name != "float32"
+        },
+    }
+    return [
+        {
+            **_row(name, once, after, once_before, before),
+            "of_exact": served_change(exact, after, exact_before, before).share,
+        }
+        for name, (before, after) in found.items()
+    ]
+
+
+def _before_and_after(
+    policy: Any, adapter: bytes, texts: list[Ids]
+) -> tuple[list[float], list[float]]:
     from training.policy_model import load_adapter
 
-    policy = _policy(path, "bfloat16")
-    before = _score_all(policy, [text])
+    before = _score_all(policy, texts)
     load_adapter(policy, adapter)
-    learner = _score_all(policy, [text])
-    served = _Served(path, "bfloat16")
-    base = served.scores(None, _nearest, [text])
-    rows = [_row("base model, no adapter", before, base, before, before)]
-    for name, merge in methods(1).items():
-        if name != "float32":
-            scores = served.scores(adapter, merge, [text])
-            rows.append(_row(name, learner, scores, before, base))
-    return rows
+    return before, _score_all(policy, texts)
 
 
 def _row(
@@ -347,6 +369,9 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
         found[f"share_at_random_{num}"] = fmean(row["share"] for row in at_random)
         found[f"least_share_at_random_{num}"] = min(row["share"] for row in at_random)
         found[f"mean_abs_at_random_{num}"] = fmean(row["mean_abs"] for row in at_random)
+    for row in rows:
+        if row["part"] == "bfloat16":
+            found[f"bfloat16, {row['method']}: share of the exact change"] = row["of_exact"]
     seconds = {row["method"]: row["seconds"] for row in rows if row["part"] == "cost"}
     found["merge_at_random_vs_nearest"] = seconds["merge, at random"] / seconds["merge, nearest"]
     for rank in (16, RANK):

@@ -97,6 +97,7 @@ def grpo_inputs(folder: Path, model_path: Path = Path("unused"), **changes: Any)
         "lineage": LINEAGE,
         "model_path": model_path,
         "dtype": "float32",
+        "served_merged": True,
         "patients": grpo_patients(6),
         "features": BENCHMARK_17,
         "num_salient_features": 5,

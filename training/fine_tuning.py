@@ -79,6 +79,7 @@ def _inputs(
         held_out=held_out,
         model_path=session.model.path,
         dtype=session.precision.parameter_type,
+        served_merged=session.config.generator.merges_policies,
         learner=session.config.learner,
         sft=section,
         canary=canary_of(examples[0].prompt_token_ids, session.tokenizer),

@@ -46,6 +46,8 @@ class GrpoInputs:
     model_path: Path
     dtype: ParameterType
     """Of the frozen base, the engine's too."""
+    served_merged: bool
+    """The generator merges adapters into the base (`services.engine`)."""
     patients: tuple[GrpoPatient, ...]
     """Training patients that Stage-2 may draw."""
     features: tuple[Feature, ...]

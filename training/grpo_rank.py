@@ -68,6 +68,7 @@ class Rank:
             dtype=inputs.dtype,
             seed=inputs.grpo.seed,
             device=device,
+            served_merged=inputs.served_merged,
         )
         if inputs.stage1_adapter is not None:
             load_adapter(model, inputs.stage1_adapter)

@@ -288,6 +288,7 @@ def _grpo_inputs(session: Session) -> "GrpoInputs":
         lineage=session.lineage("grpo"),
         model_path=session.model.path,
         dtype=session.precision.parameter_type,
+        served_merged=config.generator.merges_policies,
         patients=patients,
         features=session.cohort.features,
         num_salient_features=config.expert.num_salient_features,

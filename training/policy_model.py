@@ -94,6 +94,7 @@ def load_policy_model(
     dtype: ParameterType,
     seed: int,
     device: torch.device | None = None,
+    served_merged: bool = True,
 ) -> PolicyModel:
     """The base in `dtype`, frozen, with a fresh adapter (B = 0: it starts as the base).
 
@@ -103,6 +104,9 @@ def load_policy_model(
         dtype: of the base, as the engine has it.
         seed: of the adapter's initial weights.
         device: where to put it; the CPU by default.
+        served_merged: engines merge its adapter into the base, else they add its product to the
+            base's: in bfloat16 a small update is rounded otherwise (`FrozenBaseLinear.rounds_once`)
+            and the learner does as they do.
 
     Raises:
         ModelError: if the folder holds no causal language model; one whose layers do not attend
@@ -117,6 +121,9 @@ def load_policy_model(
         own = own_logprobs(base, row)
         base.set_attn_implementation(ATTENTION_NAME)
         model = PolicyModel(_with_adapter(base, section, seed))
+        for module in model.peft_model.modules():
+            if isinstance(module, FrozenBaseLinear):
+                module.rounds_once = served_merged and dtype == "bfloat16"
         if section.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         # Checkpointing acts in training mode only; without dropout the mode changes nothing else,

@@ -48,6 +48,8 @@ class SftInputs:
     model_path: Path
     dtype: ParameterType
     """Of the frozen base, the engine's too."""
+    served_merged: bool
+    """The generator merges adapters into the base (`services.engine`)."""
     learner: LearnerSection
     sft: FineTuneSection
     canary: Canary

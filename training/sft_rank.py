@@ -22,7 +22,12 @@ def train_rank(inputs: SftInputs) -> None:
     """What every rank runs: the steps that no checkpoint has yet."""
     device = prepare_rank(inputs.learner)
     model = load_policy_model(
-        inputs.model_path, inputs.learner, dtype=inputs.dtype, seed=inputs.sft.seed, device=device
+        inputs.model_path,
+        inputs.learner,
+        dtype=inputs.dtype,
+        seed=inputs.sft.seed,
+        device=device,
+        served_merged=inputs.served_merged,
     )
     learner = Learner(model, inputs.learner)
     scored = inputs.canary.prompt_token_ids, inputs.canary.response_token_ids

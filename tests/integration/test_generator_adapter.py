@@ -37,7 +37,7 @@ RESPONSE = tuple(range(2000, 2012))
 def learner(smollm2: LocalModel) -> PolicyModel:
     """The learner's model with an adapter that changes its answers."""
     section = LearnerSection(lora_rank=RANK, lora_alpha=RANK)
-    model = load_policy_model(smollm2.path, section, dtype="bfloat16", seed=0)
+    model = load_policy_model(smollm2.path, section, dtype="bfloat16", seed=0, served_merged=False)
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.peft_model.named_parameters():
         if "lora_B" in name:

@@ -42,6 +42,7 @@ def inputs(model_path, folder, **changes):
         "held_out": examples(7, 2)[4:],
         "model_path": model_path,
         "dtype": "float32",
+        "served_merged": True,
         "learner": LEARNER,
         "sft": SftSection(epochs=2, batch_size=4, learning_rate=1e-2),
         "canary": Canary(prompt_token_ids=(1, 2, 3), response_token_ids=(4, 5, 6, 7)),
