@@ -72,6 +72,10 @@ class FakeSession:
         return lambda: Client(self)
 
 
+def asker(session, row):
+    return Asker(session, row)
+
+
 def keep(session, stage, trained=TRAINED):
     session.adapter(stage)
     record = CanaryRecord(canary=CANARY, learner_before=BEFORE)
@@ -84,7 +88,7 @@ def test_what_is_served_is_compared_with_what_was_trained_and_kept(tmp_path, row
     session = FakeSession(tmp_path)
     keep(session, stage)
 
-    version = Asker(session, row).served_policy
+    version = asker(session, row).served_policy
 
     assert version == session.published
     found = json.loads((tmp_path / "evaluate" / "served.json").read_text())
@@ -98,14 +102,14 @@ def test_a_policy_that_is_not_served_as_trained_stops_the_evaluation(tmp_path, s
     keep(session, "grpo")
 
     with pytest.raises(TrainingError, match="policy of stage2"):
-        _ = Asker(session, "stage2").served_policy
+        _ = asker(session, "stage2").served_policy
 
 
 def test_in_bfloat16_a_share_within_unmeasured_noise_is_not_judged(tmp_path):
     session = FakeSession(tmp_path, share=0.0, dtype="bfloat16")
     keep(session, "sft", trained=(-1.9, -3.1, -0.9))
 
-    _ = Asker(session, "stage1").served_policy
+    _ = asker(session, "stage1").served_policy
 
     found = json.loads((tmp_path / "evaluate" / "served.json").read_text())["stage1"]
     assert "sync/served_share" not in found
@@ -116,7 +120,7 @@ def test_every_row_keeps_its_own_line(tmp_path):
     session = FakeSession(tmp_path)
     for row, stage in (("stage1", "sft"), ("stage2", "grpo")):
         keep(session, stage)
-        _ = Asker(session, row).served_policy
+        _ = asker(session, row).served_policy
 
     assert json.loads((tmp_path / "evaluate" / "served.json").read_text()).keys() == {
         "stage1",
@@ -128,7 +132,7 @@ def test_an_adapter_without_a_canary_is_served_and_the_reader_is_told(tmp_path):
     session = FakeSession(tmp_path)
     session.adapter("sft")
 
-    version = Asker(session, "stage1").served_policy
+    version = asker(session, "stage1").served_policy
 
     assert version == session.published
     assert "not compared" in session.said[0]
@@ -139,7 +143,7 @@ def test_the_canary_of_another_adapter_is_not_taken_for_this_ones(tmp_path):
     keep(session, "sft")
     (session.path("sft") / "adapter" / ADAPTER_FILE).write_bytes(b"trained again")
 
-    _ = Asker(session, "stage1").served_policy
+    _ = asker(session, "stage1").served_policy
 
     assert "not compared" in session.said[0]
 
@@ -147,7 +151,7 @@ def test_the_canary_of_another_adapter_is_not_taken_for_this_ones(tmp_path):
 def test_the_base_model_needs_no_comparison(tmp_path):
     session = FakeSession(tmp_path)
 
-    assert Asker(session, "vanilla").served_policy == BASE_POLICY
+    assert asker(session, "vanilla").served_policy == BASE_POLICY
     assert session.said == []
 
 
@@ -158,4 +162,4 @@ def test_a_damaged_canary_is_named(tmp_path, text):
     (session.path("sft") / "canary.json").write_text(text)
 
     with pytest.raises(RunFolderError, match=r"canary\.json"):
-        _ = Asker(session, "stage1").served_policy
+        _ = asker(session, "stage1").served_policy
