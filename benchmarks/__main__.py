@@ -11,6 +11,7 @@ BENCHMARKS = (
     "learner",
     "main_job",
     "sync",
+    "served_share",
     "search",
     "answers",
     "waiting_threads",

@@ -20,6 +20,7 @@ from training.checkpoints import ADAPTER_CONFIG_FILE, PolicyFolder, VersionRecor
 from training.config import GrpoSection, RunConfig
 from training.evaluation import Answers
 from training.preflight import require_patients
+from training.progress import Reporter
 from training.selection import (
     StepScore,
     candidate_steps,
@@ -158,6 +159,7 @@ class FakeSession:
         self.cohort = COHORT
         self.matcher = FeatureMatcher(COHORT.features)
         self.folder = folder
+        self.reporter = Reporter()
         self.served: list[int] = []
         policies = PolicyFolder(folder / "grpo" / "policies")
         for version in range(steps + 1):
