@@ -2,6 +2,9 @@
 .PHONY: env demo test test-slow lint bench serve clean
 
 PYTHON_ENV := .venv/bin/python
+# Two processes: what waits for Ray, the engine or a command leaves a core to the other tests. The
+# order is kept: the integration tests, which take longest, begin.
+TEST_PROCESSES := -n 2 --no-loadscope-reorder
 # A run and a test session start dozens of Python processes: without kept bytecode each compiles
 # Ray, PyTorch and vLLM anew, most of a minute. Container images often switch it off.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,11 +24,11 @@ lint: env ## format check, lint, types, import layers
 	@.venv/bin/lint-imports --no-cache
 
 test: lint ## lint, types and all tests that are not marked slow
-	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu" --durations=15
+	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu" --durations=15 $(TEST_PROCESSES)
 
 test-slow: env ## the tests marked slow; with MINUTES=40 those that begin within as many
 	@$(PYTHON_ENV) -m pytest -q -m "slow and not gpu" --durations=40 $(MINUTES:%=--start-within=%) \
-		tests/unit tests/property tests/integration
+		$(TEST_PROCESSES) tests/unit tests/property tests/integration
 
 bench: env ## every benchmark this machine can run; writes benchmarks/results/*.json
 	@$(PYTHON_ENV) -m benchmarks

@@ -1,9 +1,12 @@
 """Settings of every test session."""
 
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling, Scheduling
 
 from services.environment import prepare_process
 
@@ -17,6 +20,18 @@ settings.load_profile("untimed")
 
 _STARTED = time.monotonic()
 
+_OWN_FIXTURES = frozenset(
+    {
+        "test_generator_adapter.py",
+        "test_job_submission.py",
+        "test_learn.py",
+        "test_learner.py",
+        "test_main_job.py",
+    }
+)
+"""Integration tests that use neither the session's Ray nor its engine. A file that is wrongly here
+starts them once more."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -25,6 +40,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MINUTES",
         help="skip what has not begun after so many minutes, and say so",
     )
+
+
+class _SharedFixtures(LoadFileScheduling):
+    """Deals whole files to the session's processes; files that share a fixture stay together.
+
+    Groups by marks (`--dist loadgroup`) are lost: pytest-xdist 3.8 writes them into the items'
+    `_nodeid`, which pytest 9.2 does not read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = Path(nodeid.partition("::")[0])
+        if path.parent.name == "integration" and path.name not in _OWN_FIXTURES:
+            return "one Ray, one engine"
+        return str(path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """How tests are dealt to the processes of `-n`."""
+    return _SharedFixtures(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
