@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from ehr.baseline_settings import (
     boosted_trees,
@@ -73,7 +74,8 @@ def fitted_logistic_regression(
     Raises:
         DataError: if the patients lack a class, or an input is not finite.
     """
-    return linear_model(inverse_penalty).fit(last_visits(training), both_classes(labels))
+    with threadpool_limits(1):  # as in choosing the penalty
+        return linear_model(inverse_penalty).fit(last_visits(training), both_classes(labels))
 
 
 def fitted_gradient_boosting(

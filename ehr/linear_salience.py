@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from ehr.expert_member import FOLD_SEED, MemberPlan, all_patients
+from ehr.expert_member import FOLD_SEED, MemberPlan
 from ehr.imputation import ExpertInput, ExpertScaler, last_visits
 from ehr.opinions import Opinions, shares, was_seen
 
@@ -42,7 +42,9 @@ class LinearEnsemble:
         labels: Mapping[str, int],
         scaler: ExpertScaler,
     ) -> "LinearEnsemble":
-        """One member a plan, all with one penalty: `InversePenalty.stable` of all their patients.
+        """One member a plan, each with `InversePenalty.stable` of its own patients.
+
+        Nothing of a member, its penalty included, depends on a patient outside its plan.
 
         Raises:
             DataError: if a plan's patients lack a class, or an input is not finite.
@@ -51,20 +53,12 @@ class LinearEnsemble:
         from ehr.baseline_settings import choose_inverse_penalty
         from ehr.baselines import fitted_logistic_regression
 
-        everybody = all_patients(plans)
-        penalty = choose_inverse_penalty(
-            [inputs[patient] for patient in everybody],
-            [labels[patient] for patient in everybody],
-            FOLD_SEED,
-        )
-        models = [
-            fitted_logistic_regression(
-                [inputs[patient] for patient in plan.train_ids],
-                [labels[patient] for patient in plan.train_ids],
-                penalty.stable,
-            )
-            for plan in plans
-        ]
+        models = []
+        for plan in plans:
+            patients = [inputs[patient] for patient in plan.train_ids]
+            outcomes = [labels[patient] for patient in plan.train_ids]
+            penalty = choose_inverse_penalty(patients, outcomes, FOLD_SEED)
+            models.append(fitted_logistic_regression(patients, outcomes, penalty.stable))
         return cls(
             plans,
             scaler,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
-from ehr.expert_member import FOLD_SEED, MemberPlan, all_patients
+from ehr.expert_member import FOLD_SEED, MemberPlan
 from ehr.imputation import ExpertInput, ExpertScaler, last_visits
 from ehr.opinions import Opinions, shares, was_seen
 
@@ -130,32 +130,24 @@ class TreeEnsemble:
         labels: Mapping[str, int],
         scaler: ExpertScaler,
     ) -> "TreeEnsemble":
-        """One member a plan, all with as many trees as their patients together choose.
+        """One member a plan, each with as many trees as its own patients choose (`MEMBER_TREES`).
+
+        Nothing of a member, that number included, depends on a patient outside its plan.
 
         Raises:
             DataError: if a plan's patients lack a class, or an input is not finite.
         """
         # scikit-learn's import is slow, and only fitting needs it: a service does not fit.
-        from ehr.baseline_settings import choose_num_trees
+        from ehr.baseline_settings import MEMBER_TREES, choose_num_trees
         from ehr.baselines import fitted_gradient_boosting
 
-        everybody = all_patients(plans)
-        num_trees = choose_num_trees(
-            [inputs[patient] for patient in everybody],
-            [labels[patient] for patient in everybody],
-            FOLD_SEED,
-        )
-        members = [
-            Boxes.of(
-                fitted_gradient_boosting(
-                    [inputs[patient] for patient in plan.train_ids],
-                    [labels[patient] for patient in plan.train_ids],
-                    num_trees,
-                    plan.seed,
-                )
-            )
-            for plan in plans
-        ]
+        members = []
+        for plan in plans:
+            patients = [inputs[patient] for patient in plan.train_ids]
+            outcomes = [labels[patient] for patient in plan.train_ids]
+            num_trees = choose_num_trees(patients, outcomes, FOLD_SEED, MEMBER_TREES)
+            model = fitted_gradient_boosting(patients, outcomes, num_trees, plan.seed)
+            members.append(Boxes.of(model))
         return cls(plans, scaler, members)
 
     def risks(self, inputs: Sequence[ExpertInput]) -> Float[np.ndarray, "members patients"]:

@@ -5,7 +5,9 @@ their scores is about the patient and how much is about the half-sample: on TJH 
 of two disjoint ConCare ensembles hardly agrees at all, and the contributions of a regression agree
 well. A mean of equals is drowned by the noisiest, so each method is weighted as measurements of
 unequal precision are: by kappa / (1 - kappa), signal over noise, where kappa is the agreement of
-its own members among themselves. No label and no other ensemble enters a weight.
+its own members among themselves. No label and no other ensemble enters a weight; what the weights
+can know of a training patient's label is what all members together made of it, in one number a
+method.
 """
 
 from collections.abc import Mapping, Sequence
