@@ -16,6 +16,7 @@ from tests.scripted import FRAME, CharTokenizer
 from training.config import RunConfig
 from training.fine_tuning import fine_tune_on_predictions
 from training.run_folder import RunFolder
+from training.session import chosen_precision
 
 
 class CohortSession:
@@ -39,6 +40,7 @@ class CohortSession:
             description="",
             chat=FRAME,
         )
+        self.precision = chosen_precision(self.config)
         self.folder = RunFolder(folder)
         self.train_storage = folder / "ray_train"
         self.asked = []

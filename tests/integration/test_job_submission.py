@@ -35,12 +35,23 @@ def environment():
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory):
     """A head node with a dashboard; ends with the module, by the id of its own process."""
-    port, gcs_port = free_port(), free_port()
-    # Ray's sockets need a short path.
-    folder = tmp_path_factory.mktemp("r", numbered=True)
+    for _ in range(3):  # Ray gives its parts a time to start in, which a busy machine exceeds
+        # Sockets of Ray need a short path.
+        head, address = start_head(tmp_path_factory.mktemp("r", numbered=True))
+        if answers(head, address):
+            break
+        stop(head)
+    else:
+        pytest.fail("no head node answered in three starts")
+    yield address
+    stop(head)
+
+
+def start_head(folder):
+    port = free_port()
     head = subprocess.Popen(
         [
-            BIN / "ray", "start", "--head", "--block", "--num-cpus=8", f"--port={gcs_port}",
+            BIN / "ray", "start", "--head", "--block", "--num-cpus=8", f"--port={free_port()}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={folder}",
             # The session's own Ray has the default one.
             f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
@@ -50,8 +61,13 @@ def dashboard(tmp_path_factory):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
+    return head, f"http://127.0.0.1:{port}"
+
+
+def answers(head, address):
     for _ in range(60):
+        if head.poll() is not None:
+            return False
         ready = subprocess.run(
             [BIN / "ray", "job", "list", "--address", address],
             env=environment(),
@@ -60,8 +76,11 @@ def dashboard(tmp_path_factory):
             check=False,
         )
         if ready.returncode == 0:
-            break
-    yield address
+            return True
+    return False
+
+
+def stop(head):
     head.terminate()
     head.wait(timeout=60)
 
