@@ -1,7 +1,7 @@
 """The base of every configuration section."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,10 +9,14 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """What NumPy and scikit-learn take as a seed."""
 
 
+_LARGEST = 2**32 - 1
+
+
 class Section(BaseModel):
     """A frozen part of the run configuration; unknown keys are errors.
 
-    So are numbers that are not finite, and truth values where a number belongs.
+    So are numbers that are not finite, integers that no machine counts to, and truth values where a
+    number belongs.
 
     Every field has a default that works and a docstring under it, which `eag-rl STAGE --help`
     and the documentation quote.
@@ -32,6 +36,15 @@ class Section(BaseModel):
             if is_truth and field is not None and not _takes_truth_values(field.annotation):
                 raise ValueError(f"{name} takes no true or false, got {value!r}")
         return data
+
+    @model_validator(mode="after")
+    def _no_endless_integers(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for member in value if isinstance(value, tuple) else (value,):
+                if isinstance(member, int) and abs(member) > _LARGEST:
+                    raise ValueError(f"{name} must be at most {_LARGEST}, got {member}")
+        return self
 
 
 def _takes_truth_values(annotation: Any) -> bool:

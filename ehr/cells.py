@@ -12,9 +12,11 @@ kind, costs no loop over cells.
 # pyright: reportReturnType=false, reportGeneralTypeIssues=false
 
 import re
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Context, Decimal, InvalidOperation
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,6 +36,11 @@ _MOST_DIGITS = 15
 """A spreadsheet keeps 15 digits of a number: those of a longer id are lost, and ids become one."""
 
 _PLAIN_ID = re.compile(r"0|[1-9]\d{,14}", re.ASCII)
+
+_EXACT = Context(prec=1000)
+
+_SHORTENED_ID = re.compile(r"\d(\.\d+)?[eE]\+\d+", re.ASCII)
+"""4.20116E+17 is how a spreadsheet writes a long number into a text file: its digits are lost."""
 
 _NOT_AVAILABLE = frozenset({"", "#n/a", "n/a", "na", "nan", "null", "none"})
 """Text, in any case, that says a cell is empty."""
@@ -108,9 +115,10 @@ class CellReader:
         stay as they are, zeros at their front included.
 
         Raises:
-            DataError: for a number with a fraction, below 0 or of more than 15 digits, a date or a
-                truth value, and for two ids that differ in zeros at the front, in ".0" or in case
-                only: they may be one patient, or two.
+            DataError: for a number with a fraction, below 0 or of more than 15 digits, also as the
+                text "4.2E+17", a date or a truth value, and for two ids that differ in case, in
+                characters nobody sees or as texts of one number only: they may be one patient, or
+                two.
         """
         cells = without_blanks(column)
         present = cells[cells.notna()]
@@ -203,7 +211,7 @@ def _moment(cell: object) -> pd.Timestamp | None:
 
 def _id_text(cell: object) -> str | None:
     if isinstance(cell, str):
-        return cell
+        return None if _SHORTENED_ID.fullmatch(cell) else cell
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return None
     if not 0 <= cell < 10**_MOST_DIGITS or cell != int(cell):
@@ -213,10 +221,14 @@ def _id_text(cell: object) -> str | None:
 
 def _alike(patient: str) -> str:
     """What ids that may be one patient have in common."""
-    number, _, fraction = patient.partition(".")
-    if number.isdecimal() and not fraction.strip("0"):
-        return number.lstrip("0") or "0"
-    return " ".join(patient.split()).casefold()
+    plain = unicodedata.normalize("NFKC", patient)
+    plain = "".join(each for each in plain if unicodedata.category(each) != "Cf")
+    try:
+        number = Decimal(plain)
+    except InvalidOperation:
+        return " ".join(plain.split()).casefold()
+    # Without a limit of digits that would make long ids one; an exponent is not written out.
+    return str(number.normalize(_EXACT)) if number.is_finite() else plain.casefold()
 
 
 def _shown(cell: object) -> str:

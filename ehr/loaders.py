@@ -6,6 +6,7 @@ from ehr import physionet2012, synthetic, tjh
 from ehr.cohort import Cohort, check_splits
 from ehr.config import CohortSection
 from ehr.few_patients import with_fewer_patients
+from ehr.same_patients import require_each_once
 
 _LOADERS: dict[str, Callable[[CohortSection], Cohort]] = {
     "synthetic": synthetic.generate,
@@ -40,10 +41,12 @@ def build_cohort(section: CohortSection) -> Cohort:
     """The cohort a configuration describes, with both classes in each of its disjoint splits.
 
     Raises:
-        DataError: if the source is missing, unreadable or another file, a split has one class, or
-            there are too few training patients to choose `cohort.train_patients` from.
+        DataError: if the source is missing, unreadable or another file, a record is there under two
+            ids, a split has one class, or there are too few training patients to choose
+            `cohort.train_patients` from.
     """
     cohort = _LOADERS[section.source](section)
+    require_each_once(cohort)
     check_splits(cohort)
     if section.train_patients is not None:
         cohort = with_fewer_patients(cohort, section.train_patients, section.train_patients_seed)

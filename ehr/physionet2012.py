@@ -92,6 +92,7 @@ _FEATURE_OF = {
 }
 _PARAMETERS = (*_DESCRIPTORS, *_FEATURE_OF)
 _VENTILATION = "Mechanical ventilation"
+_VENTILATION_CODES = (0.0, 1.0)
 _INVASIVE = ("DiasABP", "MAP", "SysABP")
 """Count, at one minute, for more than the cuff's values of the same pressure."""
 
@@ -146,6 +147,7 @@ def load(section: CohortSection) -> Cohort:
     }
     events = _observed(_events(stays, dropped), dropped)
     _check_record_ids(events, stays)
+    _check_ventilation(events, stays)
     ages, sexes = _background(events, stays, dropped)
     values = _bins(events, len(stays), features, dropped)
     cases = {
@@ -285,13 +287,26 @@ def _check_record_ids(events: _Events, stays: Sequence[StayFile]) -> None:
     written = np.full(len(stays), np.nan)
     written[rows.stay] = rows.value
     number = np.bincount(rows.stay, minlength=len(stays))
-    is_same = np.array([f"{id_:.0f}" for id_ in written]) == [stay.record_id for stay in stays]
+    is_same = np.array([f"{id_:.16g}" for id_ in written]) == [stay.record_id for stay in stays]
     if (wrong := np.flatnonzero((number != 1) | ~is_same)).size:
         first = int(wrong[0])
         said = [f"{value:.16g}" for value in rows.value[rows.stay == first][:5]]
         raise DataError(
             f"every file must say once, in a row RecordID, the id in its name, but {len(wrong)} of "
             f"{len(stays)} do not: {stays[first].origin!r} says {said}. Give the published files."
+        )
+
+
+def _check_ventilation(events: _Events, stays: Sequence[StayFile]) -> None:
+    """The one parameter that is a code: another number says neither yes nor no."""
+    is_unknown = (events.parameter == _PARAMETERS.index("MechVent")) & ~np.isin(
+        events.value, _VENTILATION_CODES
+    )
+    if is_unknown.any():
+        first = int(np.argmax(is_unknown))
+        raise DataError(
+            f"MechVent in {stays[events.stay[first]].origin!r} must be 1 (yes), 0 (no) or -1 "
+            f"(unknown), but is {events.value[first]:g}. Correct it, or give the published files."
         )
 
 

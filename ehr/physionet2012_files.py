@@ -44,7 +44,8 @@ def read_stays(path: str | None) -> list[StayFile]:
     """The stays of every set in a folder, sorted by id.
 
     A set is read from its folder `set-a/` where there is one, else from `set-a.tar.gz`, which is
-    never written out. Files that are no `.txt`, and hidden ones, are none of a set's.
+    never written out. Files that are no `.txt`, hidden ones, and texts that neither have a number
+    as their name nor begin as a stay's are none of a set's.
 
     Raises:
         DataError: if the folder or both sets are missing, an archive cannot be read or ends early,
@@ -123,11 +124,14 @@ def present_sets(folder: Path) -> list[str]:
     ]
 
 
-def _files(folder: Path, name: str) -> Iterator[tuple[str, str, bytes]]:
+def _files(folder: Path, set_name: str) -> Iterator[tuple[str, str, bytes]]:
     """Name, origin and content of each text file of a set."""
-    source = set_source(folder, name)
+    source = set_source(folder, set_name)
     is_empty = True
     for file in _extracted(source) if source.is_dir() else _archived(source):
+        name, _, content = file
+        if not name.isdecimal() and not content.removeprefix(_BYTE_ORDER_MARK).startswith(_HEADER):
+            continue  # such as README.txt
         is_empty = False
         yield file
     if is_empty:

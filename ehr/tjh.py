@@ -123,6 +123,9 @@ def _workbook(path: str | None) -> Path:
     try:
         found = given / FILE_NAME if given.is_dir() else given
         is_there, reason = found.is_file(), "there is no such file"
+        others = sorted(each.name for each in given.glob("[!.~]*.xlsx"))
+        if not is_there and others:
+            reason += f", but {others[:3]} (if that is it, give cohort.path with its name)"
         if is_there and not os.access(found, os.R_OK):
             is_there, reason = False, "it must not be read"
     except OSError as error:
@@ -187,7 +190,7 @@ def _read(path: Path) -> pd.DataFrame:
     read["outcome"] = reader.codes(table["outcome"], (0, 1))
     read |= {lab: reader.numbers(table[lab]) for lab in labs}
     if _CONSTANT_COLUMN in table.columns:
-        read[_CONSTANT_COLUMN] = table[_CONSTANT_COLUMN]
+        read[_CONSTANT_COLUMN] = -1.0  # that it was there is all that counts
     found = pd.DataFrame(read)
     _refuse_several_patients_of_one_id(path, found)
     _refuse_impossible_stays(path, found)

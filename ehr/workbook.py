@@ -8,6 +8,8 @@ spreadsheet shows, so that errors can name it.
 # pyright: reportReturnType=false, reportGeneralTypeIssues=false
 
 import re
+import unicodedata
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,22 @@ from ehr.errors import DataError
 _OLD_OR_LOCKED = bytes.fromhex("d0cf11e0a1b11ae1")
 """First bytes of .xls, and of a workbook that a password protects."""
 
-_RENAMED = re.compile(r"(.+)\.\d+")
-"""How pandas writes the second column of a name."""
+_RENAMED = re.compile(r"(.+?)\s*(?:[._]\d+|\(\d+\))")
+"""How programs write the second column of a name: `x.1`, `x_1`, `x (2)`."""
+
+_UNCALCULATED = re.compile(
+    rb"<c r=\"([A-Z]+\d+)\"(?:(?! t=\"str\")[^>])*>"
+    rb"<f[^>]*(?:/>|>[^<]*</f>)(?:<v ?/>|<v></v>)?</c>"
+)
+"""A cell with a formula whose result no program has stored: it would be read as an empty one. A
+result of type `str` may be an empty text."""
 
 
 def read_table(path: Path, columns: Sequence[str], advice: str) -> pd.DataFrame:
     """The rows of a workbook's first sheet below its header, with at least the given columns.
 
-    Names in the file may differ from `columns` in blanks and case. Rows without any cell are left
-    out; what else the sheet holds stays under its own names.
+    Names in the file may differ from `columns` in blanks, case and width. Rows without any
+    cell are left out; what else the sheet holds stays under its own names.
 
     Args:
         path: of the workbook.
@@ -38,7 +47,7 @@ def read_table(path: Path, columns: Sequence[str], advice: str) -> pd.DataFrame:
 
     Raises:
         DataError: if the file is no workbook, a column is not there or there twice, or another
-            sheet has the same table again.
+            sheet has the same table again, or a formula has no result.
     """
     first, others = _sheets(path, advice)
     header = [_clean(name) for name in first.iloc[0]] if len(first) else []
@@ -68,18 +77,36 @@ def _sheets(path: Path, advice: str) -> tuple[pd.DataFrame, dict[str, list[str]]
             names = book.sheetnames
         finally:
             book.close()
+        uncalculated = _uncalculated(path)
     # The readers of zip and xml below raise errors of their own for files that are no workbook.
     except Exception as error:
         raise DataError(
             f"{str(path)!r} must be an Excel workbook, but cannot be read: "
             f"{type(error).__name__}: {error}. {advice}"
         ) from error
+    if uncalculated is not None:
+        raise DataError(
+            f"{str(path)!r} must hold values, but cell {uncalculated} has a formula without its "
+            "result. Open the file in a spreadsheet program and save it there, or replace formulas "
+            "by their values."
+        )
     heads = {
         name: [_clean(cell) for cell in rows[0]]
         for name, rows in zip(names[1:], cells[1:], strict=True)
         if rows
     }
     return pd.DataFrame(cells[0], dtype="object"), heads
+
+
+def _uncalculated(path: Path) -> str | None:
+    """A cell with a formula and no result, on any sheet."""
+    with zipfile.ZipFile(path) as parts:
+        for name in parts.namelist():
+            if name.startswith("xl/worksheets/") and name.endswith(".xml"):
+                text = parts.read(name)
+                if b"<f" in text and (found := _UNCALCULATED.search(text)):
+                    return found[1].decode()
+    return None
 
 
 def _rows(sheet: Any, most: int | None) -> list[tuple[Any, ...]]:
@@ -123,4 +150,4 @@ def _clean(name: object) -> str:
 
 
 def _key(name: str) -> str:
-    return " ".join(name.split()).casefold()
+    return "".join(unicodedata.normalize("NFKC", name).split()).casefold()

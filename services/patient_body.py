@@ -116,8 +116,8 @@ class PatientBody(Body):
     """Name of the patient in the cohort, or anything."""
     sex: Sex = Sex.UNKNOWN
     """Sex as recorded."""
-    age: _Number | None = Field(default=None, ge=0, le=130)
-    """Years at the first visit."""
+    age: _Number | None = Field(default=None, ge=0, le=120)
+    """Years at the first visit; readers of records take no higher one for an age."""
     visits: list[VisitBody] = Field(min_length=1, max_length=MAX_VISITS)
     """Visits in time order, one for each time."""
     data_sha256: _Name | None = None

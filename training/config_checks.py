@@ -168,9 +168,11 @@ def _rows_are_what_they_are_called(config: "RunConfig") -> Iterator[str]:
     one_clip = ("grpo.clip_high_min and clip_high_max", "the same", is_fixed, clips)
     shuffled = ("grpo.shuffle_salience", "true", grpo.shuffle_salience, "false")
     rare = ("grpo.rare_features", "true", grpo.rare_features, "false")
+    selected = ("grpo.select", "validation", grpo.select == "validation", grpo.select)
     stage1 = ("sft.enabled", "true", config.sft.enabled, _yaml(config.sft.enabled))
     no_stage1 = ("sft.enabled", "false", not config.sft.enabled, _yaml(config.sft.enabled))
     needs = {
+        "eag_rl_selected": (selected,),
         "stage1_grpo": (stage1, one_reward, one_clip),
         "stage1_dapo": (stage1, one_reward, one_clip),
         "without_stage1": (no_stage1,),
@@ -190,8 +192,15 @@ def _rows_are_what_they_are_called(config: "RunConfig") -> Iterator[str]:
 def _cohorts_have_patients(config: "RunConfig") -> Iterator[str]:
     cohorts = {"cohort": config.cohort, "evaluate.other_cohort": config.evaluate.other_cohort}
     for name, cohort in cohorts.items():
-        if cohort is not None and cohort.source == "synthetic":
+        if cohort is None:
+            continue
+        if cohort.source == "synthetic":
             yield from _synthetic(name, cohort)
+        if cohort.gap_days and cohort.source != "tjh":
+            yield (
+                f"{name}.gap_days is {cohort.gap_days}, but {name}.source is {cohort.source!r}, of "
+                "which no discharge is known: no record would be dropped; leave it at 0"
+            )
 
 
 def _synthetic(name: str, cohort: CohortSection) -> Iterator[str]:
@@ -204,6 +213,16 @@ def _synthetic(name: str, cohort: CohortSection) -> Iterator[str]:
         yield (
             f"{name}.min_visits is {cohort.min_visits}, more than {name}.num_visits, "
             f"{cohort.num_visits}, the most that a synthetic patient has: all would be dropped"
+        )
+
+
+def _members_have_another_half(config: "RunConfig") -> Iterator[str]:
+    expert = config.expert
+    if expert.members == 1 and expert.selection == "cross_validation":
+        yield (
+            "expert.selection=cross_validation chooses an epoch by the half that a member was not "
+            "trained on, but expert.members=1 is trained on all; use more members, or "
+            "expert.selection=validation"
         )
 
 
@@ -240,6 +259,7 @@ _CHECKS: tuple[Callable[["RunConfig"], Iterator[str]], ...] = (
     _controls_reach_the_reward,
     _rows_are_what_they_are_called,
     _cohorts_have_patients,
+    _members_have_another_half,
     _whole_gpus,
     _two_ports,
 )

@@ -1,6 +1,7 @@
 """Reads a run's configuration: YAML files from left to right, then `section.key=value`."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from training.strict_yaml import DuplicateKeyError, read_yaml
 
 _RENAMED = {"prompt.feature_order_shuffle": "evaluate.feature_order_shuffle"}
 """Keys of earlier releases, with what they are called now."""
+
+_COMMENT = re.compile(r"\s#")
 
 
 def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
@@ -91,6 +94,11 @@ def _read_override(override: str) -> dict[str, Any]:
     if len(keys) < 2 or not all(keys):
         raise ConfigurationError(
             f"an override is section.key=value, such as search.num_patients=4; got {override!r}"
+        )
+    if _COMMENT.search(text) and text.strip()[0] not in "\"'[{":
+        raise ConfigurationError(
+            f"in the argument {override!r} what follows ' #' would be read as a comment; put the "
+            f"value in quotes of its own: {path}='\"{text}\"'"
         )
     value: Any
     try:
@@ -179,6 +187,9 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors()[:5]:
         where = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
         message = item["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
+        # What is said about a section as a whole names its values itself.
+        is_section = isinstance(item["input"], BaseModel) or item["type"] == "value_error"
+        is_whole = is_section and isinstance(item["input"], dict | BaseModel)
+        got = "" if is_whole else f", got {item['input']!r}"
         problems.append(f"{where}: {message}{got}" if where else message)
     return "configuration does not fit: " + "; ".join(problems)

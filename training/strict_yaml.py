@@ -17,6 +17,12 @@ class DuplicateKeyError(yaml.YAMLError):
 class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.CollectionNode) and node.end_mark is None:  # still being read
+            raise yaml.YAMLError(f"what line {node.start_mark.line + 1} begins contains itself")
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         first: dict[tuple[str, str], int] = {}
@@ -63,3 +69,6 @@ def read_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_StrictLoader)  # derives from SafeLoader
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
+    # A tag such as !!int says of a text what it is not, or a number has too many digits.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise yaml.YAMLError(f"a value is not what it is written as: {error}") from None

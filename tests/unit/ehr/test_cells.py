@@ -153,6 +153,8 @@ def test_days_of_another_century_are_refused(moment: object):
         ),
         ((" P1 ", "P2"), ["P1", "P2"]),
         ((7, " 7 ", "12"), ["07", "07", "12"]),
+        (("1" * 40 + "2", "1" * 40 + "3"), ["1" * 40 + "2", "1" * 40 + "3"]),
+        (("12E4", "5-1"), ["12E4", "5-1"]),
         ((), []),
     ],
 )
@@ -163,7 +165,11 @@ def test_ids_are_those_of_the_file(cells: tuple, ids: list[str | None]):
 
 
 @pytest.mark.parametrize(
-    "cell", [1.5, -1, True, datetime(2020, 1, 1), 110101199003071234, 1e17, float("inf")]
+    "cell",
+    [
+        *(1.5, -1, True, datetime(2020, 1, 1), 110101199003071234, 1e17, float("inf")),
+        *("1.10101E+17", "4e+5"),
+    ],
 )
 def test_numbers_that_lost_digits_and_other_cells_are_no_ids(cell: object):
     with pytest.raises(DataError, match=r"'PATIENT_ID' .* must hold ids.* but rows \[3\] hold"):
@@ -171,7 +177,11 @@ def test_numbers_that_lost_digits_and_other_cells_are_no_ids(cell: object):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("001", 1), ("001", "1"), ("1.0", 1), ("p7", "P7"), ("P 7", "P  7")]
+    ("first", "second"),
+    [
+        *(("001", 1), ("001", "1"), ("1.0", 1), ("p7", "P7"), ("P 7", "P  7"), ("1e3", 1000)),
+        *(("+5", 5), ("\uff15", 5), ("P\u200b7", "P7"), ("P\uff17", "P7")),
+    ],
 )
 def test_ids_that_may_be_one_patient_are_refused(first: object, second: object):
     with pytest.raises(DataError, match=r"row 2 holds .* and row 4 .* may be one patient"):

@@ -508,6 +508,29 @@ def test_an_unknown_code_of_sex_is_refused(tmp_path: Path):
         cohort_with(tmp_path, Gender=2)
 
 
+@pytest.mark.parametrize("code", ["2", "0.5", "-2"])
+def test_an_unknown_code_of_ventilation_is_refused(tmp_path: Path, code: str):
+    stays = stays_of() | {FIRST: stay_text(FIRST_ID, [f"01:00,MechVent,{code}"])}
+
+    with pytest.raises(DataError, match=rf"MechVent in '.*{FIRST}\.txt' must be .* but is {code}"):
+        load(write_folder(tmp_path, stays))
+
+
+ROWS = [f"0{hour}:00,HR,{70 + hour}" for hour in range(5)] + [
+    *("13:00,HR,91", "25:00,HR,92", "37:00,HR,93", "01:00,Temp,37", "01:00,Na,140", "01:00,K,4"),
+]
+
+
+def test_a_record_that_was_copied_under_another_id_is_refused(tmp_path: Path):
+    stays = stays_of() | {FIRST: stay_text(FIRST_ID, ROWS)}
+    stays[str(FIRST_ID + 20)] = stay_text(FIRST_ID + 20, ROWS)
+
+    with pytest.raises(
+        DataError, match=rf"'{FIRST}' and '{FIRST_ID + 20}' have the same age, sex, days and"
+    ):
+        build_cohort(section(write_folder(tmp_path, stays)))
+
+
 def test_a_file_under_another_stays_name_is_refused(tmp_path: Path):
     stays = stays_of()
     stays[FIRST], stays[str(FIRST_ID + 1)] = stays[str(FIRST_ID + 1)], stays[FIRST]
@@ -526,6 +549,7 @@ def test_a_file_under_another_stays_name_is_refused(tmp_path: Path):
         (f"00:00,RecordID,{FIRST}\n00:00,RecordID,{FIRST}\n", rf"\['{FIRST}', '{FIRST}'\]"),
         ("00:00,RecordID,-1\n", r"\['-1'\]"),
         (f"00:00,RecordID,{FIRST}.5\n", rf"\['{FIRST}\.5'\]"),
+        (f"00:00,RecordID,{FIRST}.25\n", rf"\['{FIRST}\.25'\]"),
     ],
 )
 def test_a_file_says_its_stay_once(tmp_path: Path, rows: str, said: str):
@@ -641,7 +665,7 @@ def test_an_outcome_file_with_semicolons_is_refused(tmp_path: Path):
         load(folder)
 
 
-STRAY = ("._132539.txt", ".DS_Store", "Thumbs.db", "132539.txt~")
+STRAY = ("._132539.txt", ".DS_Store", "Thumbs.db", "132539.txt~", "README.txt")
 
 
 def test_files_that_are_no_stays_change_nothing(tmp_path: Path):

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from ehr.cohort import Cohort
+from ehr.cohort import Cohort, Sex
 from ehr.config import CohortSection
+from ehr.errors import DataError
 from ehr.loaders import build_cohort
-from ehr.same_patients import same_patients
+from ehr.same_patients import require_each_once, same_patients
 
 COHORT = build_cohort(CohortSection(num_patients=40, num_visits=2))
 USED = (*COHORT.splits["train"], *COHORT.splits["val"])
@@ -65,6 +67,36 @@ def test_few_values_are_one_patients_only_under_the_same_id_and_source():
     assert same_patients(one, ["one"], with_cases(COHORT, {"two": case}), ["two"]) == []
     elsewhere = with_cases(COHORT, {"one": case}, name="elsewhere")
     assert same_patients(one, ["one"], elsewhere, ["one"]) == []
+
+
+def test_many_equal_values_are_one_patients_whatever_age_and_sex_say():
+    cases = {
+        f"copy-{patient}": replace(case, age=None, sex=Sex.UNKNOWN)
+        for patient, case in COHORT.cases.items()
+    }
+    other = with_cases(COHORT, cases, name="elsewhere")
+
+    assert same_patients(COHORT, USED, other, list(cases)) == sorted(f"copy-{p}" for p in USED)
+
+
+def test_a_patient_may_not_be_in_a_cohort_twice():
+    patient = USED[0]
+    case = COHORT.cases[patient]
+    twice = with_cases(COHORT, {**COHORT.cases, "copy": replace(case, values=case.values.copy())})
+
+    require_each_once(COHORT)
+    with pytest.raises(
+        DataError, match=rf"'{patient}' and 'copy' have the same age, sex, days and"
+    ):
+        require_each_once(twice)
+
+
+def test_records_of_few_equal_values_are_several_patients():
+    sparse = np.full((1, len(COHORT.features)), np.nan)
+    sparse[0, :5] = 15.0
+    case = replace(COHORT.cases[USED[0]], values=sparse, visit_days=(0.0,), visit_labels=("12 h",))
+
+    require_each_once(with_cases(COHORT, {"one": case, "two": case}))
 
 
 def test_records_without_values_are_one_under_the_same_id_with_the_same_background():

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,14 @@ def test_a_missing_path_is_refused_with_the_file_it_should_name(tmp_path: Path):
         build_cohort(CohortSection(source="tjh", path=str(tmp_path)))
 
 
+def test_a_renamed_workbook_in_a_folder_is_told(tmp_path: Path):
+    (tmp_path / "tjh.xlsx").touch()
+    (tmp_path / "~$tjh.xlsx").touch()
+
+    with pytest.raises(DataError, match=r"no such file, but \['tjh\.xlsx'\] \(if that is it, give"):
+        build_cohort(CohortSection(source="tjh", path=str(tmp_path)))
+
+
 def test_a_path_the_system_refuses_is_a_data_error():
     with pytest.raises(DataError, match="File name too long"):
         build_cohort(CohortSection(source="tjh", path="x" * 5000))
@@ -290,12 +299,19 @@ def test_a_gap_needs_every_discharge(tmp_path: Path):
         load_table(table, tmp_path, gap_days=1)
 
 
-@pytest.mark.parametrize("again", ["hemoglobin", "hemoglobin ", "Hemoglobin", "hemoglobin.1"])
+@pytest.mark.parametrize(
+    "again",
+    [
+        *("hemoglobin", "hemoglobin ", "Hemoglobin", "hemoglobin.1", "hemoglobin_2"),
+        *("hemoglobin (2)", "hemoglobin\u00a0", "\uff48emoglobin"),
+    ],
+)
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, again: str):
     table = pd.concat([few_records(), pd.DataFrame({again: [1.0] * 6})], axis=1)
+    clean = " ".join(again.split())
 
     with pytest.raises(
-        DataError, match=rf"one column 'hemoglobin', but has 2: .*'{again.strip()}'"
+        DataError, match=rf"one column 'hemoglobin', but has 2: .*'{re.escape(clean)}'"
     ):
         load_table(table, tmp_path)
 
@@ -307,6 +323,27 @@ def test_names_may_differ_in_blanks_and_case_and_further_columns_are_left(tmp_pa
     cohort = load_table(table, tmp_path)
 
     assert cohort.cases["01"].values[0, 1] == 101.0
+
+
+def test_a_column_that_is_not_used_may_be_there_twice(tmp_path: Path):
+    table = small_table()
+    table.insert(9, "2019-nCoV nucleic acid detection ", -1)
+
+    cohort = load_table(table, tmp_path)
+
+    assert cohort.dropped["constant_columns"] == 1
+    assert cohort.cases["01"].values[0, 1] == 101
+
+
+@pytest.mark.parametrize("formula", ["=B2", '=IF(B2>0,"x","")'])
+def test_a_formula_without_its_result_is_no_empty_cell(tmp_path: Path, formula: str):
+    table = few_records().astype({"PATIENT_ID": "object"})
+    table.loc[3, "PATIENT_ID"] = formula
+
+    with pytest.raises(
+        DataError, match=r"cell A5 has a formula without its result\. Open the file"
+    ):
+        load_table(table, tmp_path)
 
 
 def test_records_on_two_sheets_are_refused(tmp_path: Path):

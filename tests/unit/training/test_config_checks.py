@@ -96,6 +96,15 @@ CONTRADICTIONS = {
         ["grpo.method=shuffled_salience"],
         ["grpo.method", "grpo.shuffle_salience"],
     ),
+    "selected in the name only": (
+        ["grpo.method=eag_rl_selected"],
+        ["grpo.method", "grpo.select"],
+    ),
+    "a discharge that nobody knows": (["cohort.gap_days=3"], ["cohort.gap_days", "cohort.source"]),
+    "an epoch by a half that is not there": (
+        ["expert.members=1", "expert.selection=cross_validation"],
+        ["expert.selection", "expert.members"],
+    ),
     "warm-up beyond the last step": (["grpo.warmup_steps=3"], ["grpo.warmup_steps", "grpo.steps"]),
     "more updates than groups": (
         ["grpo.updates_per_step=3"],
@@ -138,6 +147,8 @@ def test_settings_that_contradict_each_other_are_named_when_they_are_loaded(sett
         ["cluster.dashboard=false", "serve.port=8265"],
         ["learner.max_row_tokens=2048"],  # a row as long as the context holds everything
         ["cohort.path=null"],
+        ["expert.members=1", "expert.selection=validation"],
+        ["grpo.method=shuffled_salience", "grpo.shuffle_salience=true"],
     ],
 )
 def test_settings_that_look_like_a_contradiction_and_are_none(settings):

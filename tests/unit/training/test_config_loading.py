@@ -117,6 +117,37 @@ def test_a_key_that_stands_twice_is_refused_with_file_and_lines(tmp_path, text, 
         load_config([file])
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("search: &a\n  seed: *a\n", "line 1 begins contains itself"),
+        ("evaluate: {methods: &a [vanilla, *a]}\n", "line 1 begins contains itself"),
+        (f"search: {{seed: {'1' * 5000}}}\n", "a value is not what it is written as"),
+        ("search: {seed: !!int abc}\n", "a value is not what it is written as"),
+        ("search: {seed: !!timestamp abc}\n", "a value is not what it is written as"),
+        ("search: {balance: !!bool maybe}\n", "a value is not what it is written as"),
+    ],
+)
+def test_yaml_that_cannot_be_a_value_is_refused(tmp_path, text, expected):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+
+    with pytest.raises(ConfigurationError, match=rf"wrong\.yaml is not valid YAML: .*{expected}"):
+        load_config([file])
+
+
+@pytest.mark.parametrize("argument", ["cohort.path=/data/set #1", "run.data_origin=mirror #3"])
+def test_an_argument_never_loses_what_would_be_a_comment(argument):
+    with pytest.raises(ConfigurationError, match="would be read as a comment; put the value in"):
+        load_config([CONFIGS / "demo.yaml"], [argument])
+
+
+def test_an_argument_in_quotes_of_its_own_may_hold_anything():
+    found = load_config([CONFIGS / "demo.yaml"], ['run.data_origin="mirror #3"'])
+
+    assert found.run.data_origin == "mirror #3"
+
+
 def test_a_key_of_a_merged_mapping_may_be_given_again(tmp_path):
     file = tmp_path / "merged.yaml"
     file.write_text("sft: &one\n  epochs: 4\n  seed: 5\ndirect_sft:\n  <<: *one\n  seed: 6\n")
@@ -168,6 +199,11 @@ def test_two_arguments_may_set_different_keys_of_one_section():
         ("grpo.seed=-1", r"grpo\.seed: Input should be greater than or equal to 0"),
         ("grpo.seed=4294967296", r"grpo\.seed: Input should be less than or equal to 4294967295"),
         ("learn.seeds=[-1]", r"learn\.seeds: Input should be greater than or equal to 0"),
+        ("search.num_rollouts=4294967296", "num_rollouts must be at most 4294967295, got 42949672"),
+        ("learn.train_patients=[10, 1e10]", "train_patients must be at most 4294967295, got 1000"),
+        ("cohort.num_patients=1e9", r"cohort\.num_patients: Input should be less than or equal"),
+        ("search.num_rollouts.x=4", r"num_rollouts: Input should be a valid integer, got \{'x': 4"),
+        ('cohort.path=""', r"cohort\.path: String should have at least 1 character"),
     ],
 )
 def test_a_value_that_is_no_number_of_its_kind_is_refused(override, expected):
