@@ -41,6 +41,12 @@ class _StrictLoader(yaml.SafeLoader):
 
 _DIGITS = "[0-9][0-9_]*"
 _TAG = "tag:yaml.org,2002:"
+# A table of its own: importing lm-format-enforcer, which vLLM does, makes SafeLoader read dates as
+# texts in the whole process.
+for _kind in ("null", "bool", "int", "float", "binary", "timestamp"):
+    _StrictLoader.add_constructor(
+        _TAG + _kind, getattr(yaml.constructor.SafeConstructor, f"construct_yaml_{_kind}")
+    )
 for _kind, _pattern, _starts in (
     ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", "[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),

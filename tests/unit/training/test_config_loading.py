@@ -129,6 +129,8 @@ def test_a_key_that_stands_twice_is_refused_with_file_and_lines(tmp_path, text, 
     ],
 )
 def test_yaml_that_cannot_be_a_value_is_refused(tmp_path, text, expected):
+    import lmformatenforcer  # noqa: F401  as vLLM does: it changes PyYAML's own SafeLoader
+
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
 
