@@ -196,7 +196,8 @@ def shared_config(config: RunConfig) -> RunConfig:
         tree["sft"]["enabled"] = bool(needy)
         # Rows and their names are the arms' own; those of the settings fit another Stage 1.
         tree["evaluate"]["methods"] = EvaluateSection().methods
-        tree["grpo"]["method"] = GrpoSection().method
+        if not config.grpo.shuffle_salience:  # its one name fits Stage 1 and none
+            tree["grpo"]["method"] = GrpoSection().method
     try:
         shared = validated(tree)
     except ConfigurationError as error:

@@ -17,6 +17,9 @@ _STEP_TAG_TOKENS = 32
 _ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Sizes for which vLLM reserves room for adapters (`vllm.config.lora.MaxLoRARanks`)."""
 
+_SHUFFLED = "shuffled_salience"
+"""Name of the one row that is rewarded with other patients' salience."""
+
 
 def contradictions(config: "RunConfig") -> list[str]:
     """One sentence for each pair of settings that cannot both hold; names both.
@@ -178,7 +181,7 @@ def _rows_are_what_they_are_called(config: "RunConfig") -> Iterator[str]:
         "without_stage1": (no_stage1,),
         "without_attention_reward": (one_reward,),
         "without_adaptive_clip": (one_clip,),
-        "shuffled_salience": (shuffled,),
+        _SHUFFLED: (shuffled,),
         "rare_features": (rare,),
     }
     for setting, wanted, holds, found in needs.get(method, ()):
@@ -187,6 +190,11 @@ def _rows_are_what_they_are_called(config: "RunConfig") -> Iterator[str]:
                 f"grpo.method names this row {method!r}, which needs {setting} to be {wanted}, got "
                 f"{found}; see configs/presets, or give the row another name"
             )
+    if grpo.shuffle_salience and method != _SHUFFLED:
+        yield (
+            f"grpo.shuffle_salience=true rewards another patient's features, which the row "
+            f"{method!r} of grpo.method does not; it belongs to grpo.method={_SHUFFLED}"
+        )
 
 
 def _cohorts_have_patients(config: "RunConfig") -> Iterator[str]:

@@ -96,6 +96,14 @@ CONTRADICTIONS = {
         ["grpo.method=shuffled_salience"],
         ["grpo.method", "grpo.shuffle_salience"],
     ),
+    "shuffled under the name of another row": (
+        ["grpo.shuffle_salience=true"],
+        ["grpo.shuffle_salience=true", "'eag_rl'", "grpo.method=shuffled_salience"],
+    ),
+    "shuffled, and called rare": (
+        ["grpo.shuffle_salience=true", "grpo.rare_features=true", "grpo.method=rare_features"],
+        ["grpo.shuffle_salience=true", "'rare_features'", "grpo.method=shuffled_salience"],
+    ),
     "selected in the name only": (
         ["grpo.method=eag_rl_selected"],
         ["grpo.method", "grpo.select"],
@@ -149,6 +157,7 @@ def test_settings_that_contradict_each_other_are_named_when_they_are_loaded(sett
         ["cohort.path=null"],
         ["expert.members=1", "expert.selection=validation"],
         ["grpo.method=shuffled_salience", "grpo.shuffle_salience=true"],
+        ["grpo.enabled=false", "grpo.shuffle_salience=true"],
     ],
 )
 def test_settings_that_look_like_a_contradiction_and_are_none(settings):
@@ -160,6 +169,7 @@ def test_settings_that_look_like_a_contradiction_and_are_none(settings):
     [
         ("[without_stage1]", ["evaluate.methods=[stage1]"]),
         ("[without_stage1]", ["evaluate.methods=[stage1, vanilla]"]),
+        ("[vanilla]", ["grpo.method=shuffled_salience", "grpo.shuffle_salience=true"]),
     ],
 )
 def test_an_experiment_without_stage_1_has_the_rows_of_its_arms(arms, settings):

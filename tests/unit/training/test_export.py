@@ -138,6 +138,7 @@ ANSWERS = (
     "Nothing is known.",
 )
 
+SHUFFLED = {"method": "shuffled_salience", "shuffle_salience": True}
 VARIED_SCORES = {patient: index for index, patient in enumerate(TRAIN)}
 
 
@@ -173,9 +174,9 @@ def rollout(patient: str, text: str) -> Rollout:
         {},
         {"grpo": {"rare_features": True}},
         {"grpo": {"rare_features": True, "accuracy_weight": 0.3, "credit": "by_name"}},
-        {"grpo": {"shuffle_salience": True}},
-        {"grpo": {"shuffle_salience": True, "rare_features": True, "scale_parts": True}},
-        {"grpo": {"shuffle_salience": True}, "reward": {"attention_weighting": "stability"}},
+        {"grpo": SHUFFLED},
+        {"grpo": {**SHUFFLED, "rare_features": True, "scale_parts": True}},
+        {"grpo": SHUFFLED, "reward": {"attention_weighting": "stability"}},
         {"grpo": {"rare_features": True}, "reward": {"repeated_names": "wrong"}},
         {"grpo": {"accuracy_weight": 1.0}, "reward": {"margin_bonus": 0.0}},
     ],

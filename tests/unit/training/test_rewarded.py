@@ -26,6 +26,10 @@ def config(**grpo: object) -> RunConfig:
     return RunConfig.model_validate({"grpo": grpo})
 
 
+def shuffled(**grpo: object) -> RunConfig:
+    return config(method="shuffled_salience", shuffle_salience=True, seed=1, **grpo)
+
+
 def attention(salience: dict[str, Salience], made: RunConfig, patient: str, *names: str) -> float:
     known, section = rewarded(salience, made), reward_section(made)
     context = RewardContext(
@@ -67,7 +71,7 @@ def test_naming_what_is_salient_in_everybody_pays_nothing_then() -> None:
 
 
 def test_of_shuffled_salience_the_weights_are_those_of_the_other_patient() -> None:
-    known = rewarded(SALIENCE, config(rare_features=True, shuffle_salience=True, seed=1))
+    known = rewarded(SALIENCE, shuffled(rare_features=True))
     assert any(each.features != SALIENCE[patient].features for patient, each in known.items())
     for each in known.values():
         assert each.stability == {
@@ -81,7 +85,7 @@ def test_shuffled_salience_keeps_features_and_weights_together() -> None:
         for index, name in enumerate("abcd")
     }
 
-    others = rewarded(salience, config(shuffle_salience=True, seed=1))
+    others = rewarded(salience, shuffled())
 
     assert all(others[patient] != own for patient, own in salience.items())
     assert sorted(others.values(), key=lambda each: min(each.features)) == list(salience.values())
