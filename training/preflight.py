@@ -27,6 +27,8 @@ def require_fitting_inputs(session: Session, stages: Collection[str]) -> None:
     if not stages:
         return
     require_fitting_cohort(config, session.cohort, stages)
+    if "search" in stages:
+        _tell_fewer_searched(session)
     if "evaluate" in stages:
         _tell_rows_left_out(session)
     if {"search", "sft", "grpo", "direct_sft", "evaluate"} & set(stages):
@@ -77,6 +79,16 @@ def _require_test_patients(config: RunConfig, cohort: Cohort) -> None:
             f"evaluate.num_patients is {num}, but the test split has {found} patients "
             f"(cohort.source={config.cohort.source}, cohort.test_fraction); lower it, or set it to "
             "null for all of them"
+        )
+
+
+def _tell_fewer_searched(session: Session) -> None:
+    search = session.config.search
+    num, found = search.num_patients, len(session.cohort.splits[search.split])
+    if num is not None and num > found:
+        session.reporter.say(
+            f"search.num_patients is {num}, but the {search.split} split has {found} patients: all "
+            "of them are searched"
         )
 
 

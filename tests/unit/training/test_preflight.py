@@ -59,12 +59,38 @@ def test_all_test_patients_may_be_asked_about(num):
     require_fitting_cohort(config, COHORT, ["evaluate"])
 
 
-def test_a_row_that_a_switched_off_stage_leaves_out_is_said(tmp_path):
-    save_cohort(COHORT, tmp_path / "cohort")
+def said(folder: Path, stage: str, *settings: str) -> str:
+    save_cohort(COHORT, folder / "cohort")
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=False, width=200)
-    config = load_config([TINY], ["grpo.enabled=false"])
+    config = load_config([TINY], settings)
 
-    require_fitting_inputs(Session(config, RunFolder(tmp_path), Reporter(console)), ["evaluate"])
+    require_fitting_inputs(Session(config, RunFolder(folder), Reporter(console)), [stage])
 
-    assert "evaluate.methods: stage2 left out" in terminal.getvalue()
+    return terminal.getvalue()
+
+
+def test_a_row_that_a_switched_off_stage_leaves_out_is_said(tmp_path):
+    told = said(tmp_path, "evaluate", "grpo.enabled=false")
+
+    assert "evaluate.methods: stage2 left out" in told
+
+
+def test_a_search_of_more_patients_than_there_are_is_said(tmp_path):
+    more = f"search.num_patients={NUM_TRAIN + 1}"
+
+    told = said(tmp_path, "search", more)
+
+    assert f"{more.replace('=', ' is ')}, but the train split has {NUM_TRAIN} patients" in told
+    assert said(tmp_path, "search", f"search.num_patients={NUM_TRAIN}") == ""
+    assert said(tmp_path, "search", "search.num_patients=null") == ""
+    assert said(tmp_path, "evaluate", more) == ""
+
+
+def test_the_patients_of_the_searched_split_count(tmp_path):
+    others = ("search.split=test", "search.value=label_free", "search.balance=false")
+    num = f"search.num_patients={NUM_TEST + 1}"
+
+    told = said(tmp_path, "search", *others, num, "sft.enabled=false")
+
+    assert f"the test split has {NUM_TEST} patients" in told
