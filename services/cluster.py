@@ -98,20 +98,58 @@ def connect(
         ResourceError: if the cluster cannot be reached, or Ray cannot start.
     """
     _quieten(verbose)
-    address = section.address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address == "local" or (address is None and not is_submitted_job()):
+    address = _named_cluster(section)
+    with _errors_about(address):
+        if address is None:
             return _start(section, verbose)
-        address = address or "auto"
-        where = _joined_address(address)
-        tell(f"joining the Ray cluster at {where} (at most {section.connect_timeout_s:g} s)")
-        require_cluster(where, section.connect_timeout_s)
+        _wait_for("joining", address, section, tell)
         return _join(address, verbose)
+
+
+def require_named_cluster(
+    section: ClusterSection, tell: Callable[[str], None] = logger.info
+) -> None:
+    """Returns once the cluster that is to be joined answers; at once if Ray is to be started here.
+
+    Args:
+        section: where.
+        tell: hears which cluster is looked for, before anything waits for it.
+
+    Raises:
+        ResourceError: if the cluster cannot be reached.
+    """
+    address = _named_cluster(section)
+    if address is not None:
+        with _errors_about(address):
+            _wait_for("looking for", address, section, tell)
+
+
+def _named_cluster(section: ClusterSection) -> str | None:
+    """The cluster that is to be joined, as it is written; None = Ray is started here."""
+    address = section.address or os.environ.get("RAY_ADDRESS")
+    if address == "local" or (address is None and not is_submitted_job()):
+        return None
+    return address or "auto"
+
+
+def _wait_for(
+    doing: str, address: str, section: ClusterSection, tell: Callable[[str], None]
+) -> None:
+    where = _joined_address(address)
+    tell(f"{doing} the Ray cluster at {where} (at most {section.connect_timeout_s:g} s)")
+    require_cluster(where, section.connect_timeout_s)
+
+
+@contextmanager
+def _errors_about(address: str | None) -> Iterator[None]:
+    """What Ray raises when a cluster is joined, or started (address None), as `ResourceError`."""
+    try:
+        yield
     except ResourceError:
         raise
     except Exception as error:  # Ray raises bare Exceptions when a node does not come up
         ray.shutdown()
-        if address not in (None, "local"):
+        if address is not None:
             raise ResourceError(
                 f"could not join the cluster at {address}: {error}; check that it is one of Ray "
                 f"{ray.__version__}, that a node of it runs on this machine, and, where it asks "

@@ -132,6 +132,7 @@ class Experiment:
         if not shared and not waiting:
             reporter.say("every unit is done; nothing to run")
             return
+        session.require_cluster()
         model = describe_model(session)
         if self._redo is not None:
             session.connect()  # a cluster that is too small must not cost what is there

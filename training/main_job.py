@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_CLUSTER = frozenset({"cohort", "report"})
+"""Stages that ask neither Ray nor a model for anything."""
+
 
 def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> list[str]:
     """Runs what is missing up to `target` (None = everything); returns the results as lines."""
@@ -53,6 +56,8 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
         pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.content)
         todo = pipeline.check(target, redo)
         if todo:
+            if {stage.name for stage in todo} - _WITHOUT_CLUSTER:
+                session.require_cluster()
             _look_at_other_cohort(session, {stage.name for stage in todo})
             _describe(pipeline, todo, session)
             # Wrong data is said before Ray and the engine take their time to start.
@@ -95,7 +100,7 @@ def _unlike(made: RunConfig, asked: RunConfig) -> list[str]:
 
 def _look_at_other_cohort(session: Session, todo: set[str]) -> None:
     """Refuses `evaluate.other_cohort` before anything is removed, trained or started for it."""
-    if todo <= {"cohort", "report"} or (other := read_other_cohort(session.config)) is None:
+    if todo <= _WITHOUT_CLUSTER or (other := read_other_cohort(session.config)) is None:
         return
     cohort = build_cohort(session.config.cohort) if "cohort" in todo else session.cohort
     require_another_cohort(cohort, other)

@@ -42,6 +42,7 @@ from services.cluster import (
     Requirement,
     connect,
     preflight,
+    require_named_cluster,
     serve_address,
     start_serve,
 )
@@ -238,6 +239,11 @@ class Session:
             RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
             for patient, prompt in self.case_prompts(patient_ids, kind).items()
         )
+
+    def require_cluster(self) -> None:
+        """Refuses a cluster that is to be joined and does not answer, before work goes into it."""
+        if self._cluster is None:
+            require_named_cluster(self.config.cluster, self.reporter.say)
 
     def connect(self, listen: bool = False) -> Cluster:
         """Starts Ray or joins a cluster, and checks that the configuration fits it.

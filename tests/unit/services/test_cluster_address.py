@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from ehr.errors import ResourceError
-from services.cluster import connect
+from services.cluster import connect, require_named_cluster
 from services.cluster_address import host_and_port, require_cluster
 from services.config import ClusterSection
 
@@ -65,6 +65,25 @@ def test_an_address_where_nobody_listens_is_named_with_the_fix(unused_port: int)
     assert [re.sub(r"at .*:", "at HOST:", text) for text in told] == [
         f"joining the Ray cluster at HOST:{unused_port} (at most 0.2 s)"
     ]
+
+
+def test_a_ray_that_is_started_here_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told: list[str] = []
+
+    require_named_cluster(ClusterSection(), told.append)
+    require_named_cluster(ClusterSection(address="local"), told.append)
+
+    assert told == []
+
+
+def test_a_cluster_that_the_environment_names_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port}")
+
+    with pytest.raises(ResourceError, match="no Ray cluster at"):
+        require_named_cluster(ClusterSection(connect_timeout_s=0.2))
 
 
 def test_a_server_that_is_no_ray_is_not_waited_for() -> None:

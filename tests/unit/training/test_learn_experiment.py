@@ -167,6 +167,18 @@ def test_looking_writes_nothing(folder: Folder) -> None:
     assert sorted(folder.path.rglob("*")) == before
 
 
+def test_a_cluster_that_does_not_answer_is_said_before_anything_is_written(
+    folder: Folder,
+) -> None:
+    before = sorted(folder.path.rglob("*"))
+    elsewhere = ("cluster.address=nowhere.invalid:6379", "learn.seeds=[19]")
+
+    with pytest.raises(ResourceError, match=r"no Ray cluster at nowhere\.invalid:6379"):
+        folder.experiment(settings("learn.arms=[stage1,eag_rl]", *elsewhere)).run()
+
+    assert sorted(folder.path.rglob("*")) == before
+
+
 def test_a_folder_without_a_stage_is_no_unit(folder: Folder) -> None:
     (folder.path / "arms" / "eag_rl" / "seed-99").mkdir()
 
