@@ -159,7 +159,10 @@ def test_what_is_no_number_is_refused_by_the_name_of_its_feature(value: str):
 
 @pytest.mark.parametrize(
     "value",
-    ["NaN", "-Infinity", "1e400", "true", '"61"', '""', "[61]", "-1", "200", "9" * 400, '"old"'],
+    [
+        *("NaN", "-Infinity", "1e400", "true", '"61"', '""', "[61]", '"old"', "9" * 400),
+        *("-1", "-0.5", "120.5", "121", "130", "200"),
+    ],
     ids=lambda value: value[:12],
 )
 def test_what_is_no_age_is_refused(value: str):
@@ -167,6 +170,12 @@ def test_what_is_no_age_is_refused(value: str):
 
     assert reply.status_code == 422
     assert ["body", "age"] in [each["loc"] for each in reply.json()["detail"]]
+
+
+@pytest.mark.parametrize("value", ["0", "0.5", "120", "120.0"])
+def test_the_ages_of_the_youngest_and_the_oldest_are_taken(value: str):
+    assert post(with_field("age", value)).status_code == 200
+    assert EXPERT.asked[-1][0].age == float(value)
 
 
 @pytest.mark.parametrize("value", ["true", "null", "1", '"F"', '"X"', '""', "NaN", "[]"])
@@ -400,7 +409,7 @@ _NEARLY = st.fixed_dictionaries(
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=_NEARLY | _ANYTHING)
 def test_any_body_is_answered_or_refused_in_json(body: Any):
-    reply = post(body)
+    reply = post(json.dumps(body))  # a text as JSON's own, with lone surrogates escaped
 
     assert reply.status_code in (200, 422)
     json.dumps(reply.json(), allow_nan=False)
