@@ -441,6 +441,10 @@ class SampleRun:
                     "canary/max_abs": 0.2 + 0.01 * step,
                     "canary/k3": 0.001 + 0.0001 * step,
                     "canary/limit": 0.25,
+                    # of the first step it is not known: the change is not above the noise
+                    **({"sync/served_share": 1 - 0.01 * step} if step > 1 else {}),
+                    "sync/trained_change": 0.02 * step,
+                    "sync/change_mean_abs": 0.001 * step,
                     "loss": -0.01 * step,
                     "grad/norm": 0.8 + 0.1 * float(self.random.random()),
                     "time/old_logprob_s": 9.0,

@@ -24,6 +24,8 @@ GRPO = {
     "mismatch/k3": 0.00123,
     "mismatch/mean_abs": 0.05,
     "mismatch/max_abs": 0.4,
+    "sync/served_share": 0.976,
+    "sync/trained_change": 0.03125,
     "tokens/useful_per_s": 37.6,
     "time/rollout_s": 121.4,
     "time/old_logprob_s": 9.0,
@@ -50,6 +52,7 @@ def test_a_step_is_one_line_that_says_what_is_missing():
     assert text.startswith("step 3/4: policy sampled by/published 2/3, reward R/cls/att -0.412/")
     assert "entropy salient/all -/2.4" in text
     assert "groups dead/all 1/2" in text
+    assert "served share/trained change 0.976/0.0312" in text
     assert "format failures/cut off 12.5%/0.0%" in text
     assert "useful tokens/s 38" in text
     assert "seconds rollout/waited/old/train/sync 121/-/9.0/38.0/1.4" in text

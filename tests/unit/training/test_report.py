@@ -130,6 +130,14 @@ def test_a_sample_has_every_section(page):
         assert words in page.text
 
 
+def test_a_sample_shows_how_much_of_the_trained_change_is_served(page):
+    assert "Served share of the trained change" in page.text
+    assert "step 2: canary prompt 0.9800" in page.text
+    assert "step 1: canary prompt 0.9900" not in page.text
+    assert "step 6: trained, root mean square 0.1200" in page.text
+    assert "step 6: served minus trained, mean 0.0060" in page.text
+
+
 @pytest.mark.parametrize("count", range(len(STAGES)))
 def test_a_run_that_stopped_early_names_the_next_command(tmp_path, count):
     run_dir = write_sample_run(tmp_path / "run", stages=STAGES[:count])
