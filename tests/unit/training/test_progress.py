@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -125,9 +126,9 @@ def test_the_steps_before_a_failure_are_told(tmp_path):
 
 
 def test_the_time_left_in_a_log_leaves_out_what_an_earlier_attempt_did(monkeypatch):
-    clock = iter([0.0, 0.0, 0.0, 10.0, 20.0])
+    clock = SimpleNamespace(monotonic=iter([0.0, 0.0, 0.0, 10.0, 20.0]).__next__)
     monkeypatch.setattr("training.progress.LOG_INTERVAL_S", 5)
-    monkeypatch.setattr("training.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("training.progress.time", clock)
     stream, console = printed(force_terminal=False)
 
     with Reporter(console).stage("search") as move:
