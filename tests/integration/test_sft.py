@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ehr.errors import TrainingError
+from services.adapters import adapter_checksum
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from tests.rank_functions import die_once, refuse
-from training.canary import Canary
+from training.canary import Canary, CanaryRecord
 from training.config import SftSection
 from training.sft import SftExample, SftInputs, train_sft
 from training.worker_group import WorkerGroup
@@ -105,14 +106,39 @@ def test_the_validation_loss_is_that_of_stock_peft_on_one_trajectory_at_a_time(
 
 def dense_loss(model, example):
     """Mean over a patient's trajectories of the mean over their trained tokens, padding-free."""
-    losses = []
-    for response, trained in zip(example.responses, example.model_written, strict=True):
-        ids = torch.tensor([[*example.prompt_token_ids, *response]])
-        with torch.no_grad():
-            logprobs = model(ids).logits[0, len(example.prompt_token_ids) - 1 : -1].log_softmax(-1)
-        chosen = logprobs[torch.arange(len(response)), torch.tensor(response)]
-        losses.append(-float(chosen[torch.tensor(trained)].mean()))
-    return fmean(losses)
+    return fmean(
+        -float(dense_logprobs(model, example.prompt_token_ids, response)[list(trained)].mean())
+        for response, trained in zip(example.responses, example.model_written, strict=True)
+    )
+
+
+def dense_logprobs(model, prompt, response):
+    """Log-probability of each response token, by the model's own forward pass."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(-1)[range(len(response)), list(response)]
+
+
+@pytest.mark.slow
+def test_the_canary_is_what_stock_peft_gives_the_adapter_and_transformers_the_base_model(
+    finished, model_path
+):
+    stage = finished[0] / "sft"
+    record = CanaryRecord.read(stage)
+    prompt, response = record.canary.prompt_token_ids, record.canary.response_token_ids
+    # float32 of two layers: what is left are sums in another order
+    close = {"atol": 1e-5, "rtol": 0.0}
+    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    before = dense_logprobs(base, prompt, response)
+    after = dense_logprobs(PeftModel.from_pretrained(base, stage / "adapter"), prompt, response)
+
+    checksum = adapter_checksum((stage / "adapter" / "adapter_model.safetensors").read_bytes())
+
+    assert list(record.learner) == [checksum]
+    torch.testing.assert_close(torch.tensor(record.learner_before), before, **close)
+    torch.testing.assert_close(torch.tensor(record.learner[checksum]), after, **close)
+    # far above that tolerance: an adapter that is not applied would be seen
+    assert float((after - before).abs().mean()) > 0.01
 
 
 @pytest.mark.slow
