@@ -3,9 +3,13 @@
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -33,18 +37,21 @@ def environment():
 
 
 @pytest.fixture(scope="module")
-def dashboard(tmp_path_factory):
+def dashboard():
     """A head node with a dashboard; ends with the module, by the id of its own process."""
-    for _ in range(3):  # Ray gives its parts a time to start in, which a busy machine exceeds
-        # Sockets of Ray need a short path.
-        head, address = start_head(tmp_path_factory.mktemp("r", numbered=True))
-        if answers(head, address):
-            break
-        stop(head)
-    else:
-        pytest.fail("no head node answered in three starts")
-    yield address
-    stop(head)
+    with ExitStack() as started:
+        for _ in range(3):  # Ray gives its parts a time to start in, which a busy machine exceeds
+            # Not pytest's folder: Ray's socket paths must stay under 107 characters.
+            folder = tempfile.mkdtemp(prefix="eag-job-", dir="/tmp")
+            started.callback(shutil.rmtree, folder, ignore_errors=True)
+            head, address = start_head(folder)
+            started.callback(stop, head)
+            if answers(head, address):
+                break
+            stop(head)
+        else:
+            pytest.fail("no head node answered in three starts")
+        yield address
 
 
 def start_head(folder):
@@ -65,24 +72,29 @@ def start_head(folder):
 
 
 def answers(head, address):
-    for _ in range(60):
-        if head.poll() is not None:
-            return False
-        ready = subprocess.run(
-            [BIN / "ray", "job", "list", "--address", address],
-            env=environment(),
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        if ready.returncode == 0:
-            return True
+    deadline = time.monotonic() + 240
+    while head.poll() is None and time.monotonic() < deadline:
+        try:
+            subprocess.run(
+                [BIN / "ray", "job", "list", "--address", address],
+                env=environment(),
+                capture_output=True,
+                timeout=60,
+                check=True,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            continue
+        return True
     return False
 
 
 def stop(head):
     head.terminate()
-    head.wait(timeout=60)
+    try:
+        head.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        head.kill()  # Ray's reaper then ends what it had started
+        head.wait(timeout=60)
 
 
 def submit(dashboard, *arguments):
