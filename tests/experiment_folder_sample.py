@@ -37,6 +37,7 @@ EFFECT = {
     "eag_rl": 1.6,
     "without_adaptive_clip": 1.4,
     "without_stage1": 1.3,
+    "without_attention_reward": 1.25,
 }
 """Made up: how much of the patient each arm's answers show."""
 

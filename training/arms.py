@@ -123,6 +123,12 @@ ARMS: Mapping[str, Arm] = {
 }
 """All arms, in the order of a result table."""
 
+PARTS = (
+    ("without_adaptive_clip", "stage1_grpo"),
+    ("without_attention_reward", "stage1_grpo"),
+)
+"""Arms that differ in one of the two parts of EAG-RL alone: the attention reward; the clip."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:

@@ -21,7 +21,7 @@ import numpy as np
 from ehr.errors import DataError
 from ehr.rewards import classification_reward
 from ehr.seeds import holm, seeds_note
-from training.arms import ARMS
+from training.arms import ARMS, PARTS
 from training.evaluation import RECORD_METHODS
 from training.learn_answers import (
     Answered,
@@ -46,7 +46,8 @@ from training.report_data import as_object
 from training.result_table import finite_number, method_label
 
 REFERENCES = ("eag_rl", "stage1_dapo", "stage1_grpo", "stage1", "sft")
-"""The first of these that an experiment plans is compared with every other arm."""
+"""The first of these that an experiment plans is compared with every other arm. Beside these
+comparisons stand those of `training.arms.PARTS`."""
 
 TOKEN_KEYS = {
     "prompt": ("tokens/prompt",),
@@ -139,7 +140,7 @@ def _found(records: ExperimentRecords) -> dict[str, Any]:
         "names_of": "every answer" if measured.has_every_name else "first answer",
         "reference": reference,
         "arms": [_arm(arm, records, measured) for arm in measured.units],
-        "differences": [] if reference is None else _differences(reference, measured, experts),
+        "differences": _differences(reference, measured, experts),
         "references": _references(records, measured, labels, experts),
     }
 
@@ -304,40 +305,47 @@ def _numbers(unit: UnitRecords, keys: Sequence[str]) -> list[float]:
 
 
 def _differences(
-    reference: str, measured: _Measured, experts: Mapping[str, Answered]
+    reference: str | None, measured: _Measured, experts: Mapping[str, Answered]
 ) -> list[dict[str, Any]]:
-    if reference not in measured.units:
-        return []
-    ours = measured.units[reference]
-    # Who was asked once, as an arm without training of its own, stands against every seed.
-    once = {
-        arm: next(iter(theirs.values()))
-        for arm, theirs in measured.units.items()
-        if ARMS[arm].own_stage is None
-    }
-    once |= experts
-    rows = []
-    for arm in (*measured.units, *experts):
-        if arm == reference:
-            continue
-        paired = dict.fromkeys(ours, once[arm]) if arm in once else measured.units[arm]
-        seeds = sorted(ours.keys() & paired.keys())
-        for name in DIFFERENCE_MEASURES:
-            found = difference_of(name, ours, paired)
-            if found is not None:
-                rows.append(
-                    {
-                        "arm": reference,
-                        "minus": arm,
-                        "measure": name,
-                        **asdict(found),
-                        "n": len(measured.patients),
-                        "seeds": seeds,
-                        "seeds_note": _note_of_pair(reference, arm, seeds),
-                    }
-                )
+    everybody = (*measured.units, *experts)
+    pairs = [(reference, arm) for arm in everybody if reference is not None and arm != reference]
+    parts = [(first, second) for first, second in PARTS if first != reference != second]
+    rows = [
+        row
+        for first, second in (*pairs, *parts)
+        if first in measured.units and second in everybody
+        for row in _rows_of_pair(first, second, measured, experts)
+    ]
     adjusted = holm([row["p"] for row in rows])
     return [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _rows_of_pair(
+    first: str, second: str, measured: _Measured, experts: Mapping[str, Answered]
+) -> list[dict[str, Any]]:
+    """First minus second in every measure that both have."""
+    ours = measured.units[first]
+    if second in experts:
+        paired = dict.fromkeys(ours, experts[second])
+    else:
+        paired = measured.units[second]
+        # Who was asked once, as an arm without training of its own, stands against every seed.
+        if ARMS[second].own_stage is None:
+            paired = dict.fromkeys(ours, next(iter(paired.values())))
+    seeds = sorted(ours.keys() & paired.keys())
+    return [
+        {
+            "arm": first,
+            "minus": second,
+            "measure": name,
+            **asdict(found),
+            "n": len(measured.patients),
+            "seeds": seeds,
+            "seeds_note": _note_of_pair(first, second, seeds),
+        }
+        for name in DIFFERENCE_MEASURES
+        if (found := difference_of(name, ours, paired)) is not None
+    ]
 
 
 def _note_of_pair(first: str, second: str, seeds: Sequence[int]) -> str | None:

@@ -116,10 +116,15 @@ def forest_figure(results: Results, name: str) -> Figure | None:
     ]
     if not rows:
         return None
-    labels = [arm_label(row["minus"]) for row in rows]
+    reference = rows[0]["arm"]
+    minus = [f"minus {arm_label(row['minus'])}" for row in rows]
+    labels = [
+        text if row["arm"] == reference else f"{arm_label(row['arm'])} {text}"
+        for row, text in zip(rows, minus, strict=True)
+    ]
     every = [value for row in rows for value in _numbers(row, ("difference", "low", "high"))]
     reach = max([*(abs(value) for value in every), *(_detectable(row) for row in rows), 0.01])
-    title = f"{measure_headings(results)[name]}: {arm_label(rows[0]['arm'])} minus ..."
+    title = f"{measure_headings(results)[name]}: {arm_label(reference)} minus the others"
     chart = _rows_chart(title, -1.06 * reach, 1.06 * reach, labels)
     for index, row in enumerate(rows):
         if (band := _detectable(row)) > 0:
@@ -128,7 +133,7 @@ def forest_figure(results: Results, name: str) -> Figure | None:
     for index, row in enumerate(rows):
         found = {**row, "value": row["difference"]}
         tip = (
-            f"minus {labels[index]}: {estimate_text(found, name, is_signed=True)}, {row['n']} "
+            f"{labels[index]}: {estimate_text(found, name, is_signed=True)}, {row['n']} "
             f"patients, {row.get('seeds_note') or str(len(row['seeds'])) + ' seed(s)'}, p by Holm "
             f"{p_text(row.get('p_holm'))}, detectable from "
             f"{format_number(row['minimal_detectable'])}"
@@ -137,7 +142,7 @@ def forest_figure(results: Results, name: str) -> Figure | None:
         _interval(chart, found, index - 0.12, colour, tip)
         for seed, value in zip(row["seeds"], row["by_seed"], strict=True):
             if value is not None and len(row["seeds"]) > 1:
-                text = f"minus {labels[index]}, seed {seed}: {value:+.3f}"
+                text = f"{labels[index]}, seed {seed}: {value:+.3f}"
                 chart.dot(value, index + 0.22, colour, radius=3, is_hollow=True, tip=text)
     return Figure(title=title, svg=chart.render())
 
@@ -181,7 +186,7 @@ def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[fl
 
 
 def _rows_chart(label: str, low: float, high: float, rows: Sequence[str]) -> Chart:
-    names = [shortened(name, 30) for name in rows]
+    names = [shortened(name, 40) for name in rows]
     return Chart(
         label=label,
         x=Axis(low=low, high=high),

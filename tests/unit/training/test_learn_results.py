@@ -1,5 +1,6 @@
 """The results of an experiment, from folders as `eag-rl learn` leaves them."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from training.learn_answers import Answered, Resamples, answered, constant_set
 from training.learn_measures import difference_of
 from training.learn_results import read_learn_results, write_learn_results
 from training.learn_table import facts, learn_markdown, learn_table
+from training.report_learn import write_learn_page
 
 
 @pytest.fixture
@@ -349,6 +351,44 @@ def test_equal_arms_differ_by_exactly_nothing(sample: SampleExperiment) -> None:
     assert len(rows) == 6
     assert {(row["difference"], row["low"], row["high"]) for row in rows} == {(0.0, 0.0, 0.0)}
     assert {(row["minimal_detectable"], row["p"]) for row in rows} == {(None, 1.0)}
+
+
+def test_what_each_part_does_alone_stands_beside_what_both_do(tmp_path: Path) -> None:
+    arms = ("stage1_grpo", "eag_rl", "without_attention_reward", "without_adaptive_clip")
+    experiment = SampleExperiment(tmp_path, arms=arms)
+    experiment.write_shared()
+    for arm, seed in itertools.product(arms, (17, 18)):
+        experiment.write_unit(arm, seed)
+
+    results = write_learn_results(tmp_path)
+
+    rows = [row for row in results["differences"] if row["measure"] == "reward_att"]
+    values = {arm: row["measures"]["reward_att"]["value"] for arm, row in by_arm(results).items()}
+    assert [(row["arm"], row["minus"]) for row in rows] == [
+        ("eag_rl", "stage1_grpo"),
+        ("eag_rl", "without_attention_reward"),
+        ("eag_rl", "without_adaptive_clip"),
+        ("without_adaptive_clip", "stage1_grpo"),
+        ("without_attention_reward", "stage1_grpo"),
+    ]
+    for row in rows:
+        assert row["difference"] == pytest.approx(values[row["arm"]] - values[row["minus"]])
+    assert "w/o adaptive clip - Stage-1 + GRPO" in "\n".join(learn_table(results))
+    page = write_learn_page(tmp_path).read_text("utf-8")
+    assert "w/o adaptive clip minus Stage-1 + GRPO" in page
+
+
+def test_no_pair_of_arms_is_compared_both_ways(tmp_path: Path) -> None:
+    arms = ("stage1_grpo", "without_adaptive_clip")
+    experiment = SampleExperiment(tmp_path, arms=arms, seeds=(17,))
+    experiment.write_shared()
+    for arm in arms:
+        experiment.write_unit(arm, 17)
+
+    rows = write_learn_results(tmp_path)["differences"]
+
+    of_reward = [(row["arm"], row["minus"]) for row in rows if row["measure"] == "reward_att"]
+    assert of_reward == [("stage1_grpo", "without_adaptive_clip")]
 
 
 def test_the_difference_of_two_arms_in_excess_is_that_in_attention_reward(

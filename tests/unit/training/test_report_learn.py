@@ -43,7 +43,7 @@ def test_the_page_has_the_table_the_figures_and_the_units(whole: SampleExperimen
     for words in (
         f"{len(whole.cohort.splits['train'])} training patients, ",
         "mean of 2",
-        "AUROC: EAG-RL minus ...",
+        "AUROC: EAG-RL minus the others",
         "R_att above the best constant set",
         "True risk",
         "123,456",
