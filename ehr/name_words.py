@@ -1,4 +1,4 @@
-"""What a word beside a feature's name does to it: nothing, or it ends, denies or changes it.
+"""What a word beside a feature's name does to it: nothing, or it ends or changes it.
 
 A word that changes what was measured ("pre-albumin", "heart rate variability") must not pass for
 the feature whose name it stands beside, and nobody can list all such words. So the words that
@@ -6,9 +6,10 @@ change nothing are listed, and any other makes the name unknown.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from ehr.catalogue import KNOWN_FEATURES
+from ehr.name_denials import DENIALS, SHORTENED_NOT, ends_denied, takes_back
 from ehr.spelling import NUMBER, PERCENT, words_of
 
 # All words are singular, as `words_of` makes them.
@@ -127,43 +128,14 @@ OPENERS = frozenset(
         *("remained", "may", "can", "could", "will", "would", "should", "suggest", "suggesting"),
         *("suggested", "indicate", "indicating", "indicated", "reflect", "reflecting", "show"),
         *("showing", "showed", "consistent", "concern", "caused", "causing", "given"),
-        *("not", "no", "nor", "without", "never", "isn", "wasn", "doesn", "rather", "instead"),
+        *("not", "no", "nor", "without", "never", "rather", "instead", "also", "moreover"),
+        *("furthermore", *SHORTENED_NOT),
         *("except", "excluding", "vs", "versus", "likely", "unlikely", "secondary"),
         *("rose", "risen", "fell", "fallen", "climb", "climbed", "climbing", "dropped", "worsened"),
         *("worsen", "improve", "improved", "contribute", "contributing", "predict", "matter"),
     )
 )
 """Behind one of these a sentence goes on, and in front of one it may have begun with anything."""
-
-NEGATIONS = frozenset(
-    (
-        *(
-            "not",
-            "no",
-            "nor",
-            "neither",
-            "never",
-            "without",
-            "absence",
-            "absent",
-            "lack",
-            "lacking",
-        ),
-        *("except", "excluding", "excluded", "exclude", "instead", "unrelated", "isn", "wasn"),
-        *("doesn", "irrelevant", "unimportant"),
-    )
-)
-"""What follows one of these is not named."""
-_AFTER_NEGATION = frozenset(
-    (
-        *("important", "relevant", "significant", "contributory", "contributing", "salient"),
-        *("considered", "included", "needed", "useful", "informative", "predictive", "used"),
-    )
-)
-"""Behind a name and a negation these take the name back: "pH not relevant"."""
-_TAKEN_BACK = frozenset(("irrelevant", "unimportant", "excluded"))
-TURNS = frozenset(("but", "however", "although", "though", "yet", "whereas"))
-"""A negation does not reach past one of these."""
 
 RELATIONS = frozenset(
     (
@@ -173,11 +145,16 @@ RELATIONS = frozenset(
 )
 """Between two features these, or marks alone, make them one quantity or a comparison."""
 
-OTHER_SPECIMEN = frozenset(
+_FLUIDS = frozenset(
     (
         *("urine", "urinary", "csf", "gastric", "pleural", "ascite", "ascitic", "peritoneal"),
-        *("stool", "fecal", "sputum", "hdl", "ldl", "vldl", "free", "ionized", "glycated", "a1c"),
-        *("glycosylated", "fetal", "cord"),
+        *("stool", "fecal", "faecal", "sputum"),
+    )
+)
+OTHER_SPECIMEN = _FLUIDS.union(
+    (
+        *("hdl", "ldl", "vldl", "free", "ionized", "glycated", "a1c"),
+        *("glycosylated", "fetal", "foetal", "cord", "ionised"),
     )
 )
 OTHER_QUANTITY = OTHER_SPECIMEN | frozenset(
@@ -188,6 +165,45 @@ OTHER_QUANTITY = OTHER_SPECIMEN | frozenset(
     )
 )
 """Wherever they stand beside a feature's name, these make it another quantity or a treatment."""
+
+TELLING = frozenset(
+    (
+        *("absolute", "alpha", "beta", "concentration", "conjugated", "unconjugated", "corrected"),
+        *("count", "direct", "indirect", "fraction", "ionized", PERCENT, "sd", "total"),
+    )
+)
+"""These tell features apart, so that brackets around them are part of the name."""
+CHANGING = TELLING - HARMLESS
+"""Of these, those that are no part of a feature's name change it: "albumin (fraction)"."""
+PREFIXES = frozenset(
+    (
+        *("pre", "micro", "macro", "met", "carboxy", "oxy", "deoxy", "sulf", "apo", "pro"),
+        *("pseudo", "anti", "non", "iso"),
+    )
+)
+"""First parts of words that name something else than the rest does."""
+_BELONGING = (OTHER_SPECIMEN | TELLING | PREFIXES).union(
+    ("blood", "serum", "plasma", "arterial", "venous", "capillary")
+)
+_BESIDE_KIND = frozenset(
+    (
+        *("whole", "spot", "random", "hour", "sample", "specimen", "measured", "calculated"),
+        *("estimated", "op", "operative", "dialysis"),
+    )
+)
+# Items of a list in their own right, but for the name that they are a kind of.
+_KINDS_OF = {
+    **dict.fromkeys(("hdl", "ldl", "vldl"), frozenset(("cholesterol",))),
+    "a1c": frozenset(("hemoglobin", "hb", "hgb")),
+}
+_OF_NO_FLUID = frozenset(
+    (
+        *("rate", "pressure", "scale", "gcs", "weight", "height", "temperature", "saturation"),
+        *("age", "sex", "gender", "ventilation", "refill", "pulse", "spo2", "fio2", "temp"),
+        *("hr", "rr", "map", "sbp", "dbp", "bp"),
+    )
+)
+_COUNTED_BREATHS = frozenset(("min", "minute", "per", "rate", "rr", "respiration"))
 
 
 def is_trailing(word: str) -> bool:
@@ -206,8 +222,32 @@ def is_harmless(words: tuple[str, ...], at: int) -> bool:
     return (word.endswith("ly") and len(word) > 4) or bool(_CONDITION.fullmatch(word))
 
 
-def takes_back(words: Iterable[str]) -> bool:
-    """Whether words behind a name say that it does not count."""
-    said = set(words)
-    is_denied = not said.isdisjoint(NEGATIONS) and not said.isdisjoint(_AFTER_NEGATION)
-    return is_denied or not said.isdisjoint(_TAKEN_BACK)
+def belongs_to_name(part: Sequence[str], name: Sequence[str]) -> bool:
+    """Whether a part behind a name and a comma names nothing itself, but says something of it.
+
+    Of what or of which kind it is ("calcium, ionized"), or that it is not meant ("pH, irrelevant").
+    """
+    telling = _BELONGING.intersection(part)
+    if not _OF_NO_FLUID.isdisjoint(name):
+        telling -= _FLUIDS
+    if any(word in _KINDS_OF and _KINDS_OF[word].isdisjoint(name) for word in telling):
+        return False
+    if telling:
+        others = telling | _BESIDE_KIND | QUALIFIERS
+        # A unit has a number: "serum K" is a name.
+        has_number = any(map(NUMBER.match, part))
+        return all(word in others or (has_number and is_trailing(word)) for word in part)
+    words = tuple(part)
+    return (takes_back(words) or ends_denied(words)) and all(
+        word in DENIALS or word in OPENERS or is_harmless(words, at)
+        for at, word in enumerate(words)
+    )
+
+
+def is_breath_test(words: Sequence[str]) -> bool:
+    """Whether breath was examined ("urea breath test"), not counted ("28 breaths/min")."""
+    if "breath" not in words:
+        return False
+    if not {"test", "testing"}.isdisjoint(words):
+        return True
+    return _COUNTED_BREATHS.isdisjoint(words) and not any(map(NUMBER.match, words))

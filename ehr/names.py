@@ -14,56 +14,39 @@ from ehr.catalogue import (
     Feature,
 )
 from ehr.errors import DataError
-from ehr.name_words import (
+from ehr.name_denials import (
     NEGATIONS,
+    TURNS,
+    ends_denied,
+    is_denied_from_before,
+    takes_back,
+)
+from ehr.name_lists import AND, WITH, comma_parts, joined_parts
+from ehr.name_text import (
+    HYPHENS,
+    Reading,
+    bracket_contents,
+    is_prefix,
+    plain,
+    without_brackets,
+)
+from ehr.name_words import (
+    CHANGING,
     OPENERS,
     OTHER_QUANTITY,
     OTHER_SPECIMEN,
     RELATIONS,
-    TURNS,
+    TELLING,
+    is_breath_test,
     is_harmless,
     is_trailing,
-    takes_back,
 )
 from ehr.spelling import NUMBER, PERCENT, corrected, placed_words, words_of
 
-_SEPARATOR = re.compile(r"[,;\n\r]")
-_LIST_MARK = re.compile(r"^\s*(?:[-*\u2022]+|\(?\d{1,2}[.)])\s+")
-_FIRST_MARK = re.compile(r"\s*\(?1[.)]\s")
-_BRACKETS = re.compile(r"[(\[{]([^()\[\]{}]*)(?:[)\]}]|$)")
-# Behind such a mark a name may be explained, in front of one it may be introduced.
-_MARK = re.compile(r"[:=<>~|?!()\[\]{}\u2264\u2265\u2192\u2013\u2014]|\.\s|\s-+\s")
-_JOINT = re.compile(
-    r"(\s(?:and/or|and|or|plus|as\s+well\s+as|along\s+with|together\s+with|but(?:\s+also)?)\s"
-    r"|&|\s\+\s)",
-    re.I,
-)
-_NOT_ONLY = re.compile(r"\bnot\s+(?:only|just|merely|simply)\b", re.I)
-_RATHER_THAN = re.compile(r"\b(?:(?:rather|other)\s+than|instead\s+of|apart\s+from)\b", re.I)
 _CELLS_PER_LITRE = (("x10", "9", "l"), ("10", "9", "l"))
-
-# Inside brackets these words tell features apart, so that their brackets are part of the name.
-_TELLING = frozenset(
-    (
-        *("absolute", "alpha", "beta", "concentration", "conjugated", "unconjugated", "corrected"),
-        *("count", "direct", "indirect", "fraction", "ionized", "percent", "sd", "total"),
-    )
-)
-
 
 # Two letters with a small one among them that mean one thing in a sentence.
 _SHORT_NAMES = frozenset(("pH", "Hb"))
-
-
-def split_names(text: str) -> list[str]:
-    """Names of a written list: parted at commas, semicolons and line ends, duplicates kept.
-
-    So are items numbered in one line ("1. pH 2. Glucose"). List marks ("1.", "-") leave; a part
-    without any letter is no name.
-    """
-    items = [item for part in _SEPARATOR.split(text) for item in _numbered(part)]
-    parts = (_LIST_MARK.sub("", item).strip(" \t.\"'`*") for item in items)
-    return [part for part in parts if any(character.isalpha() for character in part)]
 
 
 def spelling(name: str) -> tuple[str, ...]:
@@ -100,6 +83,12 @@ class FeatureMatcher:
         for feature in features:
             for alias in (feature.name, *feature.aliases):
                 self._add(alias, feature.name)
+        # Its value, behind their names: "mechanical ventilation: no".
+        self._with_no = frozenset(
+            feature.name
+            for feature in features
+            if any(words_of(word)[:1] == ("no",) for _, word in feature.categories)
+        )
         # Names that other cohorts know guard their parts: where only "hemoglobin" is a feature,
         # "mean corpuscular hemoglobin" is not it.
         self._phrases = _known_phrases() | set(self._names)
@@ -168,17 +157,39 @@ class FeatureMatcher:
 
     def _read(self, text: str) -> list[tuple[str | None, str]]:
         """Names in a text with the part that each was read from; None = unknown."""
-        plain = _RATHER_THAN.sub(" without ", _NOT_ONLY.sub(" ", text))
-        joined = None if words_of(text) in self._phrases else self._joined(plain)
-        return joined or [(self._one(plain), text)]
+        return [read for item in self._own_items(text) for read in self._read_item(item)]
 
-    def _joined(self, text: str) -> list[tuple[str | None, str]] | None:
+    def _own_items(self, text: str) -> list[str]:
+        """A text parted at commas before what is a name by itself.
+
+        `split_names` cannot know that: "urine" says of what, where it is no feature.
+        """
+        if "," not in text or words_of(text) in self._phrases:
+            return [text]
+        parts, rest = comma_parts(text)
+        items = [parts[0]]
+        for part in parts[1:]:
+            if words_of(part) in self._names:
+                items.append(part)
+            else:
+                items[-1] += "," + part
+        items[-1] += rest
+        return [item for item in items if item.strip()] if len(items) > 1 else [text]
+
+    def _read_item(self, text: str) -> list[tuple[str | None, str]]:
+        in_one_form = plain(text)
+        if words_of(in_one_form) in self._phrases:
+            return [(self._one(in_one_form), text)]
+        joined = self._joined(in_one_form, AND) or self._joined(in_one_form, WITH)
+        return joined or [(self._one(in_one_form), text)]
+
+    def _joined(self, text: str, joints: re.Pattern[str]) -> list[tuple[str | None, str]] | None:
         """Parts of "X and Y", if each is a known name, be it of another cohort; otherwise None.
 
-        A part that a negation denies names nothing; nor do those behind it, up to a "but".
+        A part that a negation denies names nothing; nor do those behind it, up to a "but". A value
+        or qualifier by itself belongs to the part before it.
         """
-        first, *pieces = _JOINT.split(text)
-        parts = [("", first), *zip(pieces[::2], pieces[1::2], strict=True)]
+        parts = joined_parts(text, joints)
         if len(parts) < 2:
             return None
         tail = words_of(parts[-1][1])
@@ -187,14 +198,22 @@ class FeatureMatcher:
         for joint, part in parts:
             is_denied = is_denied and not joint.casefold().strip().startswith("but")
             words = words_of(part)
-            name = None if is_denied else self._one(part) or self._shared_end(words, tail)
-            if name is not None or (words in self._phrases and not is_denied):
+            inner = self._joined(part, WITH) if joints is AND and not is_denied else None
+            name = None if is_denied or inner else self._one(part) or self._shared_end(words, tail)
+            if inner is not None:
+                read += inner
+            elif name is not None or (words in self._phrases and not is_denied):
                 read.append((name, part))
-            elif words and not (is_denied or NEGATIONS.intersection(words)):
+            elif all(map(is_trailing, words)) or (not is_denied and self._is_taken_back(words)):
+                continue
+            elif not (is_denied or NEGATIONS.intersection(words)):
                 return None
             else:
-                is_denied = is_denied or bool(words)
+                is_denied = True
         return read if any(name for name, _ in read) else None
+
+    def _is_taken_back(self, words: tuple[str, ...]) -> bool:
+        return ends_denied(words) and bool(self._spans(words))
 
     def _shared_end(self, words: tuple[str, ...], tail: tuple[str, ...]) -> str | None:
         """The name that begins here and ends as the last part: "direct and indirect bilirubin"."""
@@ -202,8 +221,15 @@ class FeatureMatcher:
         return next((self._names[words + end] for end in ends if words + end in self._names), None)
 
     def _one(self, text: str) -> str | None:
-        outside, whole = _Reading.of(_without_brackets(text)), _Reading.of(text)
-        inside = [words_of(content) for content in _BRACKETS.findall(text)]
+        whole, contents = Reading.of(text), bracket_contents(text)
+        outside = Reading.of(without_brackets(text)) if contents else whole
+        inside = [words_of(content) for content in contents]
+        is_part = any(
+            words not in self._phrases and is_prefix(content)
+            for words, content in zip(inside, contents, strict=True)
+        )
+        if is_part or is_breath_test(outside.words):
+            return None
         if (name := self._match_readings(outside, whole, inside)) is not None:
             return name
         mend = self._mended
@@ -217,22 +243,29 @@ class FeatureMatcher:
         return tuple(_corrected(word, self._vocabulary) for word in words)
 
     def _match_readings(
-        self, outside: "_Reading", whole: "_Reading", inside: Sequence[tuple[str, ...]]
+        self, outside: Reading, whole: Reading, inside: Sequence[tuple[str, ...]]
     ) -> str | None:
         # "hemoglobin (mean corpuscular)" says its first words last.
         for words in (whole.words, *(content + outside.words for content in inside)):
             if words in self._phrases:
                 return self._names.get(words)
-        told = {word for content in inside for word in content}
-        if OTHER_SPECIMEN.intersection(told - set(outside.words)) or takes_back(told):
+        told = tuple(itertools.chain.from_iterable(inside))
+        if OTHER_SPECIMEN.intersection(told).difference(outside.words) or takes_back(told):
             return None
         # "LDH (high)" is settled outside its brackets, "[pH 7.1]" and "tachypnea (RR 32)" inside.
-        found = (
-            *(self._trimmed_match(reading.words) for reading in (outside, whole)),
-            *(self._longest_match(reading) for reading in (outside, whole)),
-            *(self._trimmed_match(words) for words in inside if not outside.has_negation),
+        readings = (outside,) if whole == outside else (outside, whole)
+        found = itertools.chain(
+            (self._trimmed_match(reading.words) for reading in readings),
+            (self._longest_match(reading) for reading in readings),
+            (self._trimmed_match(words) for words in inside if not outside.has_negation),
         )
-        return next((name for name in found if name is not None), None)
+        name = next((name for name in found if name is not None), None)
+        if name not in self._with_no and any(
+            map(ends_denied, (outside.words, whole.words, *inside))
+        ):
+            return None
+        is_changed = any(words and CHANGING.issuperset(words) for words in inside)
+        return None if name and is_changed and TELLING.isdisjoint(words_of(name)) else name
 
     def _trimmed_match(self, words: tuple[str, ...]) -> str | None:
         tail: tuple[str, ...] = ()
@@ -252,7 +285,7 @@ class FeatureMatcher:
             words, tail = tuple(before), (last, *tail)
         return None
 
-    def _longest_match(self, reading: "_Reading") -> str | None:
+    def _longest_match(self, reading: Reading) -> str | None:
         words = reading.words
         spans = self._spans(words)
         if self._are_related(words) or _one_is_another_quantity(words, spans):
@@ -271,7 +304,7 @@ class FeatureMatcher:
         return self._names[words[start:end]]
 
     def _stands_free(
-        self, reading: "_Reading", span: tuple[int, int], spans: Sequence[tuple[int, int]]
+        self, reading: Reading, span: tuple[int, int], spans: Sequence[tuple[int, int]]
     ) -> bool:
         """Whether nothing beside a name changes what it means."""
         words, (start, end) = reading.words, span
@@ -327,28 +360,6 @@ class FeatureMatcher:
         return [span for span in spans if not any(_inside(span, other) for other in spans)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """Words of a text, and where the marks are that `words_of` leaves out."""
-
-    words: tuple[str, ...]
-    behind_marks: frozenset[int]
-    """Words with a mark between them and the word before."""
-
-    @classmethod
-    def of(cls, text: str) -> "_Reading":
-        words, places = placed_words(text)
-        gaps = (text[places[at - 1][1] : places[at][0]] for at in range(1, len(places)))
-        return cls(words, frozenset(at for at, gap in enumerate(gaps, 1) if _MARK.search(gap)))
-
-    def with_words(self, words: tuple[str, ...]) -> "_Reading":
-        return _Reading(words, self.behind_marks)
-
-    @property
-    def has_negation(self) -> bool:
-        return not NEGATIONS.isdisjoint(self.words)
-
-
 # A word is compared with the whole vocabulary, and answers use the same words again and again.
 _corrected = lru_cache(maxsize=2**13)(corrected)
 
@@ -358,14 +369,6 @@ def _known_phrases() -> frozenset[tuple[str, ...]]:
     """Names of the features of all cohorts, and of other measurements that contain one."""
     names = {name for feature in KNOWN_FEATURES for name in (feature.name, *feature.aliases)}
     return frozenset(words_of(name) for name in names | set(OTHER_MEASUREMENTS))
-
-
-def _without_brackets(text: str) -> str:
-    def keep_telling(match: re.Match[str]) -> str:
-        content = match.group(1)
-        return f" {content} " if _TELLING.intersection(words_of(content)) else " "
-
-    return _BRACKETS.sub(keep_telling, text)
 
 
 def _counts_cells(words: tuple[str, ...]) -> bool:
@@ -397,9 +400,9 @@ def _is_denied(words: tuple[str, ...], span: tuple[int, int]) -> bool:
     """Whether a negation reaches a name, or one behind it takes it back."""
     before, behind = words[: span[0]], words[span[1] :]
     turns = [at for at, word in enumerate(before) if word in TURNS]
-    if NEGATIONS.intersection(before[turns[-1] + 1 if turns else 0 :]):
+    if is_denied_from_before(before[turns[-1] + 1 if turns else 0 :]):
         return True
-    return takes_back(itertools.takewhile(lambda word: word not in TURNS, behind))
+    return takes_back(tuple(itertools.takewhile(lambda word: word not in TURNS, behind)))
 
 
 def _hangs_on(
@@ -414,21 +417,7 @@ def _hangs_on(
         at
         for at, hyphen in ((start - 1, places[start][0] - 1), (end, places[end - 1][1]))
         if 0 <= at < len(words)
-        and text[hyphen : hyphen + 1] == "-"
+        and text[hyphen : hyphen + 1] in tuple(HYPHENS)
         and hyphen in (places[at][1], places[at][0] - 1)
     ]
     return any(not is_harmless(words, at) and words[at] not in OPENERS for at in tied)
-
-
-def _numbered(part: str) -> list[str]:
-    """Items of a list that is numbered from 1 in one line; the part itself if it is none."""
-    if not _FIRST_MARK.match(part):
-        return [part]
-    items: list[str] = []
-    for number in itertools.count(2):
-        mark = re.search(rf"\s\(?{number}[.)]\s+(?=[^\W\d])", part)
-        if mark is None:
-            return [*items, part]
-        items.append(part[: mark.start()])
-        part = part[mark.start() :]
-    return items

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ehr.names import split_names
+from ehr.name_lists import split_names
 
 FINAL_SENTENCE = "Now the probability of the outcome can be estimated."
 """What the caller writes into `<Final subquestion>`; the same for every task."""

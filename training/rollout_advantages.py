@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ehr.names import split_names
+from ehr.name_lists import name_spans
 from ehr.pieces import TextTokenizer
 from ehr.rewards import Reward
 from ehr.trajectory import parse_trajectory
@@ -144,6 +144,7 @@ def token_advantages(
         return [advantage.whole] * len(token_ids)
     text, spans = token_spans(token_ids, tokenizer)
     block = parse_trajectory(text).features_span
+    written = name_spans(text[slice(*block)]) if block is not None else []
 
     def of_token(start: int, end: int) -> float:
         if block is None or end <= block[0]:
@@ -152,7 +153,7 @@ def token_advantages(
             return advantage.behind_features
         if not advantage.of_names:
             return advantage.whole
-        number = len(split_names(text[block[0] : min(end, block[1])]))
+        number = sum(block[0] + name_start < end for name_start, _ in written)
         return advantage.of_names[min(max(number, 1), len(advantage.of_names)) - 1]
 
     return [of_token(start, end) for start, end in spans]

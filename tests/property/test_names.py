@@ -1,8 +1,11 @@
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehr.catalogue import BENCHMARK_17, TJH_LABS
-from ehr.names import FeatureMatcher, split_names
+from ehr.name_lists import name_spans, split_names
+from ehr.names import FeatureMatcher
 
 TJH = FeatureMatcher(TJH_LABS)
 TJH_NAMES = sorted(feature.name for feature in TJH_LABS)
@@ -67,6 +70,20 @@ WORDS = st.sampled_from(
             ">",
             "-",
         ),
+        *(
+            "with",
+            "then",
+            "|",
+            "also",
+            ",",
+            "\u2013",
+            "!",
+            "~",
+            "\u00ac",
+            "ignored",
+            "all",
+            "ionized",
+        ),
         *("low", "7.1", "%", "of", "in", "relevant", "ratio", "calcium", "corrected", "direct"),
     ]
 )
@@ -96,7 +113,21 @@ def test_joined_names_split_into_themselves(names, mark):
 
 @settings(max_examples=200)
 @given(text=st.text(max_size=200))
-def test_split_names_hold_letters_and_no_separator(text):
+def test_split_names_hold_letters_and_no_separator_but_before_what_explains_them(text):
     for name in split_names(text):
         assert any(character.isalpha() for character in name)
-        assert not set(name) & set(",;\n")
+        assert not set(name) & set(";\n\r")
+
+
+@given(
+    parts=st.lists(st.sampled_from(["pH", "calcium", "ionized", "urine", "no", "1."]), max_size=9),
+    mark=st.sampled_from([", ", ",", "\n", ",\n", '", "']),
+)
+def test_names_stand_where_they_are_said_to_and_in_order(parts, mark):
+    text = mark.join(parts)
+
+    spans = name_spans(text)
+
+    assert [text[start:end] for start, end in spans] == split_names(text)
+    assert spans == sorted(spans)
+    assert all(first[1] < second[0] for first, second in itertools.pairwise(spans))

@@ -2,7 +2,8 @@ import pytest
 
 from ehr.catalogue import BENCHMARK_17, PHYSIONET2012, TJH_LABS, Feature
 from ehr.errors import DataError
-from ehr.names import FeatureMatcher, split_names
+from ehr.name_lists import split_names
+from ehr.names import FeatureMatcher
 
 BENCHMARK = FeatureMatcher(BENCHMARK_17)
 TJH = FeatureMatcher(TJH_LABS)
@@ -211,6 +212,19 @@ def test_troponin_t_is_not_the_workbooks_troponin():
         *("neither pH nor heart rate", "not pH or heart rate", "no abnormal pH", "non-pH"),
         *("anything except pH", "other than pH", "pH not important", "pH is irrelevant"),
         *("pH (not relevant)", "pH (excluded)", "not relevant (pH)", "pH was not considered"),
+        # All but it.
+        *("all but pH", "anything but pH", "everything but pH", "all other vital signs but pH"),
+        *("aside from pH", "regardless of pH", "with the exception of pH", "in place of pH"),
+        *("all but pH and heart rate", "ignoring the pH", "omitted: pH", "left out: pH"),
+        # Taken back behind it.
+        *("pH was omitted", "pH was ignored", "pH ruled out", "pH was left out", "pH is useless"),
+        *("pH doesn\u2019t matter", "pH doesn't matter", "pH didn\u2019t contribute"),
+        *("pH has no influence", "pH is of no importance", "pH plays no role", "pH not a factor"),
+        *("pH of little relevance", "pH of little clinical relevance", "pH hardly matters"),
+        *("low importance: pH", "pH isn\u2019t", "pH: no", "pH - no", "pH (no)", "pH \u2717"),
+        *("pH, no", "pH, irrelevant", "pH, not relevant", "pH, of little importance"),
+        # By a sign.
+        *("\u00acpH", "\u00ac pH", "!pH", "~pH", "~~pH~~", "!=pH", "\u2260 pH", "\u274c pH"),
     ],
 )
 def test_what_is_denied_is_an_unknown_member_and_names_no_feature(written: str):
@@ -224,6 +238,10 @@ def test_what_is_denied_is_an_unknown_member_and_names_no_feature(written: str):
         *("normal pH", "missing pH", "pH not elevated", "pH not measured", "pH: no change"),
         *("pH but not heart rate", "pH rather than heart rate", "pH without heart rate"),
         *("not only pH", "pH is not only low", "not heart rate but pH", "pH instead of heart rate"),
+        *("nothing but pH", "all normal but pH", "pH aside from heart rate", "little change in pH"),
+        *("pH cannot be ignored", "pH is not unimportant", "pH no longer low", "pH out of range"),
+        *("heart rate ignored and pH", "heart rate: no | pH: yes", "pH of great importance"),
+        *("pH ~7.1", "~7.1 pH", "~normal pH", "pH ~ 7.1", "pH!", "Important! pH", "pH \u2260 7.4"),
     ],
 )
 def test_what_a_negation_does_not_reach_is_named(written: str):
@@ -236,6 +254,11 @@ def test_what_a_negation_does_not_reach_is_named(written: str):
         *("pH and Heart Rate", "pH & HR", "pH + Heart Rate", "pH or Heart Rate", "HR and/or pH"),
         *("both pH and heart rate", "not only pH but also heart rate", "low pH and high HR (120)"),
         *("pH as well as heart rate", "pH 7.1 and heart rate 120 bpm", "pH and pH and heart rate"),
+        *("pH with Heart Rate", "pH then Heart Rate", "pH followed by Heart Rate", "HR with pH"),
+        *("pH in addition to Heart Rate", "pH besides Heart Rate", "pH also Heart Rate"),
+        *("pH | Heart Rate", "| pH | Heart Rate |", "pH | 7.1 | Heart Rate | 120", "pH \u2022 HR"),
+        *("acidosis with low pH and high HR", "fever in addition to pH and HR"),
+        *("Heart Rate with no fever and low pH", "sepsis | pH and HR"),
     ],
 )
 def test_names_joined_by_and_are_both_read(written: str):
@@ -293,6 +316,138 @@ def test_a_name_beside_a_word_that_changes_it_is_unknown(written: str):
     assert ICU.match(written) is None
 
 
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("pH, also Heart Rate", {"pH", "Heart Rate"}),
+        ("pH, then Heart Rate", {"pH", "Heart Rate"}),
+        ("also Heart Rate", {"Heart Rate"}),
+        ("not and pH", {"not and ph"}),
+        ("pH with Heart Rate and Glucose", {"pH", "Heart Rate", "Glucose"}),
+        ("pH with acidosis", {"pH"}),
+        ("pH low then high", {"pH"}),
+        ("pH | 7.1", {"pH"}),
+        # Height, or hypertension.
+        ("HT with pH 7.1", {"pH"}),
+        ("not pH with Heart Rate", {"not ph with heart rate"}),
+        ("anything besides pH", {"anything besides ph"}),
+        ("besides pH", {"besides ph"}),
+        ("pH / Heart Rate", {"ph / heart rate"}),
+    ],
+)
+def test_words_that_join_names_or_begin_a_clause(written: str, names: set[str]):
+    assert BENCHMARK.canonical_set(split_names(written)) == names
+
+
+@pytest.mark.parametrize("written", ["pt with low pH", "Pt with pH 7.1"])
+def test_a_patient_with_something_is_no_prothrombin_time(written: str):
+    assert TJH.canonical_set([written]) == {"PH value"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(
+            "Mechanical ventilation: no",
+            "mechanical ventilation (no)",
+            "Mechanical ventilation, no",
+        ),
+        *("mechanical ventilation (yes)", "Mechanical ventilation = no"),
+    ],
+)
+def test_no_is_a_value_of_what_is_or_is_not(written: str):
+    assert ICU.canonical_set(split_names(written)) == {"Mechanical ventilation"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("pre\u2010albumin", "pre\u2011albumin", "pre\u2013albumin", "pre\u2212albumin"),
+        *("pre - albumin", "pre \u2013 albumin", "pre\u2014albumin", "pre(-)albumin"),
+        *("(pre)albumin", "(micro)albumin", "albumin (pre-)", "albumin (pre)", "albumin (micro)"),
+        *("hemoglobin (met-)", "albumin\u2013globulin ratio", "ischemia\u2013modified albumin"),
+        *("urea breath test", "13C-urea breath test positive", "breath test (urea)", "urea breath"),
+        *("albumin (urine)", "calcium (ionized)", "calcium (ionised)"),
+    ],
+)
+def test_what_hangs_on_a_name_makes_it_another_thing(written: str):
+    assert TJH.canonical_set([written]) == {written.casefold()}
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("albumin \u2013 low", "albumin"),
+        ("albumin\u2013low", "albumin"),
+        ("albumin \u2013 marker of malnutrition", "albumin"),
+        ("pre\u2013op albumin", "albumin"),
+        ("albumin (pre-op)", "albumin"),
+        ("(low)albumin", "albumin"),
+        ("calcium (hypo-)", "calcium"),
+        ("chloride (Cl-)", "Serum chloride"),
+        ("lactic dehydrogenase (LDH-)", "Lactate dehydrogenase"),
+        ("calcium(-0.3)", "calcium"),
+    ],
+)
+def test_what_hangs_on_a_name_may_say_how_much_or_when(written: str, name: str):
+    assert TJH.canonical_set([written]) == {name}
+
+
+@pytest.mark.parametrize(
+    "written", ["Respiratory rate 28 breaths/min", "RR 28 breaths", "RR (breaths)"]
+)
+def test_breaths_are_a_unit(written: str):
+    assert BENCHMARK.match(written) == "Respiratory rate"
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("calcium, ionized", {"calcium, ionized"}),
+        ("calcium, ionized (low), pH", {"calcium, ionized (low)", "PH value"}),
+        ("calcium, ionised 1.1 mmol/L, pH", {"calcium, ionised 1.1 mmol/l", "PH value"}),
+        ("calcium (low, ionized)", {"calcium (low, ionized)"}),
+        ("albumin, urine", {"albumin, urine"}),
+        ("albumin (spot, urine)", {"albumin (spot, urine)"}),
+        ("albumin, pre-", {"albumin, pre-"}),
+        ("albumin, pre-op", {"albumin"}),
+        ("calcium, total", {"calcium"}),
+        ("calcium, corrected", {"Corrected calcium"}),
+        ("Bilirubin, Direct (0.3)", {"Direct bilirubin"}),
+        ("RDW, SD", {"RBC distribution width SD"}),
+        ("lymphocytes, count", {"lymphocyte count"}),
+        ("Glucose, Whole Blood", {"glucose"}),
+        ("cholesterol, HDL", {"cholesterol, hdl"}),
+        ("albumin, fraction", {"albumin, fraction"}),
+        ("conjugated bilirubin (direct)", {"Direct bilirubin"}),
+        # Items of their own.
+        ("glucose, HDL, A1c", {"glucose", "hdl", "a1c"}),
+        ("glucose, serum K", {"glucose", "Serum potassium"}),
+        ("glucose, blood loss", {"glucose", "blood loss"}),
+        ("calcium, low", {"calcium", "low"}),
+        ("calcium\nionized", {"calcium", "ionized"}),
+        ("calcium; ionized", {"calcium", "ionized"}),
+        ('"calcium", "ionized"', {"calcium", "ionized"}),
+        ("1. calcium, 2. ionized", {"calcium", "ionized"}),
+    ],
+)
+def test_what_kind_is_meant_belongs_to_the_name_before_the_comma(written: str, names: set[str]):
+    assert TJH.canonical_set(split_names(written)) == names
+
+
+def test_another_kind_of_a_feature_in_brackets_or_behind_a_comma_is_not_it():
+    assert ICU.canonical_set(split_names("bilirubin (direct)")) == {"bilirubin (direct)"}
+    assert ICU.canonical_set(split_names("bilirubin, direct")) == {"bilirubin, direct"}
+    assert ICU.canonical_set(split_names("bilirubin, total")) == {"Bilirubin"}
+
+
+def test_a_fluid_behind_a_comma_is_a_feature_where_one_is_named_so():
+    written = split_names("Lactate, Urine, pH")
+
+    assert ICU.canonical_set(written) == {"Lactate", "Urine output", "pH"}
+    assert BENCHMARK.canonical_set(split_names("Heart Rate, urine")) == {"Heart Rate", "urine"}
+
+
 def test_names_that_are_joined_count_one_by_one():
     everything = " and ".join(feature.name for feature in BENCHMARK_17)
 
@@ -309,6 +464,8 @@ def test_items_numbered_in_one_line_are_parted():
     ("sentence", "names"),
     [
         ("The pre-albumin is low.", []),
+        ("The pre\u2013albumin is low.", []),
+        ("The pre\u2011albumin is low.", []),
         ("Free hemoglobin rose.", []),
         ("Glucose-lowering drugs were given.", []),
         ("A low-albumin state.", ["albumin"]),

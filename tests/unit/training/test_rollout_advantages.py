@@ -164,3 +164,17 @@ def test_a_token_belongs_to_the_name_that_it_writes_on_or_ends():
     assert found[at : at + 4] == [3.0] * 4
     assert found[at + 4 : at + 11] == [4.0] * 7
     assert found[at + 11 :] == [-2.0] * (len(text) - at - 11)
+
+
+def test_what_kind_is_meant_is_a_token_of_the_name_before_it():
+    text = "<Important Features>\ncalcium, ionized, pH\n</Important Features>\n"
+
+    found = token_advantages(
+        CharTokenizer().encode(text),
+        CharTokenizer(),
+        RolloutAdvantage(1.0, -2.0, (3.0, 4.0)),
+    )
+
+    at, last = text.index("calcium"), text.index("pH")
+    assert found[at:last] == [3.0] * (last - at)
+    assert found[last : last + 2] == [4.0] * 2
