@@ -39,6 +39,9 @@ _PLAIN_ID = re.compile(r"0|[1-9]\d{,14}", re.ASCII)
 
 _EXACT = Context(prec=1000)
 
+_RUN = re.compile(r"\d+|[^\W\d_]+")
+"""Of an id: its numbers and its words, whatever stands between them."""
+
 _SHORTENED_ID = re.compile(r"\d(\.\d+)?[eE]\+\d+", re.ASCII)
 """4.20116E+17 is how a spreadsheet writes a long number into a text file: its digits are lost."""
 
@@ -117,8 +120,8 @@ class CellReader:
         Raises:
             DataError: for a number with a fraction, below 0 or of more than 15 digits, also as the
                 text "4.2E+17", a date or a truth value, and for two ids that differ in case, in
-                characters nobody sees or as texts of one number only: they may be one patient, or
-                two.
+                characters nobody sees, in blanks and marks between words and numbers, in zeros
+                before a number or as texts of one number only: they may be one patient, or two.
         """
         cells = without_blanks(column)
         present = cells[cells.notna()]
@@ -226,7 +229,9 @@ def _alike(patient: str) -> str:
     try:
         number = Decimal(plain)
     except InvalidOperation:
-        return " ".join(plain.split()).casefold()
+        # "P-07" and "p7" too; but not "1-11" and "11-1".
+        runs = [each.lstrip("0") or "0" for each in _RUN.findall(plain.casefold())]
+        return " ".join(runs) or plain.casefold()
     # Without a limit of digits that would make long ids one; an exponent is not written out.
     return str(number.normalize(_EXACT)) if number.is_finite() else plain.casefold()
 

@@ -25,7 +25,13 @@ from ehr.catalogue import PHYSIONET2012, PHYSIONET2012_BENCHMARK, Feature
 from ehr.cohort import Cohort, PatientCase, Sex, make_splits
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
-from ehr.physionet2012_files import PUBLISHED, StayFile, read_stays, stamps
+from ehr.physionet2012_files import (
+    PUBLISHED,
+    StayFile,
+    read_stays,
+    refuse_uneven_lines,
+    stamps,
+)
 from ehr.physionet2012_outcomes import num_listed_without_files, read_outcomes
 from ehr.plausible import plausible_mask, restore_decimal_point
 
@@ -91,6 +97,8 @@ _FEATURE_OF = {
     "WBC": "White blood cell count",
 }
 _PARAMETERS = (*_DESCRIPTORS, *_FEATURE_OF)
+_PLACES = {name.casefold(): place for place, name in enumerate(_PARAMETERS)}
+"""Other programs write "Hr" and "PH"; no two names differ in case only."""
 _VENTILATION = "Mechanical ventilation"
 _VENTILATION_CODES = (0.0, 1.0)
 _INVASIVE = ("DiasABP", "MAP", "SysABP")
@@ -225,19 +233,23 @@ def _events(stays: Sequence[StayFile], dropped: dict[str, int]) -> _Events:
             f"the {len(stays)} files of stays must hold rows below their headers, but hold none. "
             f"Download them again from {PUBLISHED}."
         )
-    table = pd.read_csv(
-        io.BytesIO(b"".join(stay.rows for stay in stays)),
-        names=["time", "parameter", "value"],
-        # Few distinct texts in millions of rows: each is converted once.
-        dtype="category",
-        header=None,
-        index_col=False,
-        na_filter=False,
-        skip_blank_lines=False,
-        quoting=csv.QUOTE_NONE,
-        lineterminator="\n",
-        encoding_errors="replace",
-    )
+    try:
+        table = pd.read_csv(
+            io.BytesIO(b"".join(stay.rows for stay in stays)),
+            names=["time", "parameter", "value"],
+            # Few distinct texts in millions of rows: each is converted once.
+            dtype="category",
+            header=None,
+            index_col=False,
+            na_filter=False,
+            skip_blank_lines=False,
+            quoting=csv.QUOTE_NONE,
+            lineterminator="\n",
+            encoding_errors="replace",
+        )
+    except pd.errors.ParserError:
+        refuse_uneven_lines(stays)
+        raise
     stay = np.repeat(np.arange(len(stays)), num_rows)
     if len(table) != len(stay):
         raise DataError(
@@ -245,7 +257,7 @@ def _events(stays: Sequence[StayFile], dropped: dict[str, int]) -> _Events:
             "them again from PhysioNet."
         )
     names = [str(name).strip() for name in table["parameter"].cat.categories]
-    known = np.array([_PARAMETERS.index(n) if n in _PARAMETERS else -1 for n in names])
+    known = np.array([_PLACES.get(name.casefold(), -1) for name in names])
     is_empty = np.array([not name for name in names])
     code = table["parameter"].cat.codes.to_numpy()
     dropped["rows_without_parameter_name"] = int(is_empty[code].sum())

@@ -4,7 +4,7 @@ import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -196,10 +196,25 @@ def _stay(set_name: str, name: str, origin: str, content: bytes) -> StayFile:
         )
     if rows and not rows.endswith(b"\n"):
         rows += b"\n"
-    num_lines, num_commas = rows.count(b"\n"), rows.count(b",")
-    if num_commas != 2 * num_lines:
-        raise DataError(
-            f"every line of {origin!r} must have three fields, {_HEADER.decode()!r}, but "
-            f"{num_lines} lines have {num_commas} commas. Give the published files."
-        )
-    return StayFile(record_id=name, set_name=set_name, origin=origin, rows=rows)
+    stay = StayFile(record_id=name, set_name=set_name, origin=origin, rows=rows)
+    if rows.count(b",") != 2 * stay.num_rows:
+        refuse_uneven_lines([stay])
+    return stay
+
+
+def refuse_uneven_lines(stays: Iterable[StayFile]) -> None:
+    """Nothing, if every line has three fields.
+
+    Counted for each file, a line with a field too many can hide behind one with a field too few.
+
+    Raises:
+        DataError: naming the first other line.
+    """
+    for stay in stays:
+        for number, line in enumerate(stay.rows.split(b"\n")[:-1], start=2):
+            if line.count(b",") != 2:
+                raise DataError(
+                    f"every line of {stay.origin!r} must have three fields, {_HEADER.decode()!r}, "
+                    f"but line {number} is {line[:40].decode(errors='replace')!r}. Give the "
+                    "published files."
+                )

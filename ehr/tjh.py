@@ -177,7 +177,7 @@ def _read(path: Path) -> pd.DataFrame:
     """All records of the workbook: each column of one kind, each patient of one background."""
     labs = [lab.name for lab in TJH_LABS]
     columns = (_PATIENT, *_TIMES, *_BACKGROUND, *labs)
-    table = read_table(path, columns, _ADVICE)
+    table = read_table(path, columns, _ADVICE, carried=(_PATIENT,))
     reader = CellReader(path)
     read = {_PATIENT: _patients(path, reader, table[_PATIENT])}
     read |= {column: reader.days(table[column]) for column in _TIMES}

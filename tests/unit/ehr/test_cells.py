@@ -155,6 +155,8 @@ def test_days_of_another_century_are_refused(moment: object):
         ((7, " 7 ", "12"), ["07", "07", "12"]),
         (("1" * 40 + "2", "1" * 40 + "3"), ["1" * 40 + "2", "1" * 40 + "3"]),
         (("12E4", "5-1"), ["12E4", "5-1"]),
+        (("1-11", "11-1", "111"), ["1-11", "11-1", "111"]),
+        (("P10", "P1", "P100", "AB-C", "ABC"), ["P10", "P1", "P100", "AB-C", "ABC"]),
         ((), []),
     ],
 )
@@ -181,6 +183,7 @@ def test_numbers_that_lost_digits_and_other_cells_are_no_ids(cell: object):
     [
         *(("001", 1), ("001", "1"), ("1.0", 1), ("p7", "P7"), ("P 7", "P  7"), ("1e3", 1000)),
         *(("+5", 5), ("\uff15", 5), ("P\u200b7", "P7"), ("P\uff17", "P7")),
+        *(("P 7", "P7"), ("P-7", "P7"), ("p_7", "P/7"), ("P007", "P7"), ("1-07", "1-7")),
     ],
 )
 def test_ids_that_may_be_one_patient_are_refused(first: object, second: object):

@@ -458,8 +458,21 @@ def test_a_file_with_another_header_is_refused_by_its_name(tmp_path: Path, text:
 
 @pytest.mark.parametrize("row", ["01:00,HR", "01:00,HR,80,81", "", "HR"])
 def test_a_line_without_three_fields_is_refused_by_its_file(tmp_path: Path, row: str):
-    with pytest.raises(DataError, match=rf"{FIRST}\.txt' must have three fields"):
+    with pytest.raises(DataError, match=rf"{FIRST}\.txt' must have three .* line 8 is '{row}'"):
         cohort_with(tmp_path, row)
+
+
+@pytest.mark.parametrize("rows", [("01:00,HR,80,5", "02:00,SpO2"), ("01:00", "02:00,pH,7,1,2")])
+def test_a_field_too_many_is_not_balanced_by_one_too_few(tmp_path: Path, rows: tuple[str, ...]):
+    with pytest.raises(DataError, match=rf"{FIRST}\.txt' must have three fields.* line 8 is"):
+        cohort_with(tmp_path, *rows)
+
+
+def test_names_of_parameters_may_differ_in_case(tmp_path: Path):
+    cohort = cohort_with(tmp_path, "01:00,hr,80", "02:00,PH,7.1")
+
+    assert (first_values(cohort, "Heart Rate")[0], first_values(cohort, "pH")[0]) == (80, 7.1)
+    assert cohort.dropped["rows_of_unknown_parameters"] == 0
 
 
 @pytest.mark.parametrize(

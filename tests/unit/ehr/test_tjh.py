@@ -1,10 +1,14 @@
 import os
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from openpyxl import Workbook, load_workbook
+from openpyxl.xml.constants import REL_NS, SHEET_MAIN_NS
 
 from ehr.catalogue import TJH_LABS
 from ehr.cohort import Cohort, Sex, cohort_hash, summary
@@ -344,6 +348,113 @@ def test_a_formula_without_its_result_is_no_empty_cell(tmp_path: Path, formula: 
         DataError, match=r"cell A5 has a formula without its result\. Open the file"
     ):
         load_table(table, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (r"<(/?)(c|f|v)(?=[ />])", r"<\1x:\2"),
+        (r'<c r="(\w+)"([^>/]*)>', r'<c\2 r="\1">'),
+        ('"', "'"),
+        (r"(<f>[^<]*</f>)<v ?/>", r"\n\1\n"),
+    ],
+    ids=["prefix", "order", "quotes", "line break"],
+)
+def test_a_formula_without_its_result_is_found_however_a_program_writes_it(
+    tmp_path: Path, pattern: str, replacement: str
+):
+    table = few_records().astype({"hemoglobin": "object"})
+    table.loc[3, "hemoglobin"] = "=1+1"
+    table.to_excel(tmp_path / FILE_NAME, index=False)
+    sheet = "xl/worksheets/sheet1.xml"
+    with zipfile.ZipFile(tmp_path / FILE_NAME) as parts:
+        contents = {name: parts.read(name) for name in parts.namelist()}
+    text = re.sub(pattern, replacement, contents[sheet].decode())
+    text = text.replace("<worksheet ", f'<worksheet xmlns:x="{SHEET_MAIN_NS}" ')
+    contents[sheet] = text.encode()
+    with zipfile.ZipFile(tmp_path / FILE_NAME, "w") as parts:
+        for name, content in contents.items():
+            parts.writestr(name, content)
+
+    with pytest.raises(DataError, match="cell H5 has a formula without its result"):
+        build_cohort(CohortSection(source="tjh", path=str(tmp_path)))
+
+
+def load_edited(folder: Path, edit: Callable[[Workbook], object]) -> Cohort:
+    """The cohort of a small workbook that a spreadsheet program has changed."""
+    few_records().to_excel(folder / FILE_NAME, index=False)
+    book = load_workbook(folder / FILE_NAME)
+    edit(book)
+    book.save(folder / FILE_NAME)
+    return build_cohort(CohortSection(source="tjh", path=str(folder)))
+
+
+@pytest.mark.parametrize("form", ["0%", "0.00%", "0.0 %;[Red]-0.0 %"])
+def test_percent_cells_are_refused_since_they_hold_a_hundredth(tmp_path: Path, form: str):
+    def show_as_percent(book: Workbook) -> None:
+        for row in (2, 4):
+            book["Sheet1"][f"H{row}"].value = 0.45
+            book["Sheet1"][f"H{row}"].number_format = form
+
+    with pytest.raises(DataError, match=r"'hemoglobin' .* 2 cells, such as \['H2', 'H4'\], are"):
+        load_edited(tmp_path, show_as_percent)
+
+
+@pytest.mark.parametrize(
+    ("area", "column"), [("B2:B3", "RE_DATE"), ("H4:H5", "hemoglobin"), ("A2:B3", "PATIENT_ID")]
+)
+def test_merged_cells_are_refused_where_a_value_would_be_lost(
+    tmp_path: Path, area: str, column: str
+):
+    first, last = area.split(":")
+
+    with pytest.raises(DataError, match=f"column '{column}', but {first} to {last} are merged"):
+        load_edited(tmp_path, lambda book: book["Sheet1"].merge_cells(area))
+
+
+def test_the_ids_cells_may_be_merged_as_in_the_published_workbook(tmp_path: Path):
+    small_table().to_excel(tmp_path / FILE_NAME, index=False)
+    book = load_workbook(tmp_path / FILE_NAME)
+    for row in range(2, 2 * NUM_PATIENTS + 2, 2):
+        book["Sheet1"].merge_cells(f"A{row}:A{row + 1}")
+    book.save(tmp_path / FILE_NAME)
+
+    cohort = build_cohort(CohortSection(source="tjh", path=str(tmp_path)))
+
+    assert [case.num_visits for case in cohort.cases.values()] == [2] * NUM_PATIENTS
+
+
+@pytest.mark.parametrize(
+    ("first_row", "num_columns", "said"),
+    [(1, 79, "most of its columns"), (2, 81, "rows like records"), (0, 81, "the same columns")],
+    ids=["a column fewer", "no header", "a title above"],
+)
+def test_further_records_on_another_sheet_are_refused(
+    tmp_path: Path, first_row: int, num_columns: int, said: str
+):
+    def move_records(book: Workbook) -> None:
+        rows = [("Second export",), *book["Sheet1"].iter_rows(values_only=True)]
+        for row in rows[first_row:]:
+            book["more"].append(row[:num_columns])
+
+    with pytest.raises(DataError, match=f"sheet 'more' has {said}"):
+        load_edited(tmp_path, lambda book: (book.create_sheet("more"), move_records(book)))
+
+
+def test_a_strict_workbook_is_refused_with_the_way_out(tmp_path: Path):
+    few_records().to_excel(tmp_path / FILE_NAME, index=False)
+    with zipfile.ZipFile(tmp_path / FILE_NAME) as parts:
+        contents = {name: parts.read(name) for name in parts.namelist()}
+    main = b"http://purl.oclc.org/ooxml/spreadsheetml/main"
+    related = b"http://purl.oclc.org/ooxml/officeDocument/relationships"
+    with zipfile.ZipFile(tmp_path / FILE_NAME, "w") as parts:
+        for name, content in contents.items():
+            content = content.replace(SHEET_MAIN_NS.encode(), main)
+            content = content.replace(REL_NS.encode(), related)
+            parts.writestr(name, content)
+
+    with pytest.raises(DataError, match=r"no sheet that can be read .* save it as plain \.xlsx"):
+        build_cohort(CohortSection(source="tjh", path=str(tmp_path)))
 
 
 def test_records_on_two_sheets_are_refused(tmp_path: Path):
