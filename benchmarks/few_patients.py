@@ -43,10 +43,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="*", help="YAML files and section.key=value")
-    parser.add_argument("--sizes", nargs="+", default=["10", "30", "100", ALL])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["10", "30", "100", ALL],
+        help="numbers of training patients, or `all`",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2, 3, 4],
+        help="cohort.train_patients_seed of each choice",
+    )
     parser.add_argument("--quick", action="store_true", help="two seeds of the smallest size")
-    parser.add_argument("--json", type=Path, default=RESULTS / "few_patients.json")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=RESULTS / "few_patients.json",
+        help="file for the numbers (benchmarks/results/few_patients.json)",
+    )
     arguments = parser.parse_args()
     files = [Path(name) for name in arguments.config if "=" not in name] or [DEMO]
     overrides = [name for name in arguments.config if "=" in name]

@@ -221,36 +221,46 @@ def main() -> None:
     prepare_process(verbose=False)
     usual = ReaderSize()
     parser = argparse.ArgumentParser(
-        description="train a small model that reads records, on patients other than a run's"
+        description="Trains a small model from scratch that reads records and predicts (some "
+        "minutes). It learns from patients that the experiment does not use. "
+        "docs/experiments.md: a model that reads.",
     )
-    parser.add_argument("config", type=Path, help="the experiment's configuration")
-    parser.add_argument("folder", type=Path, help="receives the model, as model.name names it")
+    parser.add_argument("config", type=Path, help="such as configs/planted_truth_reader.yaml")
+    parser.add_argument("folder", type=Path, help="where the model goes: model.name there")
     parser.add_argument("overrides", nargs="*", help="such as cohort.path=PATH/TO/physionet2012")
     parser.add_argument(
-        "--patients", type=int, default=usual.patients, help="to generate, of a synthetic cohort"
+        "--patients",
+        type=int,
+        default=usual.patients,
+        help="synthetic cohort: how many patients are generated to learn from (%(default)s)",
     )
     parser.add_argument(
-        "--epochs", type=int, default=usual.epochs, help="how often it reads about each patient"
+        "--epochs",
+        type=int,
+        default=usual.epochs,
+        help="how often it reads about each patient (%(default)s)",
     )
     parser.add_argument(
         "--generated",
         type=int,
         default=usual.generated,
-        help="of a real cohort: stays of its layout to generate and to read about first",
+        help="real cohort: how many generated stays of its layout it reads about first",
     )
     parser.add_argument(
         "--resampled",
         type=int,
         default=usual.resampled,
-        help="patients to put together from the others' values, and to read about before these",
+        help="real cohort: how many patients, put together from values of the left-out ones, it "
+        "reads about before those",
     )
-    parser.add_argument("--seed", type=int, default=usual.seed)
+    parser.add_argument("--seed", type=int, default=usual.seed, help="(%(default)s)")
     parser.add_argument(
         "--naming",
         type=Naming,
         choices=list(Naming),
         default=usual.naming,
-        help="which features its lessons name: any that is recorded, or unusual values sooner",
+        help="which features its answers name while it learns: any recorded one, or those with "
+        "unusual values sooner (%(default)s)",
     )
     given = parser.parse_args()
     size = ReaderSize(

@@ -57,7 +57,12 @@ def main() -> None:
     )
     parser.add_argument("search_run", type=Path, help="run folder with search.method=tree")
     parser.add_argument("samples_run", type=Path, help="run folder with search.method=samples")
-    parser.add_argument("--json", type=Path, default=RESULTS / "teacher.json")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=RESULTS / "teacher.json",
+        help="file for the numbers (default: the tracked benchmarks/results/teacher.json)",
+    )
     arguments = parser.parse_args()
     try:
         rows = compare(arguments.search_run, arguments.samples_run)

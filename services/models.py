@@ -287,9 +287,11 @@ def _hub_snapshot(name: str) -> Path:
         found = snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"hub model {name!r} is not in this machine's hub cache and could not be fetched "
-            f"({type(error).__name__}); set HF_HUB_OFFLINE=0 where the hub can be reached, copy "
-            "the model here and name its folder, or use a packaged model "
+            f"model.name is {name!r}: there is no such folder (relative ones start at "
+            f"{str(Path.cwd())!r}), and as a hub model it is not in this machine's hub cache and "
+            f"could not be fetched ({type(error).__name__}). Make or copy the folder "
+            "(`python -m benchmarks.reader` makes the one of a *_reader configuration), set "
+            "HF_HUB_OFFLINE=0 where the hub can be reached, or use a packaged model "
             f"({', '.join(sorted(PACKAGED))})"
         ) from error
     return Path(found)

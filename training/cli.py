@@ -21,8 +21,8 @@ STAGES = {
     "sft": "Stage 1: fine-tune on the best trajectories",
     "grpo": "Stage 2: attention-aligned policy optimization",
     "direct_sft": "fine-tune on direct predictions, where evaluate.methods has sft",
-    "evaluate": "score every method on the test split",
-    "report": "write report.html",
+    "evaluate": "ask every method about test patients and compare them",
+    "report": "write report.html, after all other stages",
 }
 
 SEARCH = """\
@@ -35,7 +35,7 @@ reward and the time left. It writes RUN/search: trajectories.parquet, ledger.jso
 for the report. Every completion is logged before it is used: a search that was stopped or
 failed goes on with the same command, and grows the same trees.
 
-settings that decide what it costs (all of them: docs/configuration.md):
+settings that decide what it costs, with their defaults (all of them: docs/configuration.md):
   search.num_patients=6     training patients, null = all
   search.num_rollouts=8     N, simulations a patient
   search.num_candidates=3   d, subquestions an expansion
@@ -48,22 +48,23 @@ example:
 """
 
 LEARN = """\
-An experiment: the arms of learn.arms over the seeds of learn.seeds, all from one cohort,
-expert and Stage 1, asked about the same test patients.
+An experiment: several ways to train (arms), each with several random seeds. All share one
+cohort, one expert and one Stage 1, and are asked about the same test patients.
 
 The unit of work is one arm with one seed. Each has a run folder of its own, RUN/arms/ARM/seed-N,
 with a report.html. After every unit RUN/learn/results.json and the page RUN/learn.html are written
 again. The same command resumes after any stop and skips what is done; more seeds or arms are
 added by naming them.
 
-settings that decide what it costs (all of them: docs/configuration.md):
-  learn.arms=[stage1, stage1_grpo, eag_rl]
-  learn.seeds=[17, 18, 19]
-  grpo.steps=2, evaluate.num_patients=16
-  prompt.kind=short_answer  some 40 tokens an answer
+settings that decide what it costs (all of them: docs/configuration.md), for example:
+  "learn.arms=[stage1,stage1_grpo,eag_rl]"   which arms; docs/experiments.md says what each is
+  "learn.seeds=[17,18]"                      how often each arm is trained
+  grpo.steps=2 evaluate.num_patients=16      how long, and how many test patients are asked
+  prompt.kind=short_answer search.method=samples   some 40 tokens an answer, no tree search
 
-example:
-  eag-rl learn configs/planted_truth.yaml learn.seeds=[17] --run-dir runs/planted
+example (the first command makes the small model that the second one trains, some minutes):
+  python -m benchmarks.reader configs/planted_truth_reader.yaml runs/reader --naming abnormal
+  eag-rl learn configs/planted_truth_reader.yaml "learn.seeds=[17]"
 """
 
 EPILOG = """\
@@ -72,11 +73,12 @@ examples:
   eag-rl run configs/tjh_cpu.yaml cohort.path=/data/tjh
   eag-rl run configs/demo.yaml configs/presets/dapo.yaml --run-dir runs/demo-dapo
   eag-rl search configs/demo.yaml search.num_rollouts=4
-  eag-rl learn configs/planted_truth.yaml
-  eag-rl doctor
+  eag-rl doctor configs/demo.yaml
 
-A stage runs whatever it needs and lacks. The same command resumes an interrupted run; a second
-run with the same inputs does nothing. Every setting is described in docs/configuration.md.
+A stage first runs the earlier stages that the run folder lacks: in an empty folder
+`eag-rl report CONFIG` runs everything. The same command resumes an interrupted run; a second run
+with the same inputs does nothing. Every setting is described in docs/configuration.md, an
+experiment in `eag-rl learn --help`.
 """
 
 
@@ -95,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=text,
-            description=SEARCH if name == "search" else text,
+            description=_description(name, text),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_run_arguments(command)
@@ -103,11 +105,12 @@ def build_parser() -> argparse.ArgumentParser:
             "--redo",
             metavar="STAGE",
             choices=list(STAGES),
-            help="replace this stage and all after it",
+            help="first delete this stage's results and all that follow from them; one of "
+            + ", ".join(STAGES),
         )
     learn = commands.add_parser(
         "learn",
-        help="an experiment: arms over seeds from one shared Stage 1",
+        help="an experiment: several ways to train, each with several seeds, from one Stage 1",
         description=LEARN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -116,19 +119,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--redo",
         metavar="STAGE",
         choices=[name for name in STAGES if name != "report"],
-        help="make this stage again, and all after it: a shared one, or that of every named unit",
+        help="make this stage again, and all after it. One that all units share is made once; "
+        "another one in every unit that the command names",
     )
     serve = commands.add_parser(
         "serve",
         help="keep the expert's HTTP endpoint up until Ctrl-C",
-        description="Serves POST /v1/expert/attention; trains the expert first if there is none.",
+        description="Serves POST /v1/expert/attention on 127.0.0.1:8000 (serve.host, serve.port) "
+        "until Ctrl-C; trains the expert first if there is none. The page /docs there describes "
+        "every field.",
     )
     _add_run_arguments(serve)
     export = commands.add_parser(
         "export",
         help="write a run's trajectories and patients as JSON lines for other trainers",
         description="Writes RUN/export/trajectories.jsonl (chats for supervised fine-tuning) and "
-        "RUN/export/patients.jsonl (prompts with the columns that the reward reads).",
+        "RUN/export/patients.jsonl (prompts with the columns that the reward reads). RUN needs its "
+        "expert for the second file and its search for the first.",
     )
     export.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo")
     export.add_argument(
@@ -140,10 +147,24 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="check versions, models, data, ports and resources, and say what to do",
-        description="Checks this machine (and, given a configuration, what that run needs).",
+        description="Checks this machine and what a run needs; it starts nothing. A line that "
+        "begins with FIX is to be mended; the line after it says how.",
     )
-    doctor.add_argument("arguments", nargs="*", metavar="CONFIG | section.key=value")
+    doctor.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="CONFIG | section.key=value",
+        help="the run to check, as `eag-rl run` takes it (default: a synthetic cohort)",
+    )
     return parser
+
+
+def _description(stage: str, text: str) -> str:
+    if stage == "search":
+        return SEARCH
+    if stage in ("run", "cohort"):
+        return text
+    return f"{text}\n\nStages that it needs and that the run folder lacks are run first."
 
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
@@ -151,7 +172,8 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         "arguments",
         nargs="+",
         metavar="CONFIG | section.key=value",
-        help="YAML files, a later one winning over an earlier one, then single settings",
+        help="YAML files, such as configs/demo.yaml, then single settings, such as grpo.steps=4. "
+        "A later file wins over an earlier one, a setting over all files",
     )
     command.add_argument(
         "--run-dir",

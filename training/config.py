@@ -227,7 +227,8 @@ class GrpoSection(Section):
             )
         if self.temperature != 1.0:
             raise ValueError(
-                "grpo.temperature must be 1: ratios use the policy's own distribution (SPEC 8)"
+                "grpo.temperature must be 1: the learner's probabilities are those at temperature "
+                f"1, and ratios to others would be wrong; got {self.temperature!r}"
             )
         return self
 

@@ -68,6 +68,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             file.name, [p.name for p in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
         )
         hint = f"; did you mean {file.parent / near[0]}?" if near else ""
+        if file.name.endswith((",", "]")):
+            hint = "; if it is part of a list, quote the whole argument: 'learn.seeds=[17, 18]'"
         raise ConfigurationError(f"configuration file {str(file)!r} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(

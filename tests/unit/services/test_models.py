@@ -237,6 +237,16 @@ def test_a_hub_model_that_is_not_here_is_refused_while_the_hub_is_off(
         resolve_model(section("organisation/no-such-model", tmp_path))
 
 
+def test_a_folder_that_is_not_there_is_named_with_the_place_where_it_was_sought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ModelError, match=f"no such folder .*{tmp_path}.*benchmarks.reader"):
+        resolve_model(section("runs/reader", tmp_path))
+
+
 def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
 

@@ -84,6 +84,12 @@ def test_the_largest_seed_is_taken():
     assert load_config([], ["cohort.seed=4294967295"]).cohort.seed == 2**32 - 1
 
 
+@pytest.mark.parametrize("part", ["18]", "stage1,"])
+def test_a_part_of_a_list_that_blanks_tore_is_refused_with_the_fix(part):
+    with pytest.raises(ConfigurationError, match="quote the whole argument"):
+        load_config([CONFIGS / "demo.yaml", Path(part)], ["learn.seeds=[17,"])
+
+
 def test_a_missing_file_names_its_neighbour(tmp_path):
     (tmp_path / "demo.yaml").write_text("cohort:\n  seed: 1\n")
 
