@@ -17,16 +17,15 @@ _LONG_PROBE = "\n".join([_SHORT_PROBE, *["Line of a record: 1, NaN"] * 400, "end
 _NUM_RENDERINGS = 8
 """Of each probe: a template that draws one of two texts passes one time in 2 to the 15."""
 _ANSWER = "EagRlAnswer"
-_REASONING = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[think]", "[/think]"),
-    ("<|start_thinking|>", "<|end_thinking|>"),
+_REASONING = re.compile(
+    r"[<\[\u25c1](?P<end>/)?\|?(?P<close>/|end_(?:of_)?)?(?:(?:begin_of|start)_)?(?!no)(?:[\w:]+[:_])??"
+    r"(?:think(?:ing)?(?:_process)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|analysis|scratchpad"
+    r"|(?:inner_)?monologue|cot)\|?[>\]\u25b7]"
+    r"|<unused9(?:4|(?P<closed>5))>|<\|channel\|>(?:analysis|(?P<final>final))",
+    re.IGNORECASE,
 )
-"""Tags around what a model writes before its answer, in small letters."""
-
+"""A tag around what a model writes before its answer; a named group is there in one that closes.
+The last line has those of MedGemma and of the Harmony format."""
 
 _MESSAGE = "{message}"
 _END_OF_TURN = re.compile(r"</s>|<[^<>]*(?:end|eos|eot)[^<>]*>", re.IGNORECASE)
@@ -72,15 +71,15 @@ def frame_of(render: Callable[[str], str]) -> ChatFrame:
             f"{first!r} and {second!r}; give the model folder another chat_template.jinja"
         )
     (frame,) = frames
-    for opening, closing in _REASONING:
-        suffix = frame.suffix.lower()
-        if suffix.rfind(opening) > suffix.rfind(closing):
-            raise ModelError(
-                f"expected a chat template that opens the assistant's answer, it opens a block of "
-                f"reasoning ({frame.suffix[-60:]!r}): answers would be read as reasoning; use a "
-                "model that answers without, or give the model folder a chat_template.jinja that "
-                f"closes the block ({closing!r})"
-            )
+    tags = list(_REASONING.finditer(frame.suffix))
+    if tags and not any(tags[-1].groupdict().values()):
+        opening = tags[-1][0]
+        raise ModelError(
+            f"expected a chat template that opens the assistant's answer, it opens a block of "
+            f"reasoning ({frame.suffix[-60:]!r}): answers would be read as reasoning; use a model "
+            "that answers without, or give the model folder a chat_template.jinja that closes the "
+            f"block behind {opening!r}"
+        )
     return frame
 
 

@@ -6,6 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def in_home(path: str) -> Path:
+    """A path with `~` and `~user` as a shell reads them; as it stands where there is no such user.
+
+    A shell leaves them alone in quotes and behind `=`.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no home folder is known
+        return Path(path)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to; the file takes its place when all is written.

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ehr.errors import DataError
+from ehr.files import in_home
 
 SETS = ("a", "b")
 """Sets with published outcomes when the data was laid out; one of them suffices."""
@@ -98,7 +99,7 @@ def challenge_folder(path: str | None) -> Path:
     )
     if path is None:
         raise DataError(f"{expected}, but is not set. Add cohort.path=FOLDER to the command.")
-    folder = Path(path).expanduser()
+    folder = in_home(path)
     try:
         is_folder, reason = folder.is_dir(), "there is no such folder"
     except OSError as error:

@@ -15,6 +15,12 @@ from ehr.catalogue import TJH_LABS, Feature
 SHIFTS = (10.0, 100.0)
 """Factors by which a value is too large when its decimal point was left out or misplaced."""
 
+AGES = (0, 120)
+"""Years that readers take for an age."""
+
+PHYSIONET2012_AGES = (15, 120)
+"""The youngest stay of the challenge's sets is 15; 90 means 90 or older."""
+
 _RESTORED = "pH"
 _FRACTION = "Fraction inspired oxygen"
 """Records write it as a fraction of 1 or in percent; the catalogue's unit is percent."""

@@ -17,6 +17,7 @@ from ehr.cells import CellReader
 from ehr.cohort import Cohort, PatientCase, Sex, make_splits
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
+from ehr.files import in_home
 from ehr.workbook import read_table
 
 FILE_NAME = "time_series_375_prerpocess_en.xlsx"
@@ -119,7 +120,7 @@ def _workbook(path: str | None) -> Path:
             f"cohort.path must name {FILE_NAME} or the folder that holds it, but is not set. "
             "Add cohort.path=FOLDER to the command."
         )
-    given = Path(path).expanduser()
+    given = in_home(path)
     try:
         found = given / FILE_NAME if given.is_dir() else given
         is_there, reason = found.is_file(), "there is no such file"

@@ -15,6 +15,7 @@ import ray
 from ray import serve
 
 from ehr.errors import ResourceError
+from ehr.files import in_home
 from services.cluster_address import CLIENT_SCHEME, host_and_port, require_cluster
 from services.config import ClusterSection, ServeSection
 from services.environment import process_environment
@@ -307,7 +308,7 @@ def _start_once(section: ClusterSection, verbose: bool) -> Cluster:
             namespace=NAMESPACE,
             logging_level=logging.INFO if verbose else logging.ERROR,
             log_to_driver=verbose,
-            _temp_dir=section.temp_dir,
+            _temp_dir=None if section.temp_dir is None else str(in_home(section.temp_dir)),
         )
     return Cluster(dashboard_url=_dashboard_url(context), started_here=True)
 

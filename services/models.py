@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from ehr.chat import ChatFrame
 from ehr.errors import ModelError
+from ehr.files import in_home
 from services.config import ModelSection
 from services.conversion import CHAT_FILE, REFUSED
 from services.environment import default_cache_dir, process_environment
@@ -138,10 +139,10 @@ def resolve_model(section: ModelSection) -> LocalModel:
         ModelError: if the name means nothing, the file is not the expected one, or a hub id is not
             on this machine while the hub is switched off.
     """
-    cache = Path(section.cache_dir).expanduser() if section.cache_dir else default_cache_dir()
+    cache = in_home(section.cache_dir) if section.cache_dir else default_cache_dir()
     if section.name in PACKAGED:
         return _packaged(section.name, PACKAGED[section.name], cache)
-    folder = Path(section.name).expanduser()
+    folder = in_home(section.name)
     if section.name and folder.is_dir():
         return _from_folder(section.name, folder.resolve(), str(folder.resolve()), cache)
     if _HUB_ID.fullmatch(section.name):

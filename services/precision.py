@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from ehr.files import in_home
 from services.environment import default_cache_dir, process_environment
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def choose_precision(
         return Precision(parameter_type=dtype, reason="model.dtype says so")
     if on_gpu:
         return Precision(parameter_type="bfloat16", reason="GPUs multiply in bfloat16")
-    cache = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    cache = in_home(cache_dir) if cache_dir else default_cache_dir()
     ratio = time_ratio(cache, measure or measure_in_child)
     if math.isnan(ratio):
         return Precision(

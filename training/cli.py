@@ -243,6 +243,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(parsed: argparse.Namespace) -> int:
     from ehr.errors import ConfigurationError
+    from ehr.files import in_home
     from training.config_loading import load_config
 
     files = [Path(a) for a in parsed.arguments if "=" not in a]
@@ -252,7 +253,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
         return examine(load_config(files, overrides), print)
     if parsed.command == "export":
-        return _export(Path(parsed.run), parsed.every_trajectory)
+        return _export(in_home(parsed.run), parsed.every_trajectory)
     if not files:
         raise ConfigurationError(
             "name at least one configuration file, for instance configs/demo.yaml"
@@ -260,6 +261,8 @@ def _run(parsed: argparse.Namespace) -> int:
     config = load_config(files, overrides)
     if parsed.run_dir == "":
         raise ConfigurationError("--run-dir is empty; name a folder, or leave it out for runs/NAME")
+    if parsed.run_dir is not None:
+        parsed.run_dir = str(in_home(parsed.run_dir))
     run_dir = Path(parsed.run_dir or Path("runs") / str(config.run.name))
     other = config.evaluate.other_cohort
     paths = {

@@ -16,6 +16,9 @@ from training.strict_yaml import DuplicateKeyError, read_yaml
 _RENAMED = {"prompt.feature_order_shuffle": "evaluate.feature_order_shuffle"}
 """Keys of earlier releases, with what they are called now."""
 
+_PRESETS = "presets"
+"""Name of the folder of presets."""
+
 _COMMENT = re.compile(r"\s#")
 
 
@@ -29,8 +32,9 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
     Raises:
         ConfigurationError: for a missing or unreadable file, a setting that is given twice in one
             file or in the arguments, an unknown key (with its path and the nearest valid name) or
-            a value that does not fit.
+            a value that does not fit, or a preset before another file.
     """
+    _refuse_presets_before_others(files)
     tree: dict[str, Any] = {}
     for file in files:
         _merge(tree, _read_yaml(file))
@@ -58,6 +62,18 @@ def validated(tree: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from None
+
+
+def _refuse_presets_before_others(files: Sequence[Path]) -> None:
+    """A preset would lose what the file behind it sets too, and the run would have its name."""
+    is_preset = [file.absolute().parent.name == _PRESETS for file in files]
+    for place, file in enumerate(files):
+        if is_preset[place] and not all(is_preset[place:]):
+            other = files[place + is_preset[place:].index(False)]
+            raise ConfigurationError(
+                f"{str(file)!r} is a preset, which is given behind a configuration: {str(other)!r} "
+                "would replace what both set; change their order"
+            )
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -4,12 +4,14 @@ Needs neither Ray nor TRL: a trainer that samples completions itself calls it wi
 the columns of its data set, as `eag-rl export` writes them.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from statistics import fmean
 
-from ehr.catalogue import Feature
+from ehr.catalogue import AGE_AND_SEX, Feature
 from ehr.config import RewardSection
 from ehr.errors import DataError
 from ehr.names import FeatureMatcher
@@ -38,13 +40,23 @@ class TrajectoryReward:
         accuracy_weight: float | None = None,
         max_completion_tokens: int | None = None,
     ) -> None:
+        if accuracy_weight is not None and not 0 <= accuracy_weight <= 1:
+            raise DataError(f"expected accuracy_weight between 0 and 1, got {accuracy_weight!r}")
+        if max_completion_tokens is not None and max_completion_tokens < 1:
+            raise DataError(
+                f"expected max_completion_tokens of 1 or more, got {max_completion_tokens!r}; None "
+                "takes completions as they are"
+            )
+        self._known = frozenset((AGE_AND_SEX, *(feature.name for feature in features)))
         self._matcher = FeatureMatcher(features)
         self._section = section or RewardSection()
         self._accuracy_weight = accuracy_weight
         self._max_completion_tokens = max_completion_tokens
 
     @classmethod
-    def of_run(cls, run_dir: Path, max_completion_tokens: int | None = None) -> "TrajectoryReward":
+    def of_run(
+        cls, run_dir: str | Path, max_completion_tokens: int | None = None
+    ) -> "TrajectoryReward":
         """The reward that a run's Stage 2 was made with, or else its search.
 
         It belongs to the columns that `eag-rl export` writes: `grpo.accuracy_weight` is in it, and
@@ -63,6 +75,7 @@ class TrajectoryReward:
         from training.rewarded import reward_section
         from training.run_folder import RunFolder
 
+        run_dir = Path(run_dir)
         config = RunFolder(run_dir).read_config("grpo", "search")
         return cls(
             load_cohort(run_dir / "cohort").features,
@@ -93,9 +106,18 @@ class TrajectoryReward:
             log_metric: is told the means of the reward's parts.
 
         Raises:
-            DataError: if a column has another length than the completions, a label is missing, or
-                features are no list of names with a weight each.
+            DataError: if a column has another length than the completions, a label is missing,
+                features are no list of the cohort's names with a weight each, a completion is no
+                text, or its tokens are missing where they decide.
         """
+        if isinstance(completions, str):
+            raise DataError("expected a list of completions, got one text; put it into a list")
+        if self._max_completion_tokens is not None and completion_ids is None:
+            raise DataError(
+                "expected the column `completion_ids`, by which max_completion_tokens="
+                f"{self._max_completion_tokens} tells what was cut off; pass it, or leave the "
+                "limit out"
+            )
         columns = {
             "label": label,
             "salient_features": salient_features,
@@ -115,6 +137,7 @@ class TrajectoryReward:
                     label[index],
                     salient_features[index],
                     None if salient_weights is None else salient_weights[index],
+                    self._known,
                 ),
                 None if completion_ids is None else len(completion_ids[index]),
             )
@@ -139,22 +162,40 @@ class TrajectoryReward:
 
 
 def _context(
-    label: int, salient_features: Sequence[str], weights: Sequence[float] | None
+    label: int,
+    salient_features: Sequence[str] | None,
+    weights: Sequence[float] | None,
+    known: frozenset[str],
 ) -> RewardContext:
     if label not in (0, 1):
         raise DataError(
             f"expected label 0 or 1 for every completion, got {label!r}; give the data set a "
             "column `label`, as `eag-rl export` writes it"
         )
-    if isinstance(salient_features, str):
+    if salient_features is None or isinstance(salient_features, str):
         raise DataError(
             f"expected a list of names in column `salient_features`, got {salient_features!r}; "
             "split it, or use the columns that `eag-rl export` writes"
+        )
+    if unknown := sorted(map(str, {*salient_features} - known)):
+        raise DataError(
+            f"expected names of the cohort's features in column `salient_features`, got "
+            f"{unknown[:5]}, which no answer would ever match; use the column that `eag-rl export` "
+            "writes for this cohort"
+        )
+    if len(set(salient_features)) < len(salient_features):
+        raise DataError(
+            f"expected each name once in column `salient_features`, got {list(salient_features)}"
         )
     if weights is not None and len(weights) != len(salient_features):
         raise DataError(
             f"expected one weight in column `salient_weights` for each of {len(salient_features)} "
             f"salient features, got {len(weights)}; `eag-rl export` writes both columns"
+        )
+    if weights is not None and not all(map(_is_weight, weights)):
+        raise DataError(
+            "expected finite numbers that are not negative in column `salient_weights`, got "
+            f"{list(weights)}; `eag-rl export` writes the column"
         )
     stability = {} if weights is None else dict(zip(salient_features, weights, strict=True))
     return RewardContext(
@@ -165,11 +206,21 @@ def _context(
     )
 
 
+def _is_weight(weight: object) -> bool:
+    return isinstance(weight, Real) and 0 <= float(weight) < math.inf
+
+
 def _text(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
+    if not isinstance(completion, list | tuple) or not all(
+        isinstance(message, Mapping) for message in completion
+    ):
+        raise DataError(
+            f"expected every completion to be a text or a list of messages, got {completion!r:.80}"
+        )
     contents = [
-        message["content"]
+        message.get("content")
         for message in completion
         if message.get("role", "assistant") == "assistant"
     ]

@@ -216,7 +216,15 @@ class StageRecord:
 
     def read(self) -> dict[str, Any] | None:
         """The record, or None where the stage never began."""
-        return _read_record(self._path) if self._path.exists() else None
+        if not self._path.exists():
+            return None
+        record = _read_record(self._path)
+        if lacking := [name for name in ("state", "key") if name not in record]:
+            raise RunFolderError(
+                f"{self._path} is no record of a stage (it lacks {lacking}); restore it, or remove "
+                f"{self.folder} to begin again"
+            )
+        return record
 
     @property
     def done(self) -> bool:
@@ -353,7 +361,10 @@ def versions() -> dict[str, str]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("it is no JSON object")
+        return record
     except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{path} is unreadable ({error}); restore it, or remove {path.parent} to begin again"

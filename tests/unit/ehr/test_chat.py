@@ -59,6 +59,9 @@ def test_a_template_that_looks_at_the_message_or_draws_lots_is_refused():
         "<a><Thinking>",
         "<a>[THINK]",
         "<a><|START_THINKING|>",
+        *("<a><thought>", "<a><|begin_of_thought|>", "<a>\u25c1think\u25b7", "<a><|think|>"),
+        *("<a><unused94>thought\n", "<a><|channel|>analysis<|message|>", "<a><longcat_think>"),
+        *("<a><seed:cot_budget_reflect>", "<a><scratchpad>", "<a></think><reason>"),
     ],
 )
 def test_an_answer_that_would_begin_inside_a_block_of_reasoning_is_refused(suffix):
@@ -66,7 +69,15 @@ def test_an_answer_that_would_begin_inside_a_block_of_reasoning_is_refused(suffi
         frame_of(lambda message: message + suffix)
 
 
-@pytest.mark.parametrize("suffix", ["<a>\n<think>\n\n</think>\n\n", "<a></think>"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        *("<a>\n<think>\n\n</think>\n\n", "<a></think>", "<a>\u25c1think\u25b7\u25c1/think\u25b7"),
+        *("<a><|START_THINKING|><|END_THINKING|>", "<a><unused94>thought\n<unused95>"),
+        *("<a><|begin_of_thought|><|end_of_thought|>", "<a><|channel|>final<|message|>"),
+        *("<a><no_think>", "<a>Reasoning: low", "<a><analyst>", "<a>[|assistant|]"),
+    ],
+)
 def test_a_closed_block_of_reasoning_is_part_of_the_frame(suffix):
     assert frame_of(lambda message: message + suffix).suffix == suffix
 

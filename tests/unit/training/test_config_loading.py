@@ -32,6 +32,25 @@ def test_later_files_and_arguments_win_key_by_key():
 
 
 @pytest.mark.parametrize(
+    "files",
+    [
+        ("presets/paper.yaml", "demo.yaml"),
+        ("demo.yaml", "presets/paper.yaml", "tiny.yaml"),
+        ("presets/dapo.yaml", "presets/one_gpu.yaml", "demo.yaml"),
+    ],
+)
+def test_a_preset_before_a_configuration_is_refused(files):
+    with pytest.raises(ConfigurationError, match=r"a preset, which is given behind .*\.yaml"):
+        load_config([CONFIGS / file for file in files])
+
+
+@pytest.mark.parametrize("name", ["run.name", "model.cache_dir", "search.num_patients"])
+def test_none_is_written_null(name):
+    with pytest.raises(ConfigurationError, match="write null"):
+        load_config([CONFIGS / "demo.yaml"], [f"{name}=None"])
+
+
+@pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("search.num_rollout=3", "did you mean 'search.num_rollouts'"),

@@ -1,5 +1,7 @@
 """The reward as other trainers call it; TRL is not needed to say what it is called with."""
 
+import math
+
 import pytest
 
 from ehr.catalogue import BENCHMARK_17
@@ -113,11 +115,47 @@ def test_the_parts_are_told_to_the_trainer_s_log():
         ({"salient_features": [SALIENT]}, "column 'salient_features'"),
         ({"salient_features": ["pH", "Glucose"]}, "list of names in column `salient_features`"),
         ({"salient_weights": [[1.0], [1.0]]}, "each of 3 salient features, got 1"),
+        ({"salient_features": [SALIENT, None]}, "list of names in column `salient_features`"),
+        ({"salient_features": [SALIENT, ["ph"]]}, r"the cohort's features .*got \['ph'\]"),
+        ({"salient_features": [SALIENT, ["hemoglobin", "pH"]]}, r"got \['hemoglobin'\]"),
+        ({"salient_features": [SALIENT, ["pH", "pH"]]}, "each name once"),
+        ({"salient_weights": [[1.0] * 3, [1.0, math.nan, 1.0]]}, "finite numbers that are not"),
+        ({"salient_weights": [[1.0] * 3, [1.0, -1.0, 1.0]]}, "finite numbers that are not"),
+        ({"salient_weights": [[1.0] * 3, [1.0, None, "1"]]}, "finite numbers that are not"),
     ],
 )
 def test_a_wrong_column_is_named(wrong, message):
     with pytest.raises(DataError, match=message):
         TrajectoryReward(BENCHMARK_17)(completions=[GOOD, BAD], **columns(2, **wrong))
+
+
+@pytest.mark.parametrize(
+    "completion", [None, 5, GOOD.encode(), {"role": "assistant", "content": GOOD}, [GOOD]]
+)
+def test_what_is_no_completion_is_refused(completion):
+    with pytest.raises(DataError, match="a text or a list of messages"):
+        TrajectoryReward(BENCHMARK_17)(completions=[completion], **columns(1))
+
+
+def test_one_text_is_no_list_of_completions():
+    with pytest.raises(DataError, match="put it into a list"):
+        TrajectoryReward(BENCHMARK_17)(completions=GOOD, **columns(1))
+
+
+def test_a_limit_of_tokens_needs_the_tokens():
+    with pytest.raises(DataError, match="the column `completion_ids`"):
+        TrajectoryReward(BENCHMARK_17, max_completion_tokens=4)(
+            completions=[GOOD], **columns(1, completion_ids=None)
+        )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"accuracy_weight": 60}, {"accuracy_weight": math.nan}, {"max_completion_tokens": 0}],
+)
+def test_settings_that_no_run_may_have_are_refused(settings):
+    with pytest.raises(DataError, match=f"expected {next(iter(settings))}"):
+        TrajectoryReward(BENCHMARK_17, **settings)
 
 
 def test_content_that_is_no_text_is_refused():

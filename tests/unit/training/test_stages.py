@@ -287,9 +287,10 @@ def test_a_folder_of_another_layout_is_refused(tmp_path):
         RunFolder(tmp_path).create()
 
 
-def test_a_torn_record_is_an_error_with_the_fix(tmp_path):
+@pytest.mark.parametrize("text", ['{"state": "do', "[]", "null", "{}", '{"state": "done"}'])
+def test_a_torn_record_is_an_error_with_the_fix(tmp_path, text):
     (tmp_path / "first").mkdir()
-    (tmp_path / "first" / "stage.json").write_text('{"state": "do')
+    (tmp_path / "first" / "stage.json").write_text(text)
 
     with pytest.raises(RunFolderError, match="restore it, or remove"):
         RunFolder(tmp_path).stage("first").read()
