@@ -33,7 +33,7 @@ from ehr.physionet2012_files import (
     stamps,
 )
 from ehr.physionet2012_outcomes import num_listed_without_files, read_outcomes
-from ehr.plausible import plausible_mask, restore_decimal_point
+from ehr.plausible import PHYSIONET2012_AGES, plausible_mask, restore_decimal_point
 
 TEST_SHARE = 2_000 / 8_000
 """Of the 8,000 stays of both sets 2,000 are the test split, and 750 of the rest validation."""
@@ -53,8 +53,6 @@ _SEXES = {0.0: Sex.FEMALE, 1.0: Sex.MALE, _MISSING: Sex.UNKNOWN}
 # Height and weight at admission are values of the first bin; the ICU type has no place in a case.
 _DESCRIPTORS = ("RecordID", "Age", "Gender", "ICUType")
 _RECORD_ID = _DESCRIPTORS.index("RecordID")
-_AGES = (15, 120)
-"""Plausible ages: the youngest stay of the sets is 15; 90 means 90 or older."""
 _TIME = re.compile(r"\d{2,3}:[0-5]\d", re.ASCII)
 _FEATURE_OF = {
     "GCS": "Glasgow coma scale total",
@@ -353,7 +351,7 @@ def _background(
             f"is {gender[first]:g}. Correct it, or give the published files."
         )
     is_unknown = age == _MISSING
-    is_implausible = ~is_unknown & ((age < _AGES[0]) | (age > _AGES[1]))
+    is_implausible = ~is_unknown & ((age < PHYSIONET2012_AGES[0]) | (age > PHYSIONET2012_AGES[1]))
     if is_implausible.any():
         dropped["implausible Age"] = int(is_implausible.sum())
     ages = np.where(is_unknown | is_implausible, np.nan, age)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ehr.catalogue import TJH_LABS, Feature
+from ehr.catalogue import PHYSIONET2012, TJH_LABS, Feature
 
 SHIFTS = (10.0, 100.0)
 """Factors by which a value is too large when its decimal point was left out or misplaced."""
@@ -113,4 +113,20 @@ def read_value(feature: Feature, written: float) -> ReadValue:
             return ReadValue(value=float(restored[0]), reason="its decimal point was left out")
     unit = f" {feature.unit}" if feature.unit else ""
     reason = f"outside the plausible range, {low:g} to {high:g}{unit}: taken as not measured"
+    return ReadValue(value=np.nan, reason=reason)
+
+
+def read_age(features: Sequence[Feature], written: float) -> ReadValue:
+    """An age as the reader of the features' source reads it: as it is, or missing.
+
+    Args:
+        features: of the cohort.
+        written: years, finite.
+    """
+    names = {feature.name for feature in PHYSIONET2012}
+    is_physionet2012 = all(feature.name in names for feature in features)
+    low, high = PHYSIONET2012_AGES if is_physionet2012 else AGES
+    if low <= written <= high:
+        return ReadValue(value=written, reason=None)
+    reason = f"outside the plausible ages, {low} to {high} years: taken as unknown"
     return ReadValue(value=np.nan, reason=reason)

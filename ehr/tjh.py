@@ -18,6 +18,7 @@ from ehr.cohort import Cohort, PatientCase, Sex, make_splits
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
 from ehr.files import in_home
+from ehr.plausible import AGES
 from ehr.workbook import read_table
 
 FILE_NAME = "time_series_375_prerpocess_en.xlsx"
@@ -36,7 +37,6 @@ _PATIENT, _RECORD, _ADMISSION, _DISCHARGE = (
 _BACKGROUND = ("age", "gender", "outcome")
 _TIMES = (_RECORD, _ADMISSION, _DISCHARGE)
 _SEXES = {1: Sex.MALE, 2: Sex.FEMALE}
-_AGES = (0, 120)
 _LATE_DAYS = 7
 """The published workbook has results up to two days behind the discharge."""
 
@@ -183,7 +183,7 @@ def _read(path: Path) -> pd.DataFrame:
     read = {_PATIENT: _patients(path, reader, table[_PATIENT])}
     read |= {column: reader.days(table[column]) for column in _TIMES}
     read["age"] = reader.numbers(table["age"])
-    low, high = _AGES
+    low, high = AGES
     reader.refuse(
         table.loc[~read["age"].between(low, high), "age"], f"{low} to {high} years in every row"
     )

@@ -28,12 +28,14 @@ from pydantic_core import PydanticCustomError
 from ehr.catalogue import AGE_AND_SEX, Feature
 from ehr.cohort import PatientCase, Sex
 from ehr.errors import DataError
-from ehr.plausible import read_value
+from ehr.plausible import read_age, read_value
 
 MAX_VISITS = 500
 MAX_DAYS = 36_525
 """A hundred years: no record is longer, and the expert's float32 holds it exactly."""
 _MAX_ID = 200
+_AGE = "Age"
+"""What an adjustment calls the age, which is no feature of a visit."""
 _SHOWN = 60
 """Characters of a refused text that its message repeats."""
 
@@ -130,8 +132,9 @@ class Adjustment(Body):
     """A value that was not taken as it was sent, because the reader of such records does not."""
 
     feature: str
+    """Name of the feature, or `Age`."""
     visit: int
-    """Number of the visit, from 1."""
+    """Number of the visit, from 1; the age is that at the first."""
     value: float
     """As it was sent."""
     became: float | None
@@ -164,7 +167,7 @@ def case_from_body(body: PatientBody, features: Sequence[Feature]) -> PatientCas
     return PatientCase(
         patient_id=body.patient_id,
         sex=body.sex,
-        age=body.age,
+        age=_age(body, features),
         visit_labels=tuple(str(index + 1) for index in range(len(body.visits))),
         visit_days=_days(body.visits),
         values=values,
@@ -177,7 +180,12 @@ def adjustments(body: PatientBody, features: Sequence[Feature]) -> list[Adjustme
     Raises:
         DataError: as `case_from_body`.
     """
-    return [
+    adjusted: list[Adjustment] = []
+    if body.age is not None and (reason := read_age(features, body.age).reason) is not None:
+        adjusted.append(
+            Adjustment(feature=_AGE, visit=1, value=body.age, became=None, reason=reason)
+        )
+    return adjusted + [
         Adjustment(
             feature=features[each.column].name,
             visit=each.visit + 1,
@@ -188,6 +196,13 @@ def adjustments(body: PatientBody, features: Sequence[Feature]) -> list[Adjustme
         for each in _readings(body.visits, features)
         if each.reason is not None
     ]
+
+
+def _age(body: PatientBody, features: Sequence[Feature]) -> float | None:
+    if body.age is None:
+        return None
+    age = read_age(features, body.age).value
+    return None if math.isnan(age) else age
 
 
 def _readings(visits: Sequence[VisitBody], features: Sequence[Feature]) -> list[_Reading]:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from ehr.catalogue import BENCHMARK_17, PHYSIONET2012, TJH_LABS
+from ehr.catalogue import BENCHMARK_17, PHYSIONET2012, PHYSIONET2012_BENCHMARK, TJH_LABS
 from ehr.cohort import Cohort, PatientCase, record_hash
 from ehr.config import CohortSection
 from ehr.synthetic import generate
@@ -99,6 +99,27 @@ def test_each_adjusted_value_is_what_the_expert_saw(name: str, value: float, bec
 def test_plausible_values_are_taken_as_they_stand(name: str, value: float):
     assert post({"visits": [visit(0, **{name: value})]}).json()["adjusted"] == []
     assert seen(name) == [value]
+
+
+@pytest.mark.parametrize(
+    ("features", "age", "became"),
+    [
+        (PHYSIONET2012, 14, None),
+        (PHYSIONET2012_BENCHMARK, 5, None),
+        (PHYSIONET2012, 15, 15),
+        (TJH_LABS, 5, 5),
+        (BENCHMARK_17, 5, 5),
+    ],
+)
+def test_an_age_is_read_as_the_reader_of_the_source_does(features, age, became):
+    expert = RecordingExpert()
+
+    reply = post({"age": age, "visits": [visit(0)]}, client_of(expert, features)).json()
+
+    assert expert.asked[-1][0].age == became
+    assert [(each["feature"], each["value"], each["became"]) for each in reply["adjusted"]] == (
+        [("Age", age, None)] if became is None else []
+    )
 
 
 def test_a_tongji_record_keeps_what_is_high_and_loses_what_is_negative():
