@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _RECORD = "model.json"
 _CONVERSION = 3
 """Raised when the cache of a converted model holds something else than before."""
-_RENDERING = 2
+_RENDERING = 3
 """Raised when another frame is rendered of the same folder than before."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
