@@ -14,7 +14,7 @@ SEQUENCES = (64, 256)
 CONTEXT_TOKENS = 2000
 """Mean prompt and answer of a sequence at a case of 1,500 tokens."""
 DECODED_TOKENS, COMPUTED_TOKENS = 5800 / 198, 9300 / 198
-"""Of one request at N 8, d 3, T 7, by the counts of SPEC section 6."""
+"""Of one request at N 8, d 3, T 7."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from services.types import BASE_POLICY, Completion, GenerateRequest, Policy
 _STEPS = {step_regex(depth): depth for depth in range(1, 65)}
 _NAMES = ("Heart Rate", "Glucose", "pH", "Temperature", "Weight", "Oxygen saturation")
 _QUESTION_TOKENS, _ANSWER_TOKENS, _FINAL_TOKENS = 22, 45, 70
-"""Lengths of what a trained model writes, SPEC section 6."""
+"""Lengths of what a trained model writes."""
 _ANSWER = (
     "The value rose over the first visits, stayed above its reference range for most of the stay, "
     "and came back towards the middle of it on the last day, which speaks for a recovery that is "

@@ -26,7 +26,7 @@ from ehr.tree_salience import TreeEnsemble
 from ehr.vote import Vote, vote_weights
 
 CHEAP_MEMBERS = 10
-"""Members of the methods that fit in seconds: five pairs, as SPEC's figures have."""
+"""Members of the methods that fit in seconds: five pairs."""
 
 CHEAP_METHODS: Mapping[str, type[LinearEnsemble] | type[TreeEnsemble]] = MappingProxyType(
     {"logistic_regression": LinearEnsemble, "tree_shap": TreeEnsemble}

@@ -49,7 +49,7 @@ def attend_shared_prompt(
 ) -> tuple[Float[Tensor, "1 tokens heads width"], None]:
     """Attention of a packed row, with the call shape of transformers' attention interface.
 
-    Dropout is not applied: neither stage uses it (SPEC 7 and 8).
+    Dropout is not applied: neither stage uses it.
 
     Raises:
         TrainingError: if the call does not come through `PolicyModel`, which names the spans.

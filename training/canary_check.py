@@ -14,7 +14,7 @@ from training.served_change import ServedChange, served_change, worst
 logger = logging.getLogger(__name__)
 
 _CANARY_GROWTH = 3.0
-"""Times the mean difference measured at version 0 (SPEC 8)."""
+"""Times the mean difference measured at version 0."""
 
 
 def check_canary(

@@ -1,4 +1,4 @@
-"""What the `sft` row is trained on: balanced direct predictions, no reasoning (SPEC 7)."""
+"""What the `sft` row is trained on: balanced direct predictions, no reasoning."""
 
 import itertools
 import random

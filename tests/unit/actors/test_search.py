@@ -1,4 +1,4 @@
-"""The search of SPEC 6, sentence by sentence, with scripted models."""
+"""The search of paper section 3.2, sentence by sentence, with scripted models."""
 
 import asyncio
 import math

@@ -415,8 +415,8 @@ def test_contributions_on_tjh_agree_as_the_specification_says() -> None:
     )
     measured = agreement(first, second, 5)
 
-    # SPEC section 5: J .79, J_perm .16, constant .25, kappa .75; its bags are not these halves, and
-    # members here choose a penalty each, in their own half: .71 and .74 with this seed.
+    # An earlier measurement with bags that are not these halves: J .79, J_perm .16, constant .25,
+    # kappa .75. Members here choose a penalty each, in their own half: .71 and .74 with this seed.
     assert measured.kappa == pytest.approx(0.72, abs=0.04)
     assert measured.jaccard == pytest.approx(0.75, abs=0.04)
     assert measured.jaccard_permuted == pytest.approx(0.16, abs=0.07)
