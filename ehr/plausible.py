@@ -20,6 +20,7 @@ AGES = (0, 120)
 
 PHYSIONET2012_AGES = (15, 120)
 """The youngest stay of the challenge's sets is 15; 90 means 90 or older."""
+_NAMES_OF_PHYSIONET2012 = frozenset(feature.name for feature in PHYSIONET2012)
 
 _RESTORED = "pH"
 _FRACTION = "Fraction inspired oxygen"
@@ -123,8 +124,7 @@ def read_age(features: Sequence[Feature], written: float) -> ReadValue:
         features: of the cohort.
         written: years, finite.
     """
-    names = {feature.name for feature in PHYSIONET2012}
-    is_physionet2012 = all(feature.name in names for feature in features)
+    is_physionet2012 = _NAMES_OF_PHYSIONET2012.issuperset(feature.name for feature in features)
     low, high = PHYSIONET2012_AGES if is_physionet2012 else AGES
     if low <= written <= high:
         return ReadValue(value=written, reason=None)
