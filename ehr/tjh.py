@@ -19,7 +19,6 @@ from ehr.config import CohortSection, Task
 from ehr.errors import DataError
 from ehr.files import in_home
 from ehr.plausible import AGES
-from ehr.workbook import read_table
 
 FILE_NAME = "time_series_375_prerpocess_en.xlsx"
 """Name of the workbook as published (HAIRLAB/Pre_Surv_COVID_19), its misspelling included."""
@@ -178,6 +177,9 @@ def _read(path: Path) -> pd.DataFrame:
     """All records of the workbook: each column of one kind, each patient of one background."""
     labs = [lab.name for lab in TJH_LABS]
     columns = (_PATIENT, *_TIMES, *_BACKGROUND, *labs)
+    # Every command imports the loaders, and openpyxl takes a tenth of a second.
+    from ehr.workbook import read_table
+
     table = read_table(path, columns, _ADVICE, carried=(_PATIENT,))
     reader = CellReader(path)
     read = {_PATIENT: _patients(path, reader, table[_PATIENT])}

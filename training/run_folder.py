@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -187,7 +187,18 @@ class RunFolder:
 
     def _config_record(self) -> dict[str, Any] | None:
         path = self.path / "config.json"
-        return _read_record(path) if path.exists() else None
+        if not path.exists():
+            return None
+        record = {"model": None, **_read_record(path)}
+        wrong = _wrong_fields(record, {"config": dict, "model": dict | None})
+        if not wrong:
+            wrong = _wrong_fields(record["config"], dict.fromkeys(record["config"], dict))
+        if wrong:
+            raise RunFolderError(
+                f"{path} is no record of a run (look at {wrong}); restore it, or choose another "
+                "folder with --run-dir"
+            )
+        return record
 
     def recorded_precision(self) -> Precision | None:
         """The parameter type that `model.dtype=auto` came to when the run began.
@@ -218,10 +229,13 @@ class StageRecord:
         """The record, or None where the stage never began."""
         if not self._path.exists():
             return None
-        record = _read_record(self._path)
-        if lacking := [name for name in ("state", "key") if name not in record]:
+        record = {"attempts": 0, "seconds": 0.0, **_read_record(self._path)}
+        wrong = _wrong_fields(record, {"state": str, "key": dict, "attempts": int, "seconds": float})
+        if not wrong:
+            wrong = _wrong_fields({"settings": {}, **record["key"]}, {"settings": dict})
+        if wrong:
             raise RunFolderError(
-                f"{self._path} is no record of a stage (it lacks {lacking}); restore it, or remove "
+                f"{self._path} is no record of a stage (look at {wrong}); restore it, or remove "
                 f"{self.folder} to begin again"
             )
         return record
@@ -369,6 +383,17 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise RunFolderError(
             f"{path} is unreadable ({error}); restore it, or remove {path.parent} to begin again"
         ) from None
+
+
+def _wrong_fields(record: dict[str, Any], kinds: Mapping[str, Any]) -> list[str]:
+    """Fields that are not there or hold another kind of value; an int is a float, a bool no int."""
+    return [
+        name
+        for name, kind in kinds.items()
+        if name not in record
+        or isinstance(record[name], bool)
+        or not isinstance(record[name], int | float if kind is float else kind)
+    ]
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests.physionet2012_files import stays_of, write_archive, write_folder
 from training.config import RunConfig
 from training.main_job import STAGES
 from training.progress import Reporter
-from training.run_folder import RunFolder, file_hash
+from training.run_folder import RunFolder, file_hash, write_json
 from training.stages import Pipeline, Stage
 
 
@@ -287,13 +287,37 @@ def test_a_folder_of_another_layout_is_refused(tmp_path):
         RunFolder(tmp_path).create()
 
 
-@pytest.mark.parametrize("text", ['{"state": "do', "[]", "null", "{}", '{"state": "done"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"state": "do',
+        "[]",
+        "null",
+        "{}",
+        '{"state": "done"}',
+        '{"state": "done", "key": 5}',
+        '{"state": 1, "key": {}}',
+        '{"state": "done", "key": {"settings": []}}',
+        '{"state": "done", "key": {}, "seconds": "long"}',
+        '{"state": "done", "key": {}, "attempts": true}',
+    ],
+)
 def test_a_torn_record_is_an_error_with_the_fix(tmp_path, text):
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "stage.json").write_text(text)
 
     with pytest.raises(RunFolderError, match="restore it, or remove"):
         RunFolder(tmp_path).stage("first").read()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"config": 5}, {"config": {"model": []}}, {"config": {}, "model": "SmolLM2"}]
+)
+def test_a_torn_configuration_is_an_error_with_the_fix(tmp_path, fields):
+    write_json(tmp_path / "config.json", {"schema_version": 1, **fields})
+
+    with pytest.raises(RunFolderError, match="restore it, or choose another"):
+        RunFolder(tmp_path).recorded_precision()
 
 
 def test_file_hash_sees_contents_and_names_but_not_the_place(tmp_path):
