@@ -343,7 +343,8 @@ def _in_child(task: str, *paths: Path) -> None:
     search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **process_environment(verbose=False)}
     environment["PYTHONPATH"] = os.pathsep.join(search)
-    command = [sys.executable, "-m", "services.conversion", task, *map(str, paths)]
+    # -P: a folder `services` of whoever calls from there is not this one.
+    command = [sys.executable, "-P", "-m", "services.conversion", task, *map(str, paths)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == REFUSED:
         raise ModelError(f"{paths[0]}: {done.stdout.strip()}")

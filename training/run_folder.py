@@ -230,7 +230,9 @@ class StageRecord:
         if not self._path.exists():
             return None
         record = {"attempts": 0, "seconds": 0.0, **_read_record(self._path)}
-        wrong = _wrong_fields(record, {"state": str, "key": dict, "attempts": int, "seconds": float})
+        wrong = _wrong_fields(
+            record, {"state": str, "key": dict, "attempts": int, "seconds": float}
+        )
         if not wrong:
             wrong = _wrong_fields({"settings": {}, **record["key"]}, {"settings": dict})
         if wrong:
@@ -342,6 +344,8 @@ class StageRecord:
 def commit() -> str | None:
     """The commit of the checkout this code runs from, with "+" if it has changes, or None."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None  # installed: a repository around the environment is somebody else's
     try:
         head = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
