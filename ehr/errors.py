@@ -7,6 +7,19 @@ says what was expected, what came and what to do next.
 import errno
 from collections.abc import Mapping
 
+__all__ = [
+    "ConfigurationError",
+    "DataError",
+    "EagRlError",
+    "ModelError",
+    "ResourceError",
+    "RunFolderError",
+    "SearchError",
+    "ServiceError",
+    "StalePolicyError",
+    "TrainingError",
+]
+
 
 class EagRlError(Exception):
     """Root of all errors raised on purpose."""

@@ -14,6 +14,19 @@ from ehr.claims import NUMBER, Claim, Direction, Level, read_claims
 from ehr.cohort import PatientCase
 from ehr.names import FeatureMatcher
 from ehr.prompts import shown_number
+from ehr.trajectory import reasoning_of
+
+__all__ = [
+    "CheckedClaim",
+    "Claim",
+    "Direction",
+    "FeatureMatcher",
+    "Grounding",
+    "GroundingChecker",
+    "Level",
+    "grounding_error_rate",
+    "reasoning_of",
+]
 
 STABLE_SHARE = 0.10
 """A feature is stable if its last value is within this share of the first. Where its reference
@@ -77,7 +90,7 @@ class GroundingChecker:
         """Claims of an answer's prose against the record of its patient.
 
         Args:
-            text: prose without tags (`ehr.trajectory.reasoning_of`).
+            text: prose without tags (`reasoning_of`).
             case: the patient as the prompt showed them.
         """
         claims = [

@@ -3,10 +3,22 @@
 from collections.abc import Callable
 
 from ehr import physionet2012, synthetic, tjh
-from ehr.cohort import Cohort, check_splits
+from ehr.catalogue import Feature
+from ehr.cohort import Cohort, PatientCase, check_splits, load_cohort
 from ehr.config import CohortSection
 from ehr.few_patients import with_fewer_patients
 from ehr.same_patients import require_each_once
+
+__all__ = [
+    "Cohort",
+    "CohortSection",
+    "Feature",
+    "PatientCase",
+    "build_cohort",
+    "load_cohort",
+    "release_sources",
+    "source_hash",
+]
 
 _LOADERS: dict[str, Callable[[CohortSection], Cohort]] = {
     "synthetic": synthetic.generate,

@@ -17,6 +17,25 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from ehr.errors import DataError
 
+__all__ = [
+    "Bootstrap",
+    "Labels",
+    "Metric",
+    "PairedDifference",
+    "Probabilities",
+    "auprc",
+    "auroc",
+    "bootstrap",
+    "bootstrap_interval",
+    "bootstrap_mean",
+    "brier",
+    "calibration_intercept",
+    "calibration_slope",
+    "ece",
+    "paired_difference",
+    "performance",
+]
+
 NUM_CALIBRATION_BINS = 10
 """Equal-width bins of the expected calibration error."""
 
@@ -36,7 +55,9 @@ _BLOCK_VALUES = 2_000_000
 """Resampled values held at once (16 MB a table)."""
 
 Labels = Sequence[int] | Int[np.ndarray, " patients"]
+"""0 or 1 of each patient."""
 Probabilities = Sequence[float] | Float[np.ndarray, " patients"]
+"""Probability of 1 of each patient, in the same order."""
 
 
 class Metric(StrEnum):

@@ -20,12 +20,24 @@ from services.models import load_tokenizer, resolve_model
 from training.rewarded import reward_contexts
 from training.run_folder import RunFolder
 
+__all__ = [
+    "FOLDER",
+    "PATIENTS_FILE",
+    "TRAJECTORIES_FILE",
+    "OpenModel",
+    "export",
+    "open_model",
+]
+
 FOLDER = "export"
 """Below the run folder, which is closed to others: prompts are patients' records."""
 TRAJECTORIES_FILE = "trajectories.jsonl"
+"""A chat for every trajectory, for supervised fine-tuning."""
 PATIENTS_FILE = "patients.jsonl"
+"""The prompt of every training patient and the columns that `TrajectoryReward` reads."""
 
 OpenModel = Callable[[ModelSection], tuple[TextTokenizer, ChatFrame]]
+"""Finds the tokenizer and the chat template of a configured model."""
 
 
 def open_model(section: ModelSection) -> tuple[TextTokenizer, ChatFrame]:

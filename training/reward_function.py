@@ -18,6 +18,8 @@ from ehr.names import FeatureMatcher
 from ehr.rewards import Reward, RewardContext, reward
 from ehr.trajectory import parse_trajectory
 
+__all__ = ["Completion", "RewardSection", "TrajectoryReward"]
+
 Completion = str | Sequence[Mapping[str, object]]
 """A text, or messages of a chat with `role` and `content`."""
 
