@@ -27,6 +27,7 @@ _OWN_FIXTURES = frozenset(
         "test_learn.py",
         "test_learner.py",
         "test_main_job.py",
+        "test_wheel.py",
     }
 )
 """Integration tests that use neither the session's Ray nor its engine. A file that is wrongly here
