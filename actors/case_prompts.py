@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ehr.chat import ChatFrame, encode_chat
-from ehr.cohort import PatientCase
-from ehr.pieces import TextTokenizer
-from ehr.prompts import (
+from ehr.cohorts.cohort import PatientCase
+from ehr.language.chat import ChatFrame, encode_chat
+from ehr.language.pieces import TextTokenizer
+from ehr.language.prompts import (
     PromptContext,
     fit_case,
     question_decomposition_prompt,

@@ -19,7 +19,7 @@ from actors.reading import (
     read_question,
     without_control_tokens,
 )
-from ehr.guided import (
+from ehr.language.guided_writers import (
     LINE_REGEX,
     LINE_STOP,
     PROBABILITY_REGEX,
@@ -28,8 +28,8 @@ from ehr.guided import (
     read_step,
     step_regex,
 )
-from ehr.pieces import Author, Piece, TextTokenizer
-from ehr.trajectory import FINAL_SENTENCE
+from ehr.language.pieces import Author, Piece, TextTokenizer
+from ehr.language.trajectory import FINAL_SENTENCE
 from services.types import Completion
 
 _PROBABILITY_TOKENS = 8
@@ -134,7 +134,7 @@ class _LineLimits:
 
 
 class GuidedSearchFormat:
-    """The guided format (ehr.guided), one request a step and one for the final."""
+    """The guided format (ehr.language.guided_writers), one request a step and one for the final."""
 
     def __init__(
         self, tokenizer: TextTokenizer, section: SearchSection, names: Sequence[str] = ()

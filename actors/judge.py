@@ -6,10 +6,10 @@ from statistics import fmean
 from typing import Literal, Protocol
 
 from actors.reading import NEUTRAL_SCORE, usefulness_of
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
-from ehr.names import FeatureMatcher
+from ehr.language.trajectory import ParsedTrajectory
 from ehr.rewards import RewardContext, Salience, attention_reward, format_failure, reward
-from ehr.trajectory import ParsedTrajectory
 
 ValueKind = Literal["reward", "label_free"]
 """What a search maximised: R of Eq. 7, or the value that knows no label."""

@@ -20,7 +20,7 @@ from actors.search_actor import ActorProgress, SearchActor, SearchSetup
 from actors.search_board import OnProgress, SearchBoard
 from actors.search_folder import PatientSummary, SearchFolder
 from actors.search_totals import SearchTotals
-from ehr.cohort import Cohort
+from ehr.cohorts.cohort import Cohort
 from ehr.errors import EagRlError, ResourceError, SearchError, reason_text
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from ehr.guided import USEFULNESS_REGEX
-from ehr.pieces import TextTokenizer
+from ehr.language.guided_writers import USEFULNESS_REGEX
+from ehr.language.pieces import TextTokenizer
 
 NEUTRAL_SCORE = 50
 """Stands for a usefulness score that could not be read, with a flag."""

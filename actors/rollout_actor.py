@@ -5,7 +5,7 @@ from collections.abc import Callable
 import ray
 
 from actors.rollouts import Rollout, RolloutBatch, RolloutPlan, RolloutSampler
-from ehr.pieces import TextTokenizer
+from ehr.language.pieces import TextTokenizer
 from services.types import Generator
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from actors.case_prompts import PromptKind
 from actors.seeds import call_seed
-from ehr.guided import (
+from ehr.language.guided_writers import (
     THINK_JSON,
     THINK_TAGS,
     CallKind,
@@ -23,7 +23,7 @@ from ehr.guided import (
     ShortAnswerWriter,
     Writer,
 )
-from ehr.pieces import TextTokenizer
+from ehr.language.pieces import TextTokenizer
 from services.types import Completion, GenerateRequest, Generator, PolicyVersion, Sampling
 
 _STOPS: dict[str, tuple[str, ...]] = {

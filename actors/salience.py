@@ -1,6 +1,6 @@
 """C_exp and risk of cohort patients, asked of the served expert."""
 
-from ehr.cohort import PatientCase
+from ehr.cohorts.cohort import PatientCase
 from ehr.errors import ServiceError
 from ehr.rewards import Salience
 from services.clients import ExpertClient

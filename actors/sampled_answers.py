@@ -16,9 +16,9 @@ from actors.search_result import PatientResult, SearchCounts, node_records
 from actors.steps import Step
 from actors.trajectories import SearchedTrajectory, rank_trajectories
 from actors.tree import Candidate, Node, backpropagate, expand
-from ehr.pieces import TextTokenizer
-from ehr.prompts import PromptContext
-from ehr.trajectory import FINAL_SENTENCE, parse_trajectory
+from ehr.language.pieces import TextTokenizer
+from ehr.language.prompts import PromptContext
+from ehr.language.trajectory import FINAL_SENTENCE, parse_trajectory
 from services.types import Completion, GenerateRequest, PolicyVersion
 
 _ROOM_FOR_CHOICES = 8

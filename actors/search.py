@@ -20,7 +20,7 @@ from actors.search_result import PatientResult, SearchCounts, node_records, traj
 from actors.steps import Step, path_text
 from actors.trajectories import rank_trajectories
 from actors.tree import Candidate, Node, backpropagate, expand, most_useful, select_leaf
-from ehr.trajectory import FINAL_SENTENCE, parse_trajectory
+from ehr.language.trajectory import FINAL_SENTENCE, parse_trajectory
 
 ResultT = TypeVar("ResultT")
 

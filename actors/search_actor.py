@@ -19,12 +19,12 @@ from actors.sampled_answers import SampledAnswers, samples_tokens, sampling_plan
 from actors.search import PatientSearch
 from actors.search_folder import PatientSummary, SearchFolder
 from actors.search_prompts import patient_prompts
-from ehr.chat import ChatFrame
-from ehr.cohort import Cohort, PatientCase
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.cohort import Cohort, PatientCase
 from ehr.config import PromptSection, RewardSection
-from ehr.names import FeatureMatcher
-from ehr.pieces import TextTokenizer
-from ehr.prompts import PromptContext
+from ehr.language.chat import ChatFrame
+from ehr.language.pieces import TextTokenizer
+from ehr.language.prompts import PromptContext
 from ehr.rewards import RewardContext, Salience
 from services.types import Completion, GenerateRequest, Generator, PolicyVersion
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from actors.case_prompts import CasePrompt
-from ehr.chat import ChatFrame, encode_chat
-from ehr.pieces import TextTokenizer
-from ehr.prompts import USEFULNESS_OPENING, PromptContext, usefulness_prompt
+from ehr.language.chat import ChatFrame, encode_chat
+from ehr.language.pieces import TextTokenizer
+from ehr.language.prompts import USEFULNESS_OPENING, PromptContext, usefulness_prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from actors.steps import Step, path_name, path_pieces
 from actors.trajectories import SearchedTrajectory
 from actors.tree import Node
-from ehr.pieces import join_text, join_token_ids, model_written
+from ehr.language.pieces import join_text, join_token_ids, model_written
 
 
 @dataclass(slots=True, kw_only=True)

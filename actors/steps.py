@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from actors.judge import Verdict
 from actors.tree import Node
-from ehr.pieces import Piece, join_text, join_token_ids
-from ehr.trajectory import ParsedTrajectory
+from ehr.language.pieces import Piece, join_text, join_token_ids
+from ehr.language.trajectory import ParsedTrajectory
 
 
 @dataclass(slots=True)

@@ -22,16 +22,17 @@ from statistics import median
 
 from actors.case_prompts import case_prompt
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
-from benchmarks.reader import ReaderSize, write_reader
 from benchmarks.record import RESULTS, write_result
-from ehr.loaders import build_cohort
-from ehr.prompts import PromptContext
+from ehr.cohorts.loaders import build_cohort
+from ehr.language.prompts import PromptContext
 from services.engine import VllmEngine
 from services.environment import prepare_process
 from services.models import load_tokenizer, resolve_model
 from services.types import BASE_POLICY, Completion, GenerateRequest
-from training.config import RunConfig
-from training.config_loading import load_config
+from training.config.loading import load_config
+from training.config.run import RunConfig
+from training.reader.size import ReaderSize
+from training.reader.train import write_reader
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "planted_truth_reader.yaml"
 VARIANTS = (
@@ -157,7 +158,7 @@ def main() -> None:
     quick = ["--quick"] if given.quick else []
     with tempfile.TemporaryDirectory(prefix="eag-rl-answers-") as folder:
         # Its weights say what the answers are, not how fast they come.
-        write_reader(load_config([CONFIG], []), Path(folder), ReaderSize(patients=512))
+        write_reader(load_config([CONFIG], []), Path(folder), ReaderSize(patients=512), print)
         for where, sequences in VARIANTS[::3] if given.quick else VARIANTS:
             found = _in_a_process_of_its_own([*quick, "--variant", folder, where, str(sequences)])
             rows.append({"worker": where, "sequences": sequences, **found})

@@ -20,8 +20,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.record import RESULTS, write_result
-from ehr.concare import ConCare, ConCareOutput, ConCareShape
-from ehr.recurrence import FeatureRecurrence
+from ehr.expert.concare import ConCare, ConCareOutput, ConCareShape
+from ehr.expert.recurrence import FeatureRecurrence
 
 HIDDEN = 32
 VISITS = 13

@@ -17,15 +17,15 @@ import torch
 from jaxtyping import Float
 
 from benchmarks.record import RESULTS, write_result
-from ehr.baselines import BASELINES
-from ehr.cohort import Cohort
+from ehr.cohorts.cohort import Cohort
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import ExpertSection
 from ehr.errors import ConfigurationError, DataError
-from ehr.expert_selection import fit_ensembles
-from ehr.imputation import ExpertScaler
-from ehr.loaders import build_cohort
+from ehr.expert.baselines import BASELINES
+from ehr.expert.selection import fit_ensembles
+from ehr.expert.view import ExpertScaler
 from ehr.metrics import auprc, auroc
-from training.config_loading import load_config
+from training.config.loading import load_config
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 

@@ -21,14 +21,14 @@ from jaxtyping import Float, Int
 
 from benchmarks.expert import DEMO, models
 from benchmarks.record import RESULTS, write_result
-from ehr.cohort import Cohort
+from ehr.cohorts.cohort import Cohort
+from ehr.cohorts.few_patients import with_fewer_patients
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import ExpertSection
 from ehr.errors import ConfigurationError, DataError
-from ehr.few_patients import with_fewer_patients
-from ehr.loaders import build_cohort
 from ehr.metrics import Metric, auprc, auroc, bootstrap
 from ehr.seeds import of_resamples, seeds_note
-from training.config_loading import load_config
+from training.config.loading import load_config
 
 RESAMPLES = 1000
 """Of patients, behind an interval: its ends move by some hundredth of its width."""

@@ -15,16 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.reader_lessons import Naming, deviations, drawn_names, recorded
-from ehr.agreement import jaccard
 from ehr.catalogue import AGE_AND_SEX
-from ehr.cohort import Cohort
+from ehr.cohorts.cohort import Cohort
+from ehr.cohorts.loaders import build_cohort
+from ehr.cohorts.truth import true_sets
 from ehr.errors import ConfigurationError
-from ehr.loaders import build_cohort
-from ehr.trajectory import NUM_IMPORTANT_FEATURES
-from ehr.truth import true_sets
-from training.config_loading import load_config
-from training.learn_answers import constant_set
+from ehr.language.trajectory import NUM_IMPORTANT_FEATURES
+from ehr.salience.agreement import jaccard
+from training.config.loading import load_config
+from training.experiments.answers import constant_set
+from training.reader.lessons import (
+    Naming,
+    deviations,
+    drawn_names,
+    recorded,
+)
 
 
 def overlaps_with_truth(cohort: Cohort, seed: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.run_folder import commit, write_json
+from training.run.folder import commit, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

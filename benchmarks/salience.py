@@ -18,23 +18,34 @@ import numpy as np
 import torch
 
 from benchmarks.record import RESULTS, write_result
-from ehr.agreement import agreement
-from ehr.cohort import SPLITS, Cohort, cohort_hash
+from ehr.cohorts.cohort import SPLITS, Cohort, cohort_hash
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import ExpertSection
-from ehr.deletion import Bench, Judge, bench, common_judges, own_judge
-from ehr.deletion_record import deletion_curves, judged_patients
 from ehr.errors import ConfigurationError, DataError
-from ehr.expert import ExpertEnsemble
-from ehr.expert_selection import fit_ensembles
-from ehr.imputation import ExpertInput, ExpertScaler
-from ehr.integrated_gradients import IntegratedGradients
-from ehr.loaders import build_cohort
+from ehr.expert.ensemble import ExpertEnsemble
+from ehr.expert.opinions import Opinions, SalienceEnsemble
+from ehr.expert.selection import fit_ensembles
+from ehr.expert.view import ExpertInput, ExpertScaler
 from ehr.metrics import auroc, bootstrap_interval
-from ehr.opinions import Opinions, SalienceEnsemble
-from ehr.salience import salience_table, salient_sets, true_overlap
-from ehr.salience_methods import CHEAP_METHODS, CONCARE_METHODS, cheap_plans, fit_cheap
-from ehr.vote import Vote, vote_weights
-from training.config_loading import load_config
+from ehr.salience.agreement import agreement
+from ehr.salience.deletion import (
+    Bench,
+    Judge,
+    bench,
+    common_judges,
+    own_judge,
+)
+from ehr.salience.deletion_json import deletion_curves, judged_patients
+from ehr.salience.integrated_gradients import IntegratedGradients
+from ehr.salience.methods import (
+    CHEAP_METHODS,
+    CONCARE_METHODS,
+    cheap_plans,
+    fit_cheap,
+)
+from ehr.salience.table import salience_table, salient_sets, true_overlap
+from ehr.salience.vote import Vote, vote_weights
+from training.config.loading import load_config
 
 METHODS = (*CONCARE_METHODS, *CHEAP_METHODS)
 MAX_PATIENTS = 500

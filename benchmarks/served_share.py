@@ -5,10 +5,10 @@
 `share`: SmolLM2 with an adapter of rank 64 on all linear layers takes Adam updates at 1e-4 towards
 a fixed answer behind the ends of prompts about patients of the synthetic cohort. Then the adapter
 is merged in several ways and other patients' answers are scored: the served share of the change
-(slope through the origin over tokens, `training.served_change`), and mean |served - learner|, in
-nats. Everything is computed in float32, so that the rounding of weights is all that differs.
-`bfloat16`: learner and engine both in bfloat16, against the change that the adapter makes in
-float32, and against a bfloat16 learner that rounds once. `cost`: seconds of merging the whole
+(slope through the origin over tokens, `training.learner.served_change`), and mean |served -
+learner|, in nats. Everything is computed in float32, so that the rounding of weights is all that
+differs. `bfloat16`: learner and engine both in bfloat16, against the change that the adapter makes
+in float32, and against a bfloat16 learner that rounds once. `cost`: seconds of merging the whole
 model, and of one decoding step's linear layers with the adapter multiplied beside them.
 
 Decoding with merged weights costs the same however they were rounded: same shapes, same kernels.
@@ -81,9 +81,9 @@ def _say(row: dict[str, Any]) -> None:
 def _texts(num_scored: int) -> tuple[Path, tuple[list[Ids], list[Ids]]]:
     """The model's folder; prompts with the answer, to train on and to score."""
     from actors.case_prompts import case_prompt
+    from ehr.cohorts.loaders import build_cohort
     from ehr.config import CohortSection, PromptSection
-    from ehr.loaders import build_cohort
-    from ehr.prompts import PromptContext
+    from ehr.language.prompts import PromptContext
     from services.config import ModelSection
     from services.models import load_tokenizer, resolve_model
 
@@ -107,7 +107,7 @@ def _texts(num_scored: int) -> tuple[Path, tuple[list[Ids], list[Ids]]]:
 
 def _adapters(path: Path, texts: list[Ids], updates: list[int]) -> Iterator[tuple[int, bytes]]:
     """The adapter after each of these numbers of updates, two prompts an update."""
-    from training.policy_model import adapter_bytes
+    from training.learner.policy_model import adapter_bytes
 
     policy = _policy(path, "float32")
     adam = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0)
@@ -121,8 +121,8 @@ def _adapters(path: Path, texts: list[Ids], updates: list[int]) -> Iterator[tupl
 
 
 def _policy(path: Path, dtype: Any, served_merged: bool = True) -> Any:
-    from training.config import LearnerSection
-    from training.policy_model import load_policy_model
+    from training.config.run import LearnerSection
+    from training.learner.policy_model import load_policy_model
 
     return load_policy_model(
         path,
@@ -134,7 +134,7 @@ def _policy(path: Path, dtype: Any, served_merged: bool = True) -> Any:
 
 
 def _scores(policy: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Tensor:
-    from training.packing import TokenGroup, pack
+    from training.learner.packing import TokenGroup, pack
 
     group = TokenGroup(
         patient_id="p", prompt=prompt, responses=(answer,), trained=((True,) * len(answer),)
@@ -166,7 +166,7 @@ def bfloat16_rows(path: Path, adapter: bytes, texts: list[Ids]) -> list[dict[str
 
     `of_exact` is the share of the change in float32, `share` that of a learner in bfloat16.
     """
-    from training.served_change import served_change
+    from training.learner.served_change import served_change
 
     exact_before, exact = _before_and_after(_policy(path, "float32"), adapter, texts)
     once_before, once = _before_and_after(_policy(path, "bfloat16"), adapter, texts)
@@ -194,7 +194,7 @@ def bfloat16_rows(path: Path, adapter: bytes, texts: list[Ids]) -> list[dict[str
 def _before_and_after(
     policy: Any, adapter: bytes, texts: list[Ids]
 ) -> tuple[list[float], list[float]]:
-    from training.policy_model import load_adapter
+    from training.learner.policy_model import load_adapter
 
     before = _score_all(policy, texts)
     load_adapter(policy, adapter)
@@ -208,7 +208,7 @@ def _row(
     before: list[float],
     served_before: list[float],
 ) -> dict[str, Any]:
-    from training.served_change import served_change
+    from training.learner.served_change import served_change
 
     change = served_change(learner, served, before, served_before)
     return {

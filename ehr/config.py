@@ -21,7 +21,7 @@ class Task(StrEnum):
 
 
 class TimeAttention(StrEnum):
-    """Score of a visit in ConCare's attention over visits (`ehr.visit_attention`)."""
+    """Score of a visit in ConCare's attention over visits (`ehr.expert.visit_attention`)."""
 
     PAPER = "paper"
     """The AAAI 2020 paper's equation: tanh of the match over a logarithm of the time."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
 from ehr.errors import DataError
-from ehr.names import FeatureMatcher
-from ehr.trajectory import ParsedTrajectory
+from ehr.language.trajectory import ParsedTrajectory
 
 MIN_PROBABILITY = 0.01
 """Probabilities are clipped to [this, 1 - this]: two written digits cannot claim more."""
@@ -25,7 +25,7 @@ class Salience:
     features: frozenset[str]
     """C_exp: canonical names of the features that the expert attended to most."""
     stability: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Weight of each of `features` in [0, 1], from `ehr.salience.stability_weights` or
+    """Weight of each of `features` in [0, 1], from `ehr.salience.table.stability_weights` or
     `weighed_by_rarity`; empty where the members behind C_exp are not known."""
     risk: float | None = None
     """The expert's risk of the patient; None where only its features were asked for. Of a training

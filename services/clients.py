@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from ehr.cohort import PatientCase
+from ehr.cohorts.cohort import PatientCase
 from ehr.errors import EagRlError, ServiceError
 from services.applications import expert_application, generator_application
 from services.policy_store import PolicyRecord, commit_to_store

@@ -15,7 +15,7 @@ import ray
 from ray import serve
 
 from ehr.errors import ResourceError
-from ehr.files import in_home
+from ehr.whole_files import in_home
 from services.cluster_address import CLIENT_SCHEME, host_and_port, require_cluster
 from services.config import ClusterSection, ServeSection
 from services.environment import process_environment

@@ -10,8 +10,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ehr.chat import ChatFrame, frame_of, require_assistant_turn
 from ehr.errors import EagRlError, ModelError
+from ehr.language.chat import ChatFrame, frame_of, require_assistant_turn
 
 CHAT_FILE = "chat_frame.json"
 REFUSED = 3

@@ -9,12 +9,12 @@ from typing import Literal
 import pandas as pd
 from ray import serve
 
-from ehr.cohort import PatientCase, record_hash
+from ehr.cohorts.cohort import PatientCase, record_hash
 from ehr.errors import DataError, ServiceError
-from ehr.expert import ExpertEnsemble, Opinion, expert_opinion
-from ehr.opinions import SalienceEnsemble
-from ehr.salience import salient_features, stability_weights
-from ehr.salience_methods import load_scorer
+from ehr.expert.ensemble import ExpertEnsemble, Opinion, expert_opinion
+from ehr.expert.opinions import SalienceEnsemble
+from ehr.salience.methods import load_scorer
+from ehr.salience.table import salient_features, stability_weights
 from services.applications import (
     delete_application,
     deploy_application,
@@ -39,8 +39,8 @@ class ExpertAnswer:
     data_sha256: str
     """The cohort that the expert was trained on."""
     stability: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """How many members agree on each salient feature, `ehr.salience.stability_weights`; of stored
-    opinions only. For rewards: the HTTP endpoint does not show it."""
+    """How many members agree on each salient feature, `ehr.salience.table.stability_weights`; of
+    stored opinions only. For rewards: the HTTP endpoint does not show it."""
 
     def check(self) -> None:
         """Nothing, if the risk is a probability and all attention is a finite number.

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ehr.chat import ChatFrame
 from ehr.errors import ModelError
-from ehr.files import in_home
+from ehr.language.chat import ChatFrame
+from ehr.whole_files import in_home
 from services.config import ModelSection
 from services.conversion import CHAT_FILE, REFUSED
 from services.environment import default_cache_dir, process_environment
@@ -104,7 +104,7 @@ class LocalModel:
 
 
 class FastTokenizer:
-    """Text to token ids and back, without transformers; implements `ehr.pieces.TextTokenizer`."""
+    """Text to token ids and back, without transformers: an `ehr.language.pieces.TextTokenizer`."""
 
     def __init__(self, path: Path) -> None:
         file = path / "tokenizer.json"
@@ -291,7 +291,7 @@ def _hub_snapshot(name: str) -> Path:
             f"model.name is {name!r}: there is no such folder (relative ones start at "
             f"{str(Path.cwd())!r}), and as a hub model it is not in this machine's hub cache and "
             f"could not be fetched ({type(error).__name__}). Make or copy the folder "
-            "(`python -m benchmarks.reader` makes the one of a *_reader configuration), set "
+            "(`eag-rl reader` makes the one of a *_reader configuration), set "
             "HF_HUB_OFFLINE=0 where the hub can be reached, or use a packaged model "
             f"({', '.join(sorted(PACKAGED))})"
         ) from error

@@ -26,9 +26,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ehr.catalogue import AGE_AND_SEX, Feature
-from ehr.cohort import PatientCase, Sex
+from ehr.catalogue.plausible import read_age, read_value
+from ehr.cohorts.cohort import PatientCase, Sex
 from ehr.errors import DataError
-from ehr.plausible import read_age, read_value
 
 MAX_VISITS = 500
 MAX_DAYS = 36_525

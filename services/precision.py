@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from ehr.files import in_home
+from ehr.whole_files import in_home
 from services.environment import default_cache_dir, process_environment
 
 logger = logging.getLogger(__name__)

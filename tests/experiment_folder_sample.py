@@ -12,20 +12,20 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ehr.agreement import jaccard
-from ehr.cohort import Cohort, save_cohort, summary
+from ehr.cohorts.cohort import Cohort, save_cohort, summary
+from ehr.cohorts.loaders import build_cohort
+from ehr.cohorts.truth import true_risks, true_sets, true_tokens
 from ehr.config import CohortSection
-from ehr.loaders import build_cohort
-from ehr.truth import true_risks, true_sets, true_tokens
-from training.arms import ARMS
-from training.config import RunConfig
-from training.evaluation import (
+from ehr.salience.agreement import jaccard
+from training.config.run import RunConfig
+from training.evaluation.results import (
     OTHER_COHORT_FILE,
     PREDICTION_COLUMNS,
     concatenate,
     record_rows,
 )
-from training.run_folder import RunFolder, write_json
+from training.experiments.arms import ARMS
+from training.run.folder import RunFolder, write_json
 
 EFFECT = {
     "vanilla": 0.0,

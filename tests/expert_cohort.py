@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 
 from ehr.catalogue import AGE_AND_SEX, Feature
-from ehr.cohort import Cohort, PatientCase, Sex
+from ehr.cohorts.cohort import Cohort, PatientCase, Sex
+from ehr.cohorts.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
 from ehr.config import ExpertSection, Task
-from ehr.expert import ExpertEnsemble
-from ehr.expert_selection import fit_ensembles
-from ehr.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
+from ehr.expert.ensemble import ExpertEnsemble
+from ehr.expert.selection import fit_ensembles
 
 FEATURES = ("Heart Rate", "Glucose", "pH", "Weight")
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ehr.chat import ChatFrame
 from ehr.errors import ModelError
+from ehr.language.chat import ChatFrame
 from services.adapters import adapter_checksum
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel

@@ -8,8 +8,8 @@ from fastapi.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from ehr.catalogue import AGE_AND_SEX, Feature
-from ehr.cohort import PatientCase
-from ehr.expert import Opinion
+from ehr.cohorts.cohort import PatientCase
+from ehr.expert.ensemble import Opinion
 from services.expert import ExpertAnswer
 from services.http_app import app
 

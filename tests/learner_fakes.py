@@ -19,11 +19,11 @@ from ehr.config import RewardSection
 from ehr.rewards import RewardContext
 from tests.policy_engines import VOCABULARY, ScriptedPolicy
 from tests.scripted import FEATURES, CharTokenizer
-from training.canary import Canary
-from training.config import GrpoSection, LearnerSection
-from training.grpo_batch import GrpoPatient
-from training.grpo_inputs import GrpoInputs
-from training.packing import TokenGroup
+from training.config.run import GrpoSection, LearnerSection
+from training.grpo.batch import GrpoPatient
+from training.grpo.inputs import GrpoInputs
+from training.learner.canary import Canary
+from training.learner.packing import TokenGroup
 
 TINY = {
     "hidden_size": 32,

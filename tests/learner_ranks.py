@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from tests.integration import test_learner as parts
 from tests.learner_fakes import token_groups
-from training.packing import deal, pack
-from training.policy_model import adapter_weights
+from training.learner.packing import deal, pack
+from training.learner.policy_model import adapter_weights
 
 
 def train_batch(out: Path, path: str) -> None:

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import logit
 
-from ehr.cohort import Cohort
-from ehr.expert_member import MemberPlan
-from ehr.imputation import ExpertInput, ExpertScaler
-from ehr.opinions import Opinions, shares, was_seen
-from ehr.truth import true_contributions, true_risks
+from ehr.cohorts.cohort import Cohort
+from ehr.cohorts.truth import true_contributions, true_risks
+from ehr.expert.member import MemberPlan
+from ehr.expert.opinions import Opinions, shares, was_seen
+from ehr.expert.view import ExpertInput, ExpertScaler
 
 
 class Oracle:

@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-from training.report import write_report
+from training.report.page import write_report
 
 VOID = {"meta", "path", "rect", "circle", "i", "input"}
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"

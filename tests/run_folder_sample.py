@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from actors.tree import Candidate, Node, backpropagate, expand, most_useful, select_leaf
-from ehr.agreement import jaccard
+from ehr.salience.agreement import jaccard
 
 FEATURES = (
     "Capillary refill rate",

@@ -28,12 +28,12 @@ from actors.search_result import PatientResult
 from actors.steps import Step
 from actors.tree import Node
 from ehr.catalogue import Feature
-from ehr.chat import ChatFrame
-from ehr.cohort import PatientCase, Sex
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.cohort import PatientCase, Sex
 from ehr.config import PromptSection, RewardSection, Task
 from ehr.errors import ServiceError
-from ehr.names import FeatureMatcher
-from ehr.prompts import PromptContext
+from ehr.language.chat import ChatFrame
+from ehr.language.prompts import PromptContext
 from ehr.rewards import RewardContext, Salience
 from services.types import BASE_POLICY, Completion, GenerateRequest, PolicyVersion, Sampling
 

@@ -12,8 +12,8 @@ from actors.reading import Content, Opening
 from actors.search_prompts import PatientPrompts
 from actors.steps import Step
 from actors.tree import Node
-from ehr.pieces import Author, Piece
-from ehr.trajectory import ParsedTrajectory
+from ehr.language.pieces import Author, Piece
+from ehr.language.trajectory import ParsedTrajectory
 
 PROMPTS = PatientPrompts(patient_id="p1", case=(), usefulness_head=(), usefulness_tail=())
 

@@ -8,12 +8,18 @@ import math
 import sys
 from pathlib import Path
 
+from ehr.answers.grounding import (
+    FeatureMatcher,
+    GroundingChecker,
+    grounding_error_rate,
+    reasoning_of,
+)
+from ehr.cohorts.loaders import Cohort, CohortSection, PatientCase, build_cohort
+from training.interop.export import export
+from training.interop.reward_function import RewardSection, TrajectoryReward
+
 from ehr.errors import EagRlError
-from ehr.grounding import FeatureMatcher, GroundingChecker, grounding_error_rate, reasoning_of
-from ehr.loaders import Cohort, CohortSection, PatientCase, build_cohort
 from ehr.metrics import Metric, paired_difference, performance
-from training.export import export
-from training.reward_function import RewardSection, TrajectoryReward
 
 
 def last_value(cohort: Cohort, case: PatientCase, feature: str) -> float:

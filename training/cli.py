@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.interruption import raise_on_signals
+from training.reader.command import DESCRIPTION, add_arguments, train_reader
+from training.run.interruption import raise_on_signals
 
 STAGES = {
     "cohort": "build the cohort and its splits",
@@ -63,7 +64,7 @@ settings that decide what it costs (all of them: docs/configuration.md), for exa
   prompt.kind=short_answer search.method=samples   some 40 tokens an answer, no tree search
 
 example (the first command makes the small model that the second one trains, some minutes):
-  python -m benchmarks.reader configs/planted_truth_reader.yaml runs/reader --naming abnormal
+  eag-rl reader configs/planted_truth_reader.yaml runs/reader --naming abnormal
   eag-rl learn configs/planted_truth_reader.yaml "learn.seeds=[17]"
 """
 
@@ -122,6 +123,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="make this stage again, and all after it. One that all units share is made once; "
         "another one in every unit that the command names",
     )
+    reader = commands.add_parser(
+        "reader",
+        help="train the small model that experiments on two cores use",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(reader)
+    teacher = commands.add_parser(
+        "teacher",
+        help="compare the search of one run with the plain answers of another",
+        description="Compares what two run folders about the same training patients teach at the "
+        "same cost: one made with search.method=tree, the other with search.method=samples "
+        "(docs/experiments.md).",
+    )
+    teacher.add_argument("search_run", metavar="SEARCH_RUN", help="with search.method=tree")
+    teacher.add_argument("samples_run", metavar="SAMPLES_RUN", help="with search.method=samples")
+    teacher.add_argument("--json", metavar="PATH", help="a file for the numbers, too")
+    teacher.set_defaults(arguments=[])
     serve = commands.add_parser(
         "serve",
         help="keep the expert's HTTP endpoint up until Ctrl-C",
@@ -243,8 +262,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(parsed: argparse.Namespace) -> int:
     from ehr.errors import ConfigurationError
-    from ehr.files import in_home
-    from training.config_loading import load_config
+    from ehr.whole_files import in_home
+    from training.config.loading import load_config
 
     files = [Path(a) for a in parsed.arguments if "=" not in a]
     overrides = [a for a in parsed.arguments if "=" in a]
@@ -254,6 +273,11 @@ def _run(parsed: argparse.Namespace) -> int:
         return examine(load_config(files, overrides), print)
     if parsed.command == "export":
         return _export(in_home(parsed.run), parsed.every_trajectory)
+    if parsed.command == "teacher":
+        return _compare_teachers(parsed)
+    if parsed.command == "reader":
+        print(train_reader(parsed, [str(file) for file in files], overrides).absolute())
+        return 0
     if not files:
         raise ConfigurationError(
             "name at least one configuration file, for instance configs/demo.yaml"
@@ -278,7 +302,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from training.main_job import run_stages, serve
 
     if parsed.command == "learn":
-        from training.learn import learn
+        from training.experiments.learn import learn
 
         for line in learn(config, run_dir, redo=parsed.redo):
             print(line)
@@ -293,11 +317,24 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _export(run_dir: Path, every_trajectory: bool) -> int:
-    from training.export import export
+    from training.interop.export import export
 
     for line in export(run_dir, every_trajectory=every_trajectory):
         print(line)
     print(run_dir.absolute())
+    return 0
+
+
+def _compare_teachers(parsed: argparse.Namespace) -> int:
+    from ehr.whole_files import in_home
+    from training.experiments.teacher import compare, ratios, table
+    from training.run.folder import commit, write_json
+
+    rows = compare(in_home(parsed.search_run), in_home(parsed.samples_run))
+    print(*table(rows), sep="\n")
+    if parsed.json is not None:
+        found = {"commit": commit(), "rows": rows, "ratios": ratios(rows)}
+        write_json(in_home(parsed.json), found)
     return 0
 
 

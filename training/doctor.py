@@ -11,8 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from ehr.errors import EagRlError
-from training.config import RunConfig
-from training.run_folder import versions
+from training.config.run import RunConfig
+from training.run.folder import versions
 
 LEAST_MEMORY_GIB = 12
 """Peak of `make demo` with everything on one machine, rounded up."""
@@ -146,7 +146,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _precision(config: RunConfig) -> Iterator[Finding]:
-    from training.session import chosen_precision
+    from training.run.session import chosen_precision
 
     chosen = chosen_precision(config)
     yield Finding(Verdict.GOOD, "parameter type", f"{chosen.parameter_type}: {chosen.reason}")
@@ -156,7 +156,7 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
     import torch
 
     from services.cluster import check_requirements, logical_cpus
-    from training.session import requirements
+    from training.run.session import requirements
 
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return  # a cluster's resources are compared when a run joins it
@@ -204,7 +204,7 @@ def _data(config: RunConfig) -> Iterator[Finding]:
     if config.cohort.source == "synthetic":
         yield Finding(Verdict.GOOD, "data", "synthetic cohort: nothing to read")
         return
-    from ehr.loaders import build_cohort
+    from ehr.cohorts.loaders import build_cohort
 
     try:
         cohort = build_cohort(config.cohort)

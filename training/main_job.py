@@ -12,33 +12,33 @@ import pandas as pd
 
 from actors.pool import run_search
 from actors.search_actor import SearchSetup
-from ehr.cohort import choose_patients, save_cohort, summary
+from ehr.cohorts.cohort import choose_patients, save_cohort, summary
+from ehr.cohorts.loaders import build_cohort
 from ehr.errors import os_error_text
-from ehr.loaders import build_cohort
-from ehr.prompts import PromptContext
+from ehr.language.prompts import PromptContext
 from services.environment import prepare_process
 from services.types import BASE_POLICY
-from training.canary import canary_of
-from training.config import RunConfig
-from training.evaluation import OTHER_COHORT_FILE
-from training.feature_orders import FEATURE_ORDER_FILE
-from training.other_patients import (
+from training.config.run import RunConfig
+from training.evaluation.feature_orders import FEATURE_ORDER_FILE
+from training.evaluation.other_patients import (
     own_patients_sentence,
     read_other_cohort,
     require_another_cohort,
 )
+from training.evaluation.results import OTHER_COHORT_FILE
+from training.evaluation.selection import read_selection, selection_text
+from training.evaluation.table import order_table, result_table
+from training.learner.canary import canary_of
 from training.preflight import require_fitting_inputs, require_patients
-from training.progress import OnProgress, Reporter
-from training.result_table import order_table, result_table
 from training.rewarded import reward_contexts, reward_section
-from training.run_folder import RunFolder, write_json
-from training.search_view import SearchView, search_result_line
-from training.selection import read_selection, selection_text
-from training.session import Session
-from training.stages import Pipeline, Stage
+from training.run.folder import RunFolder, write_json
+from training.run.pipeline import Pipeline, Stage
+from training.run.progress import OnProgress, Reporter
+from training.run.session import Session
+from training.search.view import SearchView, search_result_line
 
 if TYPE_CHECKING:
-    from training.grpo_inputs import GrpoInputs
+    from training.grpo.inputs import GrpoInputs
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class _GrowingReport:
 
     def write(self) -> None:
         """Writes what there is; says where, once."""
-        from training.report import write_report
+        from training.report.page import write_report
 
         try:
             path = write_report(self._session.folder.path)
@@ -187,7 +187,7 @@ def build(session: Session, on_progress: OnProgress) -> None:
 
 def train_the_expert(session: Session, on_progress: OnProgress) -> None:
     """Trains the ConCare ensembles and stores their salience."""
-    from training.expert import train_expert
+    from training.expert.train import train_expert
 
     session.connect()
     generator = session.config.generator
@@ -240,21 +240,21 @@ def search(session: Session, on_progress: OnProgress) -> None:
 
 def fine_tune(session: Session, on_progress: OnProgress) -> None:
     """Fine-tunes on the best trajectories of the search."""
-    from training.fine_tuning import fine_tune_on_trajectories
+    from training.sft.stages import fine_tune_on_trajectories
 
     fine_tune_on_trajectories(session, on_progress)
 
 
 def fine_tune_directly(session: Session, on_progress: OnProgress) -> None:
     """Fine-tunes another adapter on direct predictions: the `sft` row."""
-    from training.fine_tuning import fine_tune_on_predictions
+    from training.sft.stages import fine_tune_on_predictions
 
     fine_tune_on_predictions(session, on_progress)
 
 
 def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     """Trains the policy on its own rollouts, rewarded with the expert's attention."""
-    from training.grpo import train_grpo
+    from training.grpo.train import train_grpo
     from training.selection_stage import select_policy
 
     config = session.config
@@ -270,8 +270,8 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
 
 
 def _grpo_inputs(session: Session) -> "GrpoInputs":
-    from training.grpo_batch import GrpoPatient
-    from training.grpo_inputs import GrpoInputs
+    from training.grpo.batch import GrpoPatient
+    from training.grpo.inputs import GrpoInputs
 
     config = session.config
     train = session.cohort.splits["train"]
@@ -315,14 +315,14 @@ def _grpo_inputs(session: Session) -> "GrpoInputs":
 
 def evaluate(session: Session, on_progress: OnProgress) -> None:
     """Asks every method about the test patients, then computes metrics."""
-    from training.evaluate_stage import evaluate_methods
+    from training.evaluation.stage import evaluate_methods
 
     evaluate_methods(session, on_progress)
 
 
 def report(session: Session, on_progress: OnProgress) -> None:
     """Writes the report page."""
-    from training.report import write_report
+    from training.report.page import write_report
 
     write_report(session.folder.path)
 

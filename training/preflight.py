@@ -2,13 +2,13 @@
 
 from collections.abc import Collection
 
-from ehr.cohort import Cohort
+from ehr.cohorts.cohort import Cohort
 from ehr.errors import ConfigurationError
 from services.model_limits import require_fitting_model
-from training.config import RunConfig
-from training.config_checks import is_available
-from training.selection import require_validation
-from training.session import Session
+from training.config.checks import is_available
+from training.config.run import RunConfig
+from training.evaluation.selection import require_validation
+from training.run.session import Session
 
 
 def require_fitting_inputs(session: Session, stages: Collection[str]) -> None:
@@ -43,7 +43,7 @@ def require_patients(cohort: Cohort, config: RunConfig) -> None:
             patients are too few to choose a step by.
     """
     # torch, which a look at a finished run does without
-    from training.grpo_batch import require_enough_patients
+    from training.grpo.batch import require_enough_patients
 
     train, val = (
         [cohort.labels[patient] for patient in cohort.splits[split]] for split in ("train", "val")
@@ -55,7 +55,7 @@ def require_patients(cohort: Cohort, config: RunConfig) -> None:
 def require_fitting_cohort(config: RunConfig, cohort: Cohort, stages: Collection[str]) -> None:
     """Compares the settings of some stages with the cohort; raises as `require_fitting_inputs`."""
     # torch, which stages without training do without
-    from training.direct_sft import choose_predictions
+    from training.sft.predictions import choose_predictions
 
     num_features = len(cohort.features)
     if "expert" in stages and config.expert.num_salient_features > num_features:

@@ -2,17 +2,17 @@
 
 One place for the stage itself, for `eag-rl export` and for the reward as a callable, so that other
 trainers are paid what the run was. What comes after a reward belongs to the advantage and is not
-here: `grpo.scale_parts`, `grpo.advantage_scale` and `grpo.credit` (`training.rollout_advantages`).
+here: `grpo.scale_parts`, `grpo.advantage_scale` and `grpo.credit` (`training.grpo.advantages`).
 """
 
 import random
 from collections.abc import Mapping
 
-from ehr.cohort import Cohort
+from ehr.cohorts.cohort import Cohort
 from ehr.config import RewardSection
 from ehr.rewards import RewardContext, Salience
-from ehr.salience import weighed_by_rarity
-from training.config import RunConfig
+from ehr.salience.table import weighed_by_rarity
+from training.config.run import RunConfig
 
 
 def reward_section(config: RunConfig) -> RewardSection:

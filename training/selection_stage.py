@@ -9,13 +9,14 @@ from functools import partial
 import pandas as pd
 
 from services.types import PolicyVersion
-from training.asking import AnswerLimits, Question, ask_policy, kept_or_made
-from training.checkpoints import PolicyFolder
-from training.evaluation import AnswerReader
-from training.grpo import keep_policy
-from training.progress import OnProgress
-from training.run_folder import write_json
-from training.selection import (
+from training.evaluation.asking import (
+    AnswerLimits,
+    Question,
+    ask_policy,
+    kept_or_made,
+)
+from training.evaluation.results import AnswerReader
+from training.evaluation.selection import (
     SELECTION_FILE,
     StepScore,
     candidate_steps,
@@ -23,8 +24,12 @@ from training.selection import (
     is_pooled,
     step_score,
 )
-from training.session import Session
-from training.trained_policy import TrainedPolicy, serve_trained
+from training.grpo.train import keep_policy
+from training.learner.checkpoints import PolicyFolder
+from training.learner.trained_policy import TrainedPolicy, serve_trained
+from training.run.folder import write_json
+from training.run.progress import OnProgress
+from training.run.session import Session
 
 
 def select_policy(session: Session, on_progress: OnProgress) -> None:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from ehr.catalogue import BENCHMARK_17
-from ehr.cohort import PatientCase, Sex
+from ehr.cohorts.cohort import PatientCase, Sex
 from ehr.config import PromptSection, Task
-from ehr.feature_order import FeatureOrder
-from ehr.prompts import (
+from ehr.language.feature_order import FeatureOrder
+from ehr.language.prompts import (
     PromptContext,
     case_lines,
     question_decomposition_prompt,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ehr.catalogue import AGE_AND_SEX, BENCHMARK_17, TJH_LABS
-from ehr.names import FeatureMatcher
+from ehr.catalogue.names import FeatureMatcher
 
 NONE = "(none)"
 FEATURES = {"benchmark": BENCHMARK_17, "tjh": TJH_LABS}

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ehr.answers.grounding import GroundingChecker
 from ehr.catalogue import BENCHMARK_17
-from ehr.cohort import PatientCase, Sex
-from ehr.grounding import GroundingChecker
-from ehr.names import FeatureMatcher
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.cohort import PatientCase, Sex
 
 NAN = float("nan")
 RECORD = {

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ehr.catalogue import Feature
-from ehr.cohort import cohort_hash
+from ehr.cohorts.cohort import cohort_hash
 from ehr.errors import ResourceError
-from ehr.expert import save_ensembles
-from ehr.salience import salience_table
+from ehr.expert.ensemble import save_ensembles
+from ehr.salience.table import salience_table
 from services.clients import ExpertClient
 from services.cluster import Cluster, start_serve
 from services.config import ServeSection

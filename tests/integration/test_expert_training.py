@@ -12,13 +12,13 @@ import pytest
 
 from ehr.config import ExpertSection
 from ehr.errors import DataError
-from ehr.expert import ExpertEnsemble, expert_opinion
-from ehr.salience import salient_features
-from ehr.salience_methods import load_scorer
+from ehr.expert.ensemble import ExpertEnsemble, expert_opinion
+from ehr.salience.methods import load_scorer
+from ehr.salience.table import salient_features
 from services.cluster import Cluster
 from tests.expert_cohort import fit_in_process, tiny_case, tiny_cohort, tiny_section
-from training.expert import train_expert
-from training.expert_scores import ask_on_workers
+from training.expert.scores import ask_on_workers
+from training.expert.train import train_expert
 
 COHORT = tiny_cohort()
 WORKER_TITLE = "RayTrainWorker"
@@ -113,7 +113,7 @@ def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> No
     results = [(trained.out_dir / name).read_bytes() for name in files]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.expert._fit_on_workers", None)  # a call would fail
+        patch.setattr("training.expert.train._fit_on_workers", None)  # a call would fail
         trained.again()
 
     assert {name: data for name, (_, data) in trained.members().items()} == {
@@ -128,8 +128,8 @@ def test_tasks_score_patients_as_this_process_does(
     ensemble = ExpertEnsemble.load(trained.out_dir / "checkpoint")
     inputs = [ensemble.scaler.transform(case) for case in COHORT.cases.values()]
     here = ensemble.predict(inputs)
-    monkeypatch.setattr("training.expert_scores.SMALL", 0)
-    monkeypatch.setattr("training.expert_scores._PATIENTS", 20)
+    monkeypatch.setattr("training.expert.scores.SMALL", 0)
+    monkeypatch.setattr("training.expert.scores._PATIENTS", 20)
     moves: list[tuple[float, float, str]] = []
 
     there = ask_on_workers(

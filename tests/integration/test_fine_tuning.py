@@ -7,16 +7,16 @@ from safetensors.torch import load_file
 
 from actors.case_prompts import case_prompt
 from actors.rollouts import RolloutPrompt
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import CohortSection
-from ehr.loaders import build_cohort
-from ehr.prompts import PromptContext
+from ehr.language.prompts import PromptContext
 from services.models import LocalModel
 from tests.learner_fakes import LEARNER, tiny_model
 from tests.scripted import FRAME, CharTokenizer
-from training.config import RunConfig
-from training.fine_tuning import fine_tune_on_predictions
-from training.run_folder import RunFolder
-from training.session import chosen_precision
+from training.config.run import RunConfig
+from training.run.folder import RunFolder
+from training.run.session import chosen_precision
+from training.sft.stages import fine_tune_on_predictions
 
 
 class CohortSession:

@@ -15,10 +15,10 @@ from services.types import (
     Sampling,
 )
 from tests.integration.conftest import EngineThread
-from training.checkpoints import PolicyFolder, VersionRecord
-from training.config import LearnerSection
-from training.packing import TokenGroup, pack
-from training.policy_model import (
+from training.config.run import LearnerSection
+from training.learner.checkpoints import PolicyFolder, VersionRecord
+from training.learner.packing import TokenGroup, pack
+from training.learner.policy_model import (
     PolicyModel,
     adapter_bytes,
     adapter_config_text,

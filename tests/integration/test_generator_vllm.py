@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from transformers import AutoTokenizer
 
-from ehr.chat import encode_chat
 from ehr.errors import ModelError, ServiceError
+from ehr.language.chat import encode_chat
 from services.models import FastTokenizer, LocalModel, load_tokenizer
 from services.types import (
     BASE_POLICY,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from training.run_folder import RunFolder
+from training.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 ARMS = ("stage1/seed-17", "eag_rl/seed-17")

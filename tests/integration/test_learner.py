@@ -18,11 +18,16 @@ from transformers import AutoModelForCausalLM
 from actors.rollouts import PatternSpan
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
-from training.allowed_tokens import AllowedTokens
-from training.config import GrpoSection
-from training.grpo_batch import TrainedSequence, TrainingBatch
-from training.packing import pack
-from training.policy_model import adapter_bytes, adapter_weights, load_adapter, load_policy_model
+from training.config.run import GrpoSection
+from training.grpo.batch import TrainedSequence, TrainingBatch
+from training.learner.allowed_tokens import AllowedTokens
+from training.learner.packing import pack
+from training.learner.policy_model import (
+    adapter_bytes,
+    adapter_weights,
+    load_adapter,
+    load_policy_model,
+)
 
 SECTION = LEARNER.model_copy(update={"gradient_clip": 0.05})
 UNIFORM = -math.log(256)
@@ -50,13 +55,13 @@ def model(path):
 
 
 def learner(path):
-    from training.learner import Learner
+    from training.learner.learner import Learner
 
     return Learner(model(path), SECTION)
 
 
 def trainer(path, section=GRPO, allowed_tokens=None):
-    from training.grpo_updates import BatchTrainer
+    from training.grpo.updates import BatchTrainer
 
     return BatchTrainer(learner(path), section, 80, allowed_tokens or AllowedTokens(path))
 
@@ -323,7 +328,7 @@ def test_the_entropy_of_a_salient_token_is_that_of_the_logits_before_it(path):
 
 
 def test_the_committed_bytes_are_the_fp32_masters_on_a_bf16_base(path):
-    from training.learner import Learner
+    from training.learner.learner import Learner
 
     policy = load_policy_model(path, SECTION, dtype="bfloat16", seed=3)
     ours = Learner(policy, SECTION)

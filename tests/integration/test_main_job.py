@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from training.export import patient_lines
-from training.progress import Reporter
-from training.reward_function import TrajectoryReward
-from training.run_folder import RunFolder
-from training.session import Session
+from training.interop.export import patient_lines
+from training.interop.reward_function import TrajectoryReward
+from training.run.folder import RunFolder
+from training.run.progress import Reporter
+from training.run.session import Session
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs" / "tiny.yaml")

@@ -20,7 +20,7 @@ from actors.rollout_actor import RolloutActor
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
 from actors.search_actor import SearchSetup
 from actors.search_totals import SearchProgress
-from ehr.cohort import Cohort
+from ehr.cohorts.cohort import Cohort
 from ehr.config import RewardSection, Task
 from ehr.errors import ResourceError, SearchError, ServiceError
 from services.clients import GeneratorClient

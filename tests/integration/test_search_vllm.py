@@ -14,8 +14,8 @@ from actors.request_log import CallCounts, RequestLog
 from actors.search import PatientSearch
 from actors.search_prompts import patient_prompts
 from actors.search_result import PatientResult
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
-from ehr.names import FeatureMatcher
 from ehr.rewards import RewardContext
 from services.following import PolicyFollower
 from services.models import FastTokenizer, LocalModel, load_tokenizer

@@ -4,8 +4,8 @@ import urllib.request
 import pytest
 import ray
 
-from training.metrics_file import MetricsFile
-from training.step_watch import RayGauges, StepWatch
+from training.run.metrics_file import MetricsFile
+from training.run.step_watch import RayGauges, StepWatch
 
 
 def exported():

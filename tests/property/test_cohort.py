@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ehr.catalogue import Feature, FeatureKind
-from ehr.cohort import (
+from ehr.cohorts.cohort import (
     Cohort,
     PatientCase,
     Sex,
@@ -18,10 +18,10 @@ from ehr.cohort import (
     make_splits,
     save_cohort,
 )
+from ehr.cohorts.few_patients import with_fewer_patients
+from ehr.cohorts.synthetic import generate
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
-from ehr.few_patients import with_fewer_patients
-from ehr.synthetic import generate
 
 FEATURES = (
     Feature(name="patient_id", unit="\u00b5g/L", plausible=(0.1, 2.0), aliases=("a b", "c")),

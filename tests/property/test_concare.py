@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehr.concare import ConCare, ConCareShape
 from ehr.config import TimeAttention
-from ehr.expert_member import ExpertBatch
+from ehr.expert.concare import ConCare, ConCareShape
+from ehr.expert.member import ExpertBatch
 
 FEATURES = 3
 

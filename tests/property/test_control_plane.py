@@ -35,10 +35,10 @@ from services.following import PolicyFollower
 from services.types import Completion, GenerateRequest, PolicyVersion, Sampling
 from tests.control_plane import TIMEOUT_S, Application, Network, StoreActor
 from tests.learner_fakes import LINEAGE, grpo_inputs
-from training.checkpoints import PolicyFolder
-from training.config import GrpoSection
-from training.grpo_controller import GrpoController, GrpoState
-from training.grpo_orders import NewPolicy, Order, OrderKind
+from training.config.run import GrpoSection
+from training.grpo.controller import GrpoController, GrpoState
+from training.grpo.orders import NewPolicy, Order, OrderKind
+from training.learner.checkpoints import PolicyFolder
 
 RESPONSE_TOKENS = 4
 MOST_REPLICAS = 3

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr.deletion import (
+from ehr.errors import DataError
+from ehr.expert.member import halves
+from ehr.expert.view import ExpertInput, ExpertScaler, last_visits
+from ehr.salience.deletion import (
     area_between,
     bench,
     common_judges,
@@ -18,10 +21,7 @@ from ehr.deletion import (
     random_orders,
     single_effects,
 )
-from ehr.errors import DataError
-from ehr.expert_member import halves
-from ehr.imputation import ExpertInput, ExpertScaler, last_visits
-from ehr.linear_salience import LinearEnsemble
+from ehr.salience.linear import LinearEnsemble
 from tests.expert_cohort import FEATURES, tiny_cohort, tiny_section
 
 COHORT = tiny_cohort()

@@ -2,9 +2,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ehr.answers.faithfulness import (
+    MaskedPair,
+    MaskedProbabilities,
+    Unjudged,
+    choose_pair,
+    faithfulness,
+)
 from ehr.catalogue import Feature
-from ehr.cohort import PatientCase, Sex
-from ehr.faithfulness import MaskedPair, MaskedProbabilities, Unjudged, choose_pair, faithfulness
+from ehr.cohorts.cohort import PatientCase, Sex
 
 NAMES = ("a", "b", "c", "d", "e")
 FEATURES = tuple(Feature(name=name) for name in NAMES)

@@ -4,12 +4,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ehr.answers.claims import read_claims
+from ehr.answers.grounding import GroundingChecker, Level, level_of
 from ehr.catalogue import BENCHMARK_17, TJH_LABS, FeatureKind
-from ehr.claims import read_claims
-from ehr.cohort import PatientCase, Sex
-from ehr.grounding import GroundingChecker, Level, level_of
-from ehr.names import FeatureMatcher
-from ehr.prompts import shown_number
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.cohort import PatientCase, Sex
+from ehr.language.prompts import shown_number
 
 NUMERIC = [f for f in BENCHMARK_17 if f.kind is FeatureKind.NUMERIC]
 COHORTS = {

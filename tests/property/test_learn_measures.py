@@ -5,8 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.learn_answers import Answered, Resamples, constant_set, overlaps
-from training.learn_measures import difference_of, estimate_of_arm
+from training.experiments.answers import (
+    Answered,
+    Resamples,
+    constant_set,
+    overlaps,
+)
+from training.experiments.measures import difference_of, estimate_of_arm
 
 NUM_PATIENTS = 12
 RESAMPLES = Resamples.draw(NUM_PATIENTS, 100, seed=5)

@@ -5,8 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr.agreement import agreement, best_constant_set, jaccard, mean_jaccard
 from ehr.metrics import auprc, auroc, bootstrap, brier, ece, paired_difference, performance
+from ehr.salience.agreement import (
+    agreement,
+    best_constant_set,
+    jaccard,
+    mean_jaccard,
+)
 
 PATIENTS = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 100).map(lambda v: v / 100)),

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehr.catalogue import BENCHMARK_17, TJH_LABS
-from ehr.name_lists import name_spans, split_names
-from ehr.names import FeatureMatcher
+from ehr.catalogue.name_lists import name_spans, split_names
+from ehr.catalogue.names import FeatureMatcher
 
 TJH = FeatureMatcher(TJH_LABS)
 TJH_NAMES = sorted(feature.name for feature in TJH_LABS)

@@ -15,7 +15,7 @@ from tests.objective_cases import (
     random_case,
     reference_loss,
 )
-from training.config_loading import load_config
+from training.config.loading import load_config
 from training.objective.loss import policy_loss
 
 CONFIGS = Path(__file__).parents[2] / "configs"

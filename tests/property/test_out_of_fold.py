@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr.expert_member import halves
-from ehr.imputation import ExpertScaler
-from ehr.opinions import Opinions, SalienceEnsemble
-from ehr.salience_methods import fit_cheap
+from ehr.expert.member import halves
+from ehr.expert.opinions import Opinions, SalienceEnsemble
+from ehr.expert.view import ExpertScaler
+from ehr.salience.methods import fit_cheap
 from tests.expert_cohort import tiny_cohort, tiny_section
 
 COHORT = tiny_cohort()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehr.catalogue import BENCHMARK_17
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import CohortSection
-from ehr.loaders import build_cohort
 from tests.physionet2012_files import FIRST_ID, stay_text, stays_of, write_folder
 
 RANGES = {feature.name: feature.plausible or (-np.inf, np.inf) for feature in BENCHMARK_17}

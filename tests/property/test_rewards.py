@@ -4,8 +4,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ehr.catalogue import BENCHMARK_17
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
-from ehr.names import FeatureMatcher
+from ehr.language.trajectory import ParsedTrajectory
 from ehr.rewards import (
     RewardContext,
     attention_reward,
@@ -13,7 +14,6 @@ from ehr.rewards import (
     reward,
     weighted_attention_reward,
 )
-from ehr.trajectory import ParsedTrajectory
 
 MATCHER = FeatureMatcher(BENCHMARK_17)
 NAMES = [feature.name for feature in BENCHMARK_17]

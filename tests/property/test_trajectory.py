@@ -3,9 +3,20 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehr.guided import FINAL, SUBQUESTION, CallKind, GuidedFormat, GuidedWriter
-from ehr.json_answer import parse_think_json
-from ehr.trajectory import parse_probability, parse_think, parse_trajectory, parse_vanilla
+from ehr.language.guided_writers import (
+    FINAL,
+    SUBQUESTION,
+    CallKind,
+    GuidedFormat,
+    GuidedWriter,
+)
+from ehr.language.json_answer import parse_think_json
+from ehr.language.trajectory import (
+    parse_probability,
+    parse_think,
+    parse_trajectory,
+    parse_vanilla,
+)
 from tests.tokenizers import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()

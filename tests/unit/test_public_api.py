@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "stranger.py"
 PUBLIC = (
     "ehr.errors",
-    "ehr.grounding",
-    "ehr.loaders",
+    "ehr.answers.grounding",
+    "ehr.cohorts.loaders",
     "ehr.metrics",
-    "training.export",
-    "training.reward_function",
+    "training.interop.export",
+    "training.interop.reward_function",
 )
 
 

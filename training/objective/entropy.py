@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ehr.names import FeatureMatcher
-from ehr.pieces import TextTokenizer
-from ehr.trajectory import parse_trajectory
+from ehr.catalogue.names import FeatureMatcher
+from ehr.language.pieces import TextTokenizer
+from ehr.language.trajectory import parse_trajectory
 
 # Names of a features block: what lies between separators, without the blanks around it.
 _NAME = re.compile(r"[^\s,;](?:[^,;\n]*[^\s,;])?")

@@ -7,7 +7,7 @@ import pytest
 
 from actors.case_prompts import case_prompt
 from ehr.errors import DataError
-from ehr.prompts import PromptContext
+from ehr.language.prompts import PromptContext
 from tests.scripted import CONTEXT, FRAME, CharTokenizer, case_of
 
 KINDS = (

@@ -6,10 +6,10 @@ from dataclasses import fields
 import pytest
 
 from actors.judge import LABEL_FREE_FLOOR, LabelFreeJudge, RewardJudge, Verdict
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
-from ehr.names import FeatureMatcher
+from ehr.language.trajectory import ParsedTrajectory
 from ehr.rewards import MAX_FEATURE_NAMES, RewardContext, Salience
-from ehr.trajectory import ParsedTrajectory
 from tests.scripted import CONTEXT, FEATURES
 
 MATCHER = FeatureMatcher(CONTEXT.features)

@@ -13,8 +13,8 @@ from actors.rollouts import (
     RolloutSampler,
     rollouts_in_flight,
 )
-from ehr.json_answer import parse_think_json
-from ehr.trajectory import parse_think, parse_trajectory, parse_vanilla
+from ehr.language.json_answer import parse_think_json
+from ehr.language.trajectory import parse_think, parse_trajectory, parse_vanilla
 from services.types import BASE_POLICY, Completion, GenerateRequest, PolicyVersion
 from tests.scripted import (
     GARBAGE,

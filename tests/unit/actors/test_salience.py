@@ -6,9 +6,9 @@ from typing import Literal
 import pytest
 
 from actors.salience import ServedSalience
-from ehr.cohort import PatientCase
+from ehr.cohorts.cohort import PatientCase
 from ehr.errors import ServiceError
-from ehr.expert import Opinion
+from ehr.expert.ensemble import Opinion
 from services.expert import ExpertAnswer
 from tests.scripted import case_of
 

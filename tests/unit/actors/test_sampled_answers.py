@@ -11,7 +11,7 @@ from actors.config import SearchSection
 from actors.request_log import RequestLog
 from actors.sampled_answers import SampledAnswers, samples_tokens, sampling_plan
 from actors.search_result import PatientResult
-from ehr.prompts import PromptContext
+from ehr.language.prompts import PromptContext
 from services.types import BASE_POLICY, Completion, GenerateRequest
 from tests.scripted import (
     CONTEXT,

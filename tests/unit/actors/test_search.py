@@ -9,7 +9,7 @@ import pytest
 
 from actors.seeds import call_seed
 from ehr.errors import SearchError
-from ehr.trajectory import FINAL_SENTENCE, parse_trajectory
+from ehr.language.trajectory import FINAL_SENTENCE, parse_trajectory
 from tests.scripted import (
     GARBAGE,
     Call,

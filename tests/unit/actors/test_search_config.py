@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.config import SearchSection
-from training.config import RunConfig
+from training.config.run import RunConfig
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

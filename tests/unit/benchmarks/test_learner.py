@@ -6,15 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import learner
-from benchmarks.cell import OUT_OF_MEMORY, RESULT, Cell, at, cell_of
-from benchmarks.cell_process import run_limited
-from benchmarks.learner_cell import forwards_of, measure
-from benchmarks.learner_flops import Flops
-from benchmarks.learner_results import line, merged, ratios, row_of
-from benchmarks.random_model import write_random_model
-from training.config import LearnerSection
-from training.policy_model import load_policy_model
+from benchmarks.learner import __main__ as learner
+from benchmarks.learner.cell import (
+    OUT_OF_MEMORY,
+    RESULT,
+    Cell,
+    at,
+    cell_of,
+)
+from benchmarks.learner.cell_process import run_limited
+from benchmarks.learner.flops import Flops
+from benchmarks.learner.ours import forwards_of, measure
+from benchmarks.learner.random_model import write_random_model
+from benchmarks.learner.results import (
+    line,
+    merged,
+    ratios,
+    row_of,
+)
+from training.config.run import LearnerSection
+from training.learner.policy_model import load_policy_model
 
 CELL = Cell(arm="ours", model_name="tiny", model_path="nowhere", prompt_tokens=1500)
 FLOPS = Flops(forward=1e12, backward=2e12)
@@ -135,7 +146,7 @@ def test_every_arm_computes_the_same_log_probabilities(model_folder: Path) -> No
 
 
 def test_a_cell_measures_both_passes(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules["benchmarks.cell"]._RATE_SIZE, "cpu", 32)
+    monkeypatch.setitem(sys.modules["benchmarks.learner.cell"]._RATE_SIZE, "cpu", 32)
     cell = at(CELL, model_path=str(model_folder), prompt_tokens=12, answer_tokens=6, turns=2)
 
     found = measure(at(cell, lora_rank=4))

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.learner_flops import ModelShape, group_flops, shape_of
+from benchmarks.learner.flops import ModelShape, group_flops, shape_of
 
 SHAPE = ModelShape(
     layers=3,

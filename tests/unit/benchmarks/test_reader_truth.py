@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.reader_truth import overlaps_with_truth
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import CohortSection
 from ehr.errors import ConfigurationError
-from ehr.loaders import build_cohort
 
 
 def test_unusual_values_hold_some_of_the_truth_and_drawn_names_less():

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 
 from actors.formats import search_format
-from benchmarks.search_callers import Barrier, Meter, OneByOne, recorded, replay
-from benchmarks.search_patients import PatientSearches, Sizes
-from benchmarks.search_results import Results, arm_row, ratios
-from benchmarks.search_scale import GpuReplica, scale_row
-from benchmarks.search_script import ScriptedModel
-from ehr.chat import ChatFrame
-from ehr.guided import USEFULNESS_REGEX
+from benchmarks.search.callers import (
+    Barrier,
+    Meter,
+    OneByOne,
+    recorded,
+    replay,
+)
+from benchmarks.search.patients import PatientSearches, Sizes
+from benchmarks.search.results import Results, arm_row, ratios
+from benchmarks.search.scale import GpuReplica, scale_row
+from benchmarks.search.script import ScriptedModel
+from ehr.language.chat import ChatFrame
+from ehr.language.guided_writers import USEFULNESS_REGEX
 from services.types import BASE_POLICY, Completion, GenerateRequest, Sampling
 
 FRAME = ChatFrame(prefix="[USER]", suffix="[ASSISTANT]")

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sync import earlier_rows, keep, quantiles, ratios
+from benchmarks.sync.__main__ import (
+    earlier_rows,
+    keep,
+    quantiles,
+    ratios,
+)
 
 
 def test_the_99th_percentile_is_the_nearest_rank() -> None:

@@ -3,14 +3,14 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 
-from ehr.agreement import (
+from ehr.errors import DataError
+from ehr.salience.agreement import (
     agreement,
     best_constant_set,
     jaccard,
     jaccard_above_others,
     mean_jaccard,
 )
-from ehr.errors import DataError
 
 
 def test_jaccard_of_the_papers_case_study_is_a_quarter_and_a_half() -> None:
@@ -63,7 +63,7 @@ def test_permuted_jaccard_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch)
     sets = [{str(i % 3), str(i % 5)} for i in range(20)]
     whole = agreement(sets, sets, size=2)
 
-    monkeypatch.setattr("ehr.agreement._BLOCK", 7)
+    monkeypatch.setattr("ehr.salience.agreement._BLOCK", 7)
 
     assert agreement(sets, sets, size=2).jaccard_permuted == pytest.approx(whole.jaccard_permuted)
 
@@ -80,7 +80,7 @@ def test_patients_with_equal_sets_count_as_often_as_there_are() -> None:
 
 
 def test_names_outside_the_pool_still_enlarge_the_union(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ehr.agreement.MOST_CONSTANT_SETS", 1)
+    monkeypatch.setattr("ehr.salience.agreement.MOST_CONSTANT_SETS", 1)
 
     # only {a, b} is tried: 2 of 2 names, 2 of 3 and 1 of 3
     assert best_constant_set([{"a", "b"}, {"a", "b", "c"}, {"a", "d"}], 2) == (

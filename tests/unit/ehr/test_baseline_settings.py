@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr.baseline_settings import (
+from ehr.errors import DataError
+from ehr.expert.baseline_settings import (
     INVERSE_PENALTIES,
     MOST_TREES,
     TREE_STEP,
     choose_inverse_penalty,
     choose_num_trees,
 )
-from ehr.errors import DataError
-from ehr.imputation import ExpertInput
+from ehr.expert.view import ExpertInput
 
 
 def patients(

@@ -4,9 +4,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ehr.baselines import BASELINES
 from ehr.errors import DataError
-from ehr.imputation import ExpertScaler
+from ehr.expert.baselines import BASELINES
+from ehr.expert.view import ExpertScaler
 from ehr.metrics import auroc
 from tests.expert_cohort import tiny_cohort
 

@@ -9,7 +9,7 @@ from ehr.catalogue import (
     Feature,
     FeatureKind,
 )
-from ehr.names import FeatureMatcher
+from ehr.catalogue.names import FeatureMatcher
 
 CATEGORICAL = [feature for feature in BENCHMARK_17 if feature.kind is FeatureKind.CATEGORICAL]
 

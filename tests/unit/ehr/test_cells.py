@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ehr.cells import CellReader
+from ehr.cohorts.cells import CellReader
 from ehr.errors import DataError
 
 READER = CellReader(Path("book.xlsx"))

@@ -1,7 +1,12 @@
 import pytest
 
-from ehr.chat import ChatFrame, encode_chat, frame_of, require_assistant_turn
 from ehr.errors import ModelError
+from ehr.language.chat import (
+    ChatFrame,
+    encode_chat,
+    frame_of,
+    require_assistant_turn,
+)
 from tests.tokenizers import ByteTokenizer, PairTokenizer
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ehr.cohort import (
+from ehr.cohorts.cohort import (
     SPLITS,
     Cohort,
     check_splits,
@@ -17,10 +17,10 @@ from ehr.cohort import (
     save_cohort,
     summary,
 )
+from ehr.cohorts.loaders import build_cohort
+from ehr.cohorts.schema import check_table, patients_schema
 from ehr.config import CohortSection
 from ehr.errors import DataError
-from ehr.loaders import build_cohort
-from ehr.schema import check_table, patients_schema
 
 COHORT = build_cohort(CohortSection(num_patients=60))
 

@@ -3,8 +3,13 @@ import math
 import pytest
 import torch
 
-from ehr.concare import ConCare, ConCareOutput, ConCareShape, decov
 from ehr.config import TimeAttention
+from ehr.expert.concare import (
+    ConCare,
+    ConCareOutput,
+    ConCareShape,
+    decov,
+)
 
 NUM_FEATURES = 5
 

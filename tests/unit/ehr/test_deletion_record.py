@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from ehr.deletion import bench, own_judge
-from ehr.deletion_record import deletion_curves, judged_patients, own_deletion
 from ehr.errors import DataError
-from ehr.expert_member import halves
-from ehr.imputation import ExpertScaler
-from ehr.linear_salience import LinearEnsemble
+from ehr.expert.member import halves
+from ehr.expert.view import ExpertScaler
+from ehr.salience.deletion import bench, own_judge
+from ehr.salience.deletion_json import deletion_curves, judged_patients, own_deletion
+from ehr.salience.linear import LinearEnsemble
 from tests.expert_cohort import FEATURES, tiny_cohort, tiny_section
 
 COHORT = tiny_cohort()

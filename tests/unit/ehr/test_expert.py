@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ehr.catalogue import AGE_AND_SEX
-from ehr.cohort import cohort_hash
+from ehr.cohorts.cohort import cohort_hash
 from ehr.config import ExpertSection
 from ehr.errors import DataError, TrainingError
-from ehr.expert import ExpertEnsemble, expert_opinion, save_ensembles
-from ehr.expert_member import (
+from ehr.expert.ensemble import ExpertEnsemble, expert_opinion, save_ensembles
+from ehr.expert.member import (
     MemberState,
     fit_member,
     halves,
@@ -20,9 +20,14 @@ from ehr.expert_member import (
     member_key,
     read_member,
 )
-from ehr.imputation import ExpertInput, ExpertScaler
-from ehr.opinions import Opinions, token_names
-from ehr.salience import salience_table, salient_features, salient_sets, stability_weights
+from ehr.expert.opinions import Opinions, token_names
+from ehr.expert.view import ExpertInput, ExpertScaler
+from ehr.salience.table import (
+    salience_table,
+    salient_features,
+    salient_sets,
+    stability_weights,
+)
 from tests.expert_cohort import FEATURES, fit_in_process, tiny_case, tiny_cohort, tiny_section
 
 COHORT = tiny_cohort()
@@ -208,10 +213,10 @@ def test_a_members_key_changes_with_what_it_depends_on_only() -> None:
 def test_members_answer_together_as_they_do_alone(
     trained: list[ExpertEnsemble], monkeypatch: pytest.MonkeyPatch, together_patients: int
 ) -> None:
-    monkeypatch.setattr("ehr.expert._TOGETHER_PATIENTS", together_patients)
+    monkeypatch.setattr("ehr.expert.ensemble._TOGETHER_PATIENTS", together_patients)
     ensemble = trained[0]
     together = ensemble.predict(INPUTS)
-    monkeypatch.setattr("ehr.expert._TOGETHER_PATIENTS", 0)
+    monkeypatch.setattr("ehr.expert.ensemble._TOGETHER_PATIENTS", 0)
 
     for index, member in enumerate(ensemble.members):
         alone = ExpertEnsemble([member], SCALER, ensemble.section, "").predict(INPUTS)
@@ -232,7 +237,7 @@ def test_more_patients_than_one_pass_takes_are_answered_in_order(
 ) -> None:
     whole = trained[0].predict(INPUTS)
 
-    monkeypatch.setattr("ehr.expert.PREDICT_PATIENTS", 5)
+    monkeypatch.setattr("ehr.expert.ensemble.PREDICT_PATIENTS", 5)
 
     np.testing.assert_allclose(trained[0].predict(INPUTS).risk, whole.risk, atol=1e-6)
 

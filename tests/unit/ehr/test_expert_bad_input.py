@@ -7,18 +7,23 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ehr.agreement import agreement
 from ehr.catalogue import AGE_AND_SEX
-from ehr.cohort import Cohort, PatientCase
+from ehr.cohorts.cohort import Cohort, PatientCase
 from ehr.config import ExpertSection
-from ehr.deletion import bench, common_judges, method_orders, own_judge
 from ehr.errors import DataError
-from ehr.expert import ExpertEnsemble, expert_opinion
-from ehr.expert_member import MemberPlan
-from ehr.imputation import ExpertInput, ExpertScaler
-from ehr.opinions import SalienceEnsemble
-from ehr.salience import salience_table, salient_sets
-from ehr.salience_methods import salience_ensembles
+from ehr.expert.ensemble import ExpertEnsemble, expert_opinion
+from ehr.expert.member import MemberPlan
+from ehr.expert.opinions import SalienceEnsemble
+from ehr.expert.view import ExpertInput, ExpertScaler
+from ehr.salience.agreement import agreement
+from ehr.salience.deletion import (
+    bench,
+    common_judges,
+    method_orders,
+    own_judge,
+)
+from ehr.salience.methods import salience_ensembles
+from ehr.salience.table import salience_table, salient_sets
 from tests.expert_cohort import FEATURES, fit_in_process, tiny_cohort, tiny_section
 
 WHOLE = tiny_cohort()

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from ehr.config import ExpertSection
 from ehr.errors import DataError
-from ehr.expert_member import fit_member, halves, trace_member
-from ehr.expert_selection import (
+from ehr.expert.member import fit_member, halves, trace_member
+from ehr.expert.selection import (
     LEAST_VALIDATION_PATIENTS,
     choose_rule,
     common_epoch,
@@ -16,7 +16,7 @@ from ehr.expert_selection import (
     held_out_ids,
     settle,
 )
-from ehr.imputation import ExpertScaler
+from ehr.expert.view import ExpertScaler
 from tests.expert_cohort import fit_in_process, one_thread, tiny_cohort, tiny_section
 
 COHORT = tiny_cohort()

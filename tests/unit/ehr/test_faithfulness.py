@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from ehr.catalogue import AGE_AND_SEX, Feature
-from ehr.cohort import PatientCase, Sex
-from ehr.faithfulness import (
+from ehr.answers.faithfulness import (
     MaskedPair,
     MaskedProbabilities,
     Unjudged,
     choose_pair,
     faithfulness,
 )
+from ehr.catalogue import AGE_AND_SEX, Feature
+from ehr.cohorts.cohort import PatientCase, Sex
 
 FEATURES = tuple(Feature(name=name) for name in ("a", "b", "c", "d"))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ehr.errors import DataError
-from ehr.feature_order import FeatureOrder
+from ehr.language.feature_order import FeatureOrder
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ehr.baselines import BASELINES
-from ehr.cohort import cohort_hash, summary
+from ehr.cohorts.cohort import cohort_hash, summary
+from ehr.cohorts.few_patients import with_fewer_patients
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import CohortSection
 from ehr.errors import DataError
-from ehr.few_patients import with_fewer_patients
-from ehr.imputation import ExpertScaler
-from ehr.loaders import build_cohort
-from ehr.salience import salience_table, salient_sets
-from ehr.salience_methods import salience_ensembles
+from ehr.expert.baselines import BASELINES
+from ehr.expert.view import ExpertScaler
+from ehr.salience.methods import salience_ensembles
+from ehr.salience.table import salience_table, salient_sets
 from tests.expert_cohort import fit_in_process, tiny_section
 
 SECTION = CohortSection(num_patients=120, num_visits=2)

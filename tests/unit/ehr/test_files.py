@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ehr.files import in_home
+from ehr.whole_files import in_home
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch):

@@ -1,9 +1,9 @@
 import pytest
 
+from ehr.answers.claims import Direction, Level, read_claims
+from ehr.answers.grounding import grounding_error_rate, level_of, stable_tolerance
 from ehr.catalogue import BENCHMARK_17, TJH_LABS
-from ehr.claims import Direction, Level, read_claims
-from ehr.grounding import grounding_error_rate, level_of, stable_tolerance
-from ehr.names import FeatureMatcher, Mention
+from ehr.catalogue.names import FeatureMatcher, Mention
 from tests.golden.test_grounding import CASE, CHECKER
 
 BENCHMARK = FeatureMatcher(BENCHMARK_17)

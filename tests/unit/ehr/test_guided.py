@@ -5,7 +5,7 @@ import pytest
 
 from ehr.catalogue import KNOWN_FEATURES
 from ehr.errors import ConfigurationError, ModelError
-from ehr.guided import (
+from ehr.language.guided_writers import (
     FINAL,
     LINE_REGEX,
     PROBABILITY_REGEX,
@@ -26,9 +26,14 @@ from ehr.guided import (
     read_step,
     step_regex,
 )
-from ehr.json_answer import json_reasoning_of, parse_think_json
-from ehr.pieces import Author, join_text
-from ehr.trajectory import ParsedStep, parse_think, parse_trajectory, parse_vanilla
+from ehr.language.json_answer import json_reasoning_of, parse_think_json
+from ehr.language.pieces import Author, join_text
+from ehr.language.trajectory import (
+    ParsedStep,
+    parse_think,
+    parse_trajectory,
+    parse_vanilla,
+)
 from tests.tokenizers import ByteTokenizer, PairTokenizer
 
 TOKENIZER = ByteTokenizer()

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from ehr.catalogue import Feature
-from ehr.cohort import Cohort, PatientCase, Sex
+from ehr.cohorts.cohort import Cohort, PatientCase, Sex
 from ehr.config import Task
 from ehr.errors import DataError
-from ehr.imputation import ExpertScaler, carry_forward
+from ehr.expert.view import ExpertScaler, carry_forward
 
 NAN = float("nan")
 

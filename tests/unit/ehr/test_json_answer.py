@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ehr.json_answer import json_reasoning_of, parse_think_json
+from ehr.language.json_answer import json_reasoning_of, parse_think_json
 
 PLAIN = '{"think": "pH fell. It worsens.", "answer": 0.85}'
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ehr.agreement import excess_jaccard
 from ehr.errors import DataError
 from ehr.metrics import (
     Metric,
@@ -22,6 +21,7 @@ from ehr.metrics import (
     paired_difference,
     performance,
 )
+from ehr.salience.agreement import excess_jaccard
 
 LABELS = [0, 0, 1, 1]
 PROBABILITIES = [0.1, 0.4, 0.35, 0.8]

@@ -9,7 +9,6 @@ from scipy import optimize, stats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from ehr.agreement import excess_jaccard, jaccard
 from ehr.metrics import (
     PAPER_NUM_RESAMPLES,
     Bootstrap,
@@ -23,6 +22,7 @@ from ehr.metrics import (
     paired_difference,
     performance,
 )
+from ehr.salience.agreement import excess_jaccard, jaccard
 
 REFERENCES = {"auroc": roc_auc_score, "auprc": average_precision_score}
 

@@ -1,9 +1,9 @@
 import pytest
 
 from ehr.catalogue import BENCHMARK_17, PHYSIONET2012, TJH_LABS, Feature
+from ehr.catalogue.name_lists import split_names
+from ehr.catalogue.names import FeatureMatcher
 from ehr.errors import DataError
-from ehr.name_lists import split_names
-from ehr.names import FeatureMatcher
 
 BENCHMARK = FeatureMatcher(BENCHMARK_17)
 TJH = FeatureMatcher(TJH_LABS)

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from ehr.catalogue import BENCHMARK_17, PHYSIONET2012
-from ehr.cohort import Cohort, Sex, cohort_hash, summary
+from ehr.catalogue.plausible import read_value
+from ehr.cohorts.cohort import (
+    Cohort,
+    Sex,
+    cohort_hash,
+    summary,
+)
+from ehr.cohorts.loaders import build_cohort, source_hash
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
-from ehr.loaders import build_cohort, source_hash
-from ehr.plausible import read_value
 from tests.physionet2012_files import (
     FIRST_ID,
     NUM_STAYS,

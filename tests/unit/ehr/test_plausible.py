@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ehr.catalogue import TJH_LABS, Feature
-from ehr.plausible import plausible_mask, read_value, restore_decimal_point
+from ehr.catalogue.plausible import plausible_mask, read_value, restore_decimal_point
 
 FEATURES = (
     Feature(name="pulse", plausible=(10, 300)),

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ehr import prompts
 from ehr.catalogue import Feature, FeatureKind
-from ehr.cohort import PatientCase, Sex
+from ehr.cohorts.cohort import PatientCase, Sex
 from ehr.config import PromptSection, Task
 from ehr.errors import DataError
-from ehr.feature_order import FeatureOrder
-from ehr.json_answer import parse_think_json
-from ehr.prompts import (
+from ehr.language import prompts
+from ehr.language.feature_order import FeatureOrder
+from ehr.language.json_answer import parse_think_json
+from ehr.language.prompts import (
     PromptContext,
     case_lines,
     fit_case,
@@ -24,7 +24,7 @@ from ehr.prompts import (
     usefulness_prompt,
     vanilla_prompt,
 )
-from ehr.trajectory import parse_trajectory
+from ehr.language.trajectory import parse_trajectory
 
 NAN = float("nan")
 FEATURES = (

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-import ehr.recurrence
-from ehr.recurrence import FeatureRecurrence
+import ehr.expert.recurrence
+from ehr.expert.recurrence import FeatureRecurrence
 
 FEATURES, HIDDEN, BATCH, VISITS = 5, 8, 3, 4
 
@@ -14,7 +14,7 @@ FEATURES, HIDDEN, BATCH, VISITS = 5, 8, 3, 4
 @pytest.fixture(params=[1, 2 * (BATCH + HIDDEN), 1000], ids=["single", "pairs", "all"])
 def _parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features that advance together: one, two (and a rest), all."""
-    monkeypatch.setattr(ehr.recurrence, "_CPU_ROWS", request.param)
+    monkeypatch.setattr(ehr.expert.recurrence, "_CPU_ROWS", request.param)
 
 
 def recurrence(dtype: torch.dtype = torch.float64, seed: int = 3) -> FeatureRecurrence:

@@ -4,9 +4,10 @@ import math
 import pytest
 
 from ehr.catalogue import BENCHMARK_17
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
 from ehr.errors import DataError
-from ehr.names import FeatureMatcher
+from ehr.language.trajectory import ParsedTrajectory, parse_trajectory
 from ehr.rewards import (
     RewardContext,
     attention_gains,
@@ -15,7 +16,6 @@ from ehr.rewards import (
     reward,
     weighted_attention_reward,
 )
-from ehr.trajectory import ParsedTrajectory, parse_trajectory
 
 SECTION = RewardSection(accuracy_weight=0.6, decision_threshold=0.5, margin_bonus=1.0)
 MATCHER = FeatureMatcher(BENCHMARK_17)

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from ehr import salience_methods
-from ehr.agreement import agreement
-from ehr.baselines import fitted_gradient_boosting
 from ehr.catalogue import AGE_AND_SEX
+from ehr.cohorts.loaders import build_cohort
+from ehr.cohorts.schema import CONTRIBUTION_PREFIX
 from ehr.config import CohortSection, ExpertSection
 from ehr.errors import DataError
-from ehr.expert import ExpertEnsemble, expert_opinion
-from ehr.expert_member import MemberPlan, halves
-from ehr.imputation import ExpertScaler, last_visits
-from ehr.integrated_gradients import IntegratedGradients
-from ehr.linear_salience import LinearEnsemble
-from ehr.loaders import build_cohort
-from ehr.opinions import SalienceEnsemble, shares
-from ehr.salience import salience_table, salient_sets, true_overlap
-from ehr.salience_methods import (
+from ehr.expert.baselines import fitted_gradient_boosting
+from ehr.expert.ensemble import ExpertEnsemble, expert_opinion
+from ehr.expert.member import MemberPlan, halves
+from ehr.expert.opinions import SalienceEnsemble, shares
+from ehr.expert.view import ExpertScaler, last_visits
+from ehr.salience import methods as salience_methods
+from ehr.salience.agreement import agreement
+from ehr.salience.integrated_gradients import IntegratedGradients
+from ehr.salience.linear import LinearEnsemble
+from ehr.salience.methods import (
     CHEAP_MEMBERS,
     cheap_plans,
     fit_cheap,
@@ -32,9 +32,9 @@ from ehr.salience_methods import (
     salience_ensembles,
     save_scorers,
 )
-from ehr.schema import CONTRIBUTION_PREFIX
-from ehr.tree_salience import Boxes, TreeEnsemble
-from ehr.vote import Vote, vote_weights
+from ehr.salience.table import salience_table, salient_sets, true_overlap
+from ehr.salience.trees import Boxes, TreeEnsemble
+from ehr.salience.vote import Vote, vote_weights
 from tests.expert_cohort import FEATURES, fit_in_process, tiny_case, tiny_cohort, tiny_section
 from tests.unit.ehr.test_tjh import PUBLISHED
 
@@ -224,7 +224,7 @@ def test_attributions_do_not_depend_on_the_other_patients_or_members(
     concare: list[ExpertEnsemble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = IntegratedGradients(concare[0]).attributions(ASKED[:7])
-    monkeypatch.setattr("ehr.integrated_gradients._PATIENTS", 3)
+    monkeypatch.setattr("ehr.salience.integrated_gradients._PATIENTS", 3)
 
     for index, member in enumerate(concare[0].members):
         alone = ExpertEnsemble([member], SCALER, SECTION, "")

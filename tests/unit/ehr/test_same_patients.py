@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ehr.cohort import Cohort, Sex
+from ehr.cohorts.cohort import Cohort, Sex
+from ehr.cohorts.loaders import build_cohort
+from ehr.cohorts.same_patients import require_each_once, same_patients
 from ehr.config import CohortSection
 from ehr.errors import DataError
-from ehr.loaders import build_cohort
-from ehr.same_patients import require_each_once, same_patients
 
 COHORT = build_cohort(CohortSection(num_patients=40, num_visits=2))
 USED = (*COHORT.splits["train"], *COHORT.splits["val"])

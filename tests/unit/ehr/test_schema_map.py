@@ -13,9 +13,9 @@ from ehr.catalogue import (
     Feature,
     FeatureKind,
 )
-from ehr.cohort import PatientCase, Sex
+from ehr.cohorts.cohort import PatientCase, Sex
+from ehr.cohorts.schema_map import map_schema
 from ehr.errors import DataError
-from ehr.schema_map import map_schema
 
 SCHEMAS = {
     "synthetic": BENCHMARK_17,

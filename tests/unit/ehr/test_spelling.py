@@ -1,6 +1,6 @@
 import pytest
 
-from ehr.spelling import corrected, is_one_slip
+from ehr.catalogue.spelling import corrected, is_one_slip
 
 VOCABULARY = {"creatinine", "hemoglobin", "prothrombin", "thrombin", "weight", "gender", "globulin"}
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr.agreement import agreement
 from ehr.errors import DataError
-from ehr.salience import salient_sets
-from ehr.stability import stability_curve
+from ehr.salience.agreement import agreement
+from ehr.salience.stability import stability_curve
+from ehr.salience.table import salient_sets
 
 TOKENS = ("d", "a", "c", "b", "Age & Sex")
 """Not in the alphabet's order: equal scores stay in the table's."""

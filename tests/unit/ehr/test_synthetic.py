@@ -9,12 +9,12 @@ from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
 from ehr.catalogue import AGE_AND_SEX, BENCHMARK_17
-from ehr.cohort import Cohort, cohort_hash
+from ehr.cohorts.cohort import Cohort, cohort_hash
+from ehr.cohorts.loaders import build_cohort
+from ehr.cohorts.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
+from ehr.cohorts.synthetic import generate
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
-from ehr.loaders import build_cohort
-from ehr.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
-from ehr.synthetic import generate
 
 NAMES = [feature.name for feature in BENCHMARK_17]
 DEMO = generate(CohortSection())

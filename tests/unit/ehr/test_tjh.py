@@ -11,11 +11,16 @@ from openpyxl import Workbook, load_workbook
 from openpyxl.xml.constants import REL_NS, SHEET_MAIN_NS
 
 from ehr.catalogue import TJH_LABS
-from ehr.cohort import Cohort, Sex, cohort_hash, summary
+from ehr.cohorts.cohort import (
+    Cohort,
+    Sex,
+    cohort_hash,
+    summary,
+)
+from ehr.cohorts.loaders import build_cohort
+from ehr.cohorts.tjh import FILE_NAME
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
-from ehr.loaders import build_cohort
-from ehr.tjh import FILE_NAME
 
 BESIDE_CHECKOUT = Path(__file__).parents[4] / "shared" / "data" / "tjh"
 PUBLISHED = Path(os.environ.get("EAG_RL_TJH", BESIDE_CHECKOUT))

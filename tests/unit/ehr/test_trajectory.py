@@ -1,6 +1,6 @@
 import pytest
 
-from ehr.trajectory import (
+from ehr.language.trajectory import (
     ParsedStep,
     parse_probability,
     parse_think,

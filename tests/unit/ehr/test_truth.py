@@ -5,10 +5,18 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from ehr.agreement import agreement, excess_jaccard
+from ehr.cohorts.schema import SALIENT_COLUMNS
+from ehr.cohorts.synthetic import TARGET_AUROC, generate
+from ehr.cohorts.truth import (
+    ceilings,
+    true_contributions,
+    true_risks,
+    true_sets,
+    true_tokens,
+)
 from ehr.config import CohortSection, ExpertSection
-from ehr.deletion import area_between, bench, method_orders
-from ehr.expert_member import halves
+from ehr.expert.member import halves
+from ehr.expert.opinions import SalienceEnsemble
 from ehr.metrics import (
     auroc,
     bootstrap_interval,
@@ -17,12 +25,15 @@ from ehr.metrics import (
     ece,
     performance,
 )
-from ehr.opinions import SalienceEnsemble
 from ehr.rewards import attention_reward, weighted_attention_reward
-from ehr.salience import salience_table, salient_sets, stability_weights, true_overlap
-from ehr.schema import SALIENT_COLUMNS
-from ehr.synthetic import TARGET_AUROC, generate
-from ehr.truth import ceilings, true_contributions, true_risks, true_sets, true_tokens
+from ehr.salience.agreement import agreement, excess_jaccard
+from ehr.salience.deletion import area_between, bench, method_orders
+from ehr.salience.table import (
+    salience_table,
+    salient_sets,
+    stability_weights,
+    true_overlap,
+)
 from tests.oracle import MarkingScaler, Oracle, TrueModel
 
 COHORT = generate(CohortSection(num_patients=600))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ehr.config import TimeAttention
-from ehr.visit_attention import VisitAttention
+from ehr.expert.visit_attention import VisitAttention
 
 FEATURES, HIDDEN, VISITS = 2, 6, 4
 LENGTHS = (4, 1, 3)

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from ehr.chat import ChatFrame
 from ehr.errors import ModelError
+from ehr.language.chat import ChatFrame
 from services.conversion import CHAT_FILE, render_chat, set_splitting, template_frame
 
 SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<sop>"]

@@ -6,13 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ehr.cohort import PatientCase, Sex, cohort_hash
+from ehr.cohorts.cohort import PatientCase, Sex, cohort_hash
 from ehr.errors import ServiceError
-from ehr.expert import ExpertEnsemble
-from ehr.expert_member import Member, fit_member, halves, member_key
-from ehr.imputation import ExpertScaler
-from ehr.integrated_gradients import IntegratedGradients
-from ehr.salience import salience_table, salient_features
+from ehr.expert.ensemble import ExpertEnsemble
+from ehr.expert.member import (
+    Member,
+    fit_member,
+    halves,
+    member_key,
+)
+from ehr.expert.view import ExpertScaler
+from ehr.salience.integrated_gradients import IntegratedGradients
+from ehr.salience.table import salience_table, salient_features
 from services.expert import StoredOpinions
 from tests.expert_cohort import tiny_case, tiny_cohort, tiny_section
 

@@ -5,9 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from ehr.catalogue import BENCHMARK_17
-from ehr.cohort import Sex
+from ehr.cohorts.cohort import Sex
 from ehr.errors import DataError
-from ehr.expert import Opinion
+from ehr.expert.ensemble import Opinion
 from services.expert import ExpertAnswer
 from services.http_app import PatientBody, case_from_body, features_by_name, reply_from_answer
 

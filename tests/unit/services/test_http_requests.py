@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from ehr.catalogue import BENCHMARK_17, PHYSIONET2012, PHYSIONET2012_BENCHMARK, TJH_LABS
-from ehr.cohort import Cohort, PatientCase, record_hash
+from ehr.cohorts.cohort import Cohort, PatientCase, record_hash
+from ehr.cohorts.synthetic import generate
 from ehr.config import CohortSection
-from ehr.synthetic import generate
 from services.http_app import features_by_name
 from services.strict_json import MAX_BODY_BYTES
 from tests.http_client import PATH, RecordingExpert, client_of

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ehr.chat import ChatFrame
 from ehr.errors import ModelError
+from ehr.language.chat import ChatFrame
 from services import models
 from services.config import ModelSection
 from services.models import FastTokenizer, resolve_model, verify_file
@@ -243,7 +243,7 @@ def test_a_folder_that_is_not_there_is_named_with_the_place_where_it_was_sought(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(ModelError, match=f"no such folder .*{tmp_path}.*benchmarks.reader"):
+    with pytest.raises(ModelError, match=f"no such folder .*{tmp_path}.*eag-rl reader"):
         resolve_model(section("runs/reader", tmp_path))
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.arms import ARMS, unit_config, units_of
-from training.config import RunConfig
-from training.config_loading import load_config
+from training.config.loading import load_config
+from training.config.run import RunConfig
+from training.experiments.arms import ARMS, unit_config, units_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PRESETS = {

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.attention import attend_shared_prompt
-from training.packing import Span
+from training.learner.attention import attend_shared_prompt
+from training.learner.packing import Span
 
 KEYS_WIDTH = 8
 

@@ -4,14 +4,14 @@ import pytest
 
 from ehr.errors import RunFolderError
 from services.adapters import adapter_checksum
-from training.checkpoints import (
+from training.learner.checkpoints import (
     CheckpointFolder,
     PolicyFolder,
     VersionRecord,
     write_file,
     write_folder,
 )
-from training.metrics_file import MetricsFile
+from training.run.metrics_file import MetricsFile
 
 
 def record(version, adapter=b"weights", attempt=1):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ehr.errors import ConfigurationError
-from training.config_loading import load_config
+from training.config.loading import load_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 ADAPTERS = "generator.sync=adapter"
@@ -173,7 +173,7 @@ def test_settings_that_look_like_a_contradiction_and_are_none(settings):
     ],
 )
 def test_an_experiment_without_stage_1_has_the_rows_of_its_arms(arms, settings):
-    from training.arms import shared_config
+    from training.experiments.arms import shared_config
 
     config = load_config([CONFIGS / "demo.yaml"], [f"learn.arms={arms}", *settings])
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from ehr.errors import ConfigurationError
-from training.config import RunConfig
-from training.config_loading import load_config
+from training.config.loading import load_config
+from training.config.run import RunConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -292,9 +292,9 @@ def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path):
 
 
 def test_the_configuration_page_is_current():
-    from training.config_reference import TARGET, render
+    from training.config.reference import TARGET, render
 
-    assert TARGET.read_text() == render(), "run `python -m training.config_reference`"
+    assert TARGET.read_text() == render(), "run `python -m training.config.reference`"
 
 
 def test_a_short_answer_is_not_searched_by_a_tree():

@@ -1,12 +1,12 @@
 import pytest
 
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import CohortSection
 from ehr.errors import DataError
-from ehr.loaders import build_cohort
-from ehr.trajectory import parse_vanilla
+from ehr.language.trajectory import parse_vanilla
 from tests.scripted import CharTokenizer
-from training.config import DirectSftSection
-from training.direct_sft import (
+from training.config.run import DirectSftSection
+from training.sft.predictions import (
     choose_held_out,
     choose_predictions,
     direct_answers,

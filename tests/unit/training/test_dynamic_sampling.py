@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.dynamic_sampling import GroupFate, choose_groups
+from training.grpo.dynamic_sampling import GroupFate, choose_groups
 
 LIVE, USELESS, PENDING = GroupFate.LIVE, GroupFate.USELESS, GroupFate.PENDING
 

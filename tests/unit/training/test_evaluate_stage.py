@@ -10,20 +10,20 @@ import pytest
 
 from actors.case_prompts import case_prompt
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import CohortSection
 from ehr.errors import DataError
-from ehr.expert import save_ensembles
-from ehr.loaders import build_cohort
-from ehr.names import FeatureMatcher
-from ehr.prompts import PromptContext
+from ehr.expert.ensemble import save_ensembles
+from ehr.language.prompts import PromptContext
 from services.types import BASE_POLICY
 from tests.expert_cohort import fit_in_process, tiny_section
 from tests.scripted import FRAME, CharTokenizer, ScriptedGenerator
-from training import evaluate_stage
-from training.asking import prompt_kind
-from training.config import RunConfig
-from training.evaluation import Answers
-from training.result_table import order_table
+from training.config.run import RunConfig
+from training.evaluation import stage as evaluate_stage
+from training.evaluation.asking import prompt_kind
+from training.evaluation.results import Answers
+from training.evaluation.table import order_table
 
 COHORT = build_cohort(CohortSection(num_patients=60, num_visits=2))
 
@@ -97,7 +97,7 @@ class FakeSession:
 
 
 class FakeAsker:
-    """`training.asking.Asker` in this process."""
+    """`training.evaluation.asking.Asker` in this process."""
 
     fails_on_masked = False
     script = staticmethod(writes)

@@ -9,10 +9,10 @@ from ehr.errors import RunFolderError, TrainingError
 from services.adapters import adapter_checksum
 from services.precision import Precision
 from services.types import BASE_POLICY, Scored
-from training.asking import Asker
-from training.canary import Canary, CanaryRecord
-from training.checkpoints import ADAPTER_FILE
-from training.config import RunConfig
+from training.config.run import RunConfig
+from training.evaluation.asking import Asker
+from training.learner.canary import Canary, CanaryRecord
+from training.learner.checkpoints import ADAPTER_FILE
 
 CANARY = Canary(prompt_token_ids=(1, 2), response_token_ids=(3, 4, 5))
 BEFORE = (-2.0, -3.0, -1.0)

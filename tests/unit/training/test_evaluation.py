@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import CohortSection, PromptSection
-from ehr.loaders import build_cohort
+from ehr.language.prompts import shown_case
 from ehr.metrics import paired_difference
-from ehr.names import FeatureMatcher
-from ehr.prompts import shown_case
 from ehr.seeds import holm
-from training.evaluation import (
+from training.evaluation.results import (
     AnswerReader,
     Answers,
     difference_rows,

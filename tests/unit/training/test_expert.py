@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ehr.config import ExpertSection
-from ehr.expert_member import (
+from ehr.expert.member import (
     Member,
     MemberPlan,
     MemberState,
@@ -15,11 +15,24 @@ from ehr.expert_member import (
     read_member,
     write_member,
 )
-from ehr.expert_selection import choose_rule, settle
-from ehr.salience import salience_table
+from ehr.expert.selection import choose_rule, settle
+from ehr.salience.table import salience_table
 from tests.expert_cohort import fit_in_process, tiny_cohort, tiny_section
-from training.expert import _metrics, _note_epoch, _predict, _selected, _tell, _truth, num_workers
-from training.expert_members import is_trained, remove_stale, settle_members, trace_file
+from training.expert.members import (
+    is_trained,
+    remove_stale,
+    settle_members,
+    trace_file,
+)
+from training.expert.train import (
+    _metrics,
+    _note_epoch,
+    _predict,
+    _selected,
+    _tell,
+    _truth,
+    num_workers,
+)
 
 COHORT = tiny_cohort()
 SECTION = tiny_section()

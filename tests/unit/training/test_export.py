@@ -9,21 +9,21 @@ import pytest
 
 from actors.rollouts import Rollout
 from actors.trajectories import SearchedTrajectory, trajectories_table
-from ehr.chat import ChatFrame, encode_chat
-from ehr.cohort import save_cohort
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.cohort import save_cohort
 from ehr.errors import DataError, RunFolderError
-from ehr.names import FeatureMatcher
-from ehr.salience import stored_salience
+from ehr.language.chat import ChatFrame, encode_chat
+from ehr.salience.table import stored_salience
 from services.types import BASE_POLICY
 from tests.expert_cohort import tiny_cohort
 from tests.scripted import FRAME
 from tests.tokenizers import ByteTokenizer
-from training.config import RunConfig
-from training.export import export, patient_lines, trajectory_lines
-from training.grpo_batch import GrpoPatient, score_group
-from training.reward_function import TrajectoryReward
+from training.config.run import RunConfig
+from training.grpo.batch import GrpoPatient, score_group
+from training.interop.export import export, patient_lines, trajectory_lines
+from training.interop.reward_function import TrajectoryReward
 from training.rewarded import reward_contexts, reward_section
-from training.run_folder import RunFolder
+from training.run.folder import RunFolder
 
 COHORT = tiny_cohort()
 TRAIN = COHORT.splits["train"]

@@ -13,9 +13,9 @@ from services.types import PolicyVersion
 from tests.learner_fakes import grpo_inputs, grpo_patients
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer, sensible
-from training.config import GrpoSection
-from training.grpo_batch import PatientStream
-from training.grpo_collecting import RolloutCollector
+from training.config.run import GrpoSection
+from training.grpo.batch import PatientStream
+from training.grpo.collecting import RolloutCollector
 
 DAPO = GrpoSection(
     steps=3,

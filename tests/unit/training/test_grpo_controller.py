@@ -6,24 +6,20 @@ import pytest
 
 from actors.rollouts import Rollout, RolloutSampler
 from ehr.catalogue import BENCHMARK_17
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
 from ehr.errors import DataError, ServiceError, TrainingError
-from ehr.names import FeatureMatcher
 from services.adapters import adapter_checksum
 from services.types import PolicyVersion, Scored
 from tests.learner_fakes import grpo_inputs, grpo_patients
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
-from training.canary import CanaryRecord
-from training.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from training.config import GrpoSection
-from training.grpo_batch import (
-    PatientStream,
-    score_group,
-    training_batch,
-)
-from training.grpo_controller import GrpoController, GrpoState
-from training.grpo_orders import NewPolicy, OrderKind
+from training.config.run import GrpoSection
+from training.grpo.batch import PatientStream, score_group, training_batch
+from training.grpo.controller import GrpoController, GrpoState
+from training.grpo.orders import NewPolicy, OrderKind
+from training.learner.canary import CanaryRecord
+from training.learner.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 
 EXACT = (-math.log(256),) * 4
 FRESH = NewPolicy(adapter=b"fresh", adapter_config="{}", scaling=1.0)

@@ -15,11 +15,11 @@ from services.types import PolicyVersion
 from tests.learner_fakes import grpo_inputs
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
-from training.checkpoints import PolicyFolder
-from training.config import GrpoSection
-from training.grpo_batch import PatientStream
-from training.grpo_controller import GrpoController, GrpoState
-from training.grpo_orders import NewPolicy, OrderKind
+from training.config.run import GrpoSection
+from training.grpo.batch import PatientStream
+from training.grpo.controller import GrpoController, GrpoState
+from training.grpo.orders import NewPolicy, OrderKind
+from training.learner.checkpoints import PolicyFolder
 
 EXACT = (-math.log(256),) * 4
 SECTION = GrpoSection(steps=3, group_size=2, max_depth=1, max_new_tokens=400, max_staleness=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.interruption import raise_on_signals
+from training.run.interruption import raise_on_signals
 
 ROOT = Path(__file__).parents[3]
 

@@ -7,7 +7,7 @@ import pytest
 
 from ehr.seeds import holm
 from tests.experiment_folder_sample import SampleExperiment
-from training.learn_curve import (
+from training.experiments.curve import (
     Curve,
     curve_difference_rows,
     curve_lines,
@@ -17,8 +17,8 @@ from training.learn_curve import (
     sizes_found,
     write_learn_curve,
 )
-from training.learn_results import read_learn_results, write_learn_results
-from training.report_learn_curve import size_figure, write_curve_page
+from training.experiments.curve_page import size_figure, write_curve_page
+from training.experiments.results_file import read_learn_results, write_learn_results
 
 
 def make_size(run_dir: Path, size: int | None, arms: tuple[str, ...] = ("stage1", "eag_rl")) -> int:

@@ -1,9 +1,15 @@
 import pytest
 
 from tests.unit.training.test_arms import config, unit
-from training.arms import unit_config
-from training.config import RunConfig
-from training.learn_estimate import cost_line, left_line, mean_length, seconds_left, unit_cost
+from training.config.run import RunConfig
+from training.experiments.arms import unit_config
+from training.experiments.estimate import (
+    cost_line,
+    left_line,
+    mean_length,
+    seconds_left,
+    unit_cost,
+)
 
 
 def cost(name: str, **evaluate: object):

@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ehr.chat import ChatFrame
-from ehr.cohort import save_cohort
+from ehr.cohorts.cohort import save_cohort
+from ehr.cohorts.loaders import build_cohort
 from ehr.errors import ConfigurationError, DataError, ResourceError, RunFolderError
-from ehr.loaders import build_cohort
+from ehr.language.chat import ChatFrame
 from services.models import LocalModel
-from training.arms import shared_config, unit_config, units_of
-from training.config import RunConfig
-from training.config_loading import load_config
-from training.learn import learn
-from training.learn_curve import size_folder
-from training.learn_experiment import Experiment
-from training.learn_folder import SHARED_STAGES
-from training.learn_units import OWN_STAGES, found_units
+from training.config.loading import load_config
+from training.config.run import RunConfig
+from training.experiments.arms import shared_config, unit_config, units_of
+from training.experiments.curve import size_folder
+from training.experiments.experiment import Experiment
+from training.experiments.folder import SHARED_STAGES
+from training.experiments.learn import learn
+from training.experiments.records import OWN_STAGES, found_units
 from training.main_job import STAGES
-from training.progress import Reporter
-from training.run_folder import RunFolder
-from training.session import Session
-from training.stages import Pipeline
+from training.run.folder import RunFolder
+from training.run.pipeline import Pipeline
+from training.run.progress import Reporter
+from training.run.session import Session
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHORT = ("prompt.kind=short_answer", "search.method=samples", "evaluate.faithfulness_patients=0")

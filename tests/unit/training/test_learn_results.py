@@ -15,11 +15,16 @@ from ehr.config import RewardSection
 from ehr.errors import DataError
 from ehr.seeds import holm
 from tests.experiment_folder_sample import SampleExperiment
-from training.learn_answers import Answered, Resamples, answered, constant_set
-from training.learn_measures import difference_of
-from training.learn_results import read_learn_results, write_learn_results
-from training.learn_table import facts, learn_markdown, learn_table
-from training.report_learn import write_learn_page
+from training.experiments.answers import (
+    Answered,
+    Resamples,
+    answered,
+    constant_set,
+)
+from training.experiments.measures import difference_of
+from training.experiments.page import write_learn_page
+from training.experiments.results_file import read_learn_results, write_learn_results
+from training.experiments.table import facts, learn_markdown, learn_table
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from training.config import GrpoSection
-from training.learning_rate import learning_rate
+from training.config.run import GrpoSection
+from training.grpo.learning_rate import learning_rate
 
 
 def rates(**changes):

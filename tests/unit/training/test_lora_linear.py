@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from training.lora_linear import FrozenBaseLinear
+from training.learner.lora_linear import FrozenBaseLinear
 
 
 def layers(dtype, *, bias, fused, rounds_once=False):

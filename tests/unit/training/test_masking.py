@@ -8,14 +8,14 @@ import pytest
 
 from actors.case_prompts import case_prompt
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
-from ehr.cohort import Cohort
+from ehr.answers.faithfulness import Unjudged
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.cohort import Cohort
 from ehr.config import Task
-from ehr.faithfulness import Unjudged
-from ehr.names import FeatureMatcher
 from services.types import BASE_POLICY
 from tests.scripted import CONTEXT, FEATURES, FRAME, CharTokenizer, ScriptedGenerator, case_of
-from training.evaluation import AnswerReader, Answers
-from training.masking import MASKED_COLUMNS, faithfulness_summary, masked_rows
+from training.evaluation.masking import MASKED_COLUMNS, faithfulness_summary, masked_rows
+from training.evaluation.results import AnswerReader, Answers
 
 PATIENTS = tuple(f"p{number}" for number in range(6))
 PLAN = RolloutPlan(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ehr.catalogue import TJH_LABS
-from ehr.names import FeatureMatcher
+from ehr.catalogue.names import FeatureMatcher
 from tests.tokenizers import ByteTokenizer, PairTokenizer
 from training.objective.entropy import mean_salient_entropy, salient_token_mask, token_spans
 

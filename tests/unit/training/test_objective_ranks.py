@@ -9,10 +9,10 @@ import torch
 
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from tests.objective_ranks import loss_and_gradient
-from training.config import GrpoSection
+from training.config.run import GrpoSection
+from training.learner.packing import pack
+from training.learner.policy_model import load_policy_model
 from training.objective.loss import LossDenominators, policy_loss
-from training.packing import pack
-from training.policy_model import load_policy_model
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "sum"])

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ehr.errors import DataError
-from training.config_loading import load_config
+from training.config.loading import load_config
+from training.evaluation.other_patients import read_other_cohort
 from training.main_job import run_stages
-from training.other_patients import read_other_cohort
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 SAME = "evaluate.other_cohort={source: synthetic, num_patients: 60, num_visits: 2, seed: SEED}"

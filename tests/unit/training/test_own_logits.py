@@ -26,8 +26,8 @@ from transformers import (
 
 from ehr.errors import ModelError
 from tests.learner_fakes import LEARNER
-from training.own_logits import probe_row, require_same
-from training.policy_model import load_policy_model
+from training.learner.own_logits import probe_row, require_same
+from training.learner.policy_model import load_policy_model
 
 VOCABULARY = 64
 SIZES = {

@@ -3,8 +3,13 @@ import torch
 
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
-from training.packing import TokenGroup, deal, filler_row, pack
-from training.policy_model import load_policy_model
+from training.learner.packing import (
+    TokenGroup,
+    deal,
+    filler_row,
+    pack,
+)
+from training.learner.policy_model import load_policy_model
 
 
 def group(prompt, *responses, trained=None):

@@ -6,8 +6,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
-from training.packing import pack
-from training.policy_model import load_policy_model, save_adapter
+from training.learner.packing import pack
+from training.learner.policy_model import load_policy_model, save_adapter
 
 FACTOR = 1.5
 """Both are rounding errors of the same size: their ratio scatters around 1."""

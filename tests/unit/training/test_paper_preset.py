@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.arms import shared_config
-from training.config import RunConfig
-from training.config_loading import load_config
-from training.stages import OPERATIONAL
+from training.config.loading import load_config
+from training.config.run import RunConfig
+from training.experiments.arms import shared_config
+from training.run.pipeline import OPERATIONAL
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PRESETS = CONFIGS / "presets"

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from ehr.errors import ModelError
 from services.adapters import read_pairs
 from tests.learner_fakes import LEARNER, TINY, tiny_model, token_groups
-from training.packing import pack
-from training.policy_model import (
+from training.learner.packing import pack
+from training.learner.policy_model import (
     adapter_bytes,
     adapter_weights,
     load_adapter,

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ehr.cohort import save_cohort
+from ehr.cohorts.cohort import save_cohort
 from ehr.errors import ConfigurationError, DataError
 from tests.expert_cohort import tiny_cohort
-from training.config_loading import load_config
+from training.config.loading import load_config
 from training.preflight import require_fitting_cohort, require_fitting_inputs
-from training.progress import Reporter
-from training.run_folder import RunFolder
-from training.session import Session
+from training.run.folder import RunFolder
+from training.run.progress import Reporter
+from training.run.session import Session
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 COHORT = tiny_cohort()

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from training.metrics_file import MetricsFile
-from training.progress import Reporter
-from training.step_table import step_line, step_table
-from training.step_watch import StepWatch
+from training.run.metrics_file import MetricsFile
+from training.run.progress import Reporter
+from training.run.step_table import step_line, step_table
+from training.run.step_watch import StepWatch
 
 GRPO = {
     "step": 3,
@@ -127,8 +127,8 @@ def test_the_steps_before_a_failure_are_told(tmp_path):
 
 def test_the_time_left_in_a_log_leaves_out_what_an_earlier_attempt_did(monkeypatch):
     clock = SimpleNamespace(monotonic=iter([0.0, 0.0, 0.0, 10.0, 20.0]).__next__)
-    monkeypatch.setattr("training.progress.LOG_INTERVAL_S", 5)
-    monkeypatch.setattr("training.progress.time", clock)
+    monkeypatch.setattr("training.run.progress.LOG_INTERVAL_S", 5)
+    monkeypatch.setattr("training.run.progress.time", clock)
     stream, console = printed(force_terminal=False)
 
     with Reporter(console).stage("search") as move:

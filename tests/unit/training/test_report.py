@@ -7,13 +7,13 @@ import re
 import pandas as pd
 import pytest
 
-from ehr.agreement import jaccard
+from ehr.salience.agreement import jaccard
 from tests.report_page import EVIL, read_page
 from tests.run_folder_sample import STAGES, write_sample_run
-from training.report import write_report
-from training.report_case import compare_case
-from training.report_data import read_run
-from training.report_explorer import explorer_script
+from training.report.case import compare_case
+from training.report.page import write_report
+from training.report.records import read_run
+from training.report.search_explorer import explorer_script
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 
 from tests.report_page import EVIL
 from tests.run_folder_sample import write_sample_run
-from training.report import write_report
-from training.report_data import read_run
-from training.report_tree import read_tree
+from training.report.page import write_report
+from training.report.records import read_run
+from training.report.search_tree import read_tree
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 

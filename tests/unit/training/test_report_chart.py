@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from training.report_chart import (
+from training.report.chart import (
     Axis,
     Chart,
     mixed,

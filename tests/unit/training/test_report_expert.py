@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ehr.agreement import Agreement
-from ehr.stability import StabilityPoint
-from training.report_calibration import MIN_PATIENTS, calibration_figures, too_few_note
-from training.report_chart import GREEN, WARM
-from training.report_data import Scores
-from training.report_deletion import deletion_figures
-from training.report_salience import MAX_FEATURES, heat_map_figure, salience_of_test_patients
-from training.report_stability import stability_figure
+from ehr.salience.agreement import Agreement
+from ehr.salience.stability import StabilityPoint
+from training.report.calibration import MIN_PATIENTS, calibration_figures, too_few_note
+from training.report.chart import GREEN, WARM
+from training.report.deletion import deletion_figures
+from training.report.records import Scores
+from training.report.salience import MAX_FEATURES, heat_map_figure, salience_of_test_patients
+from training.report.stability import stability_figure
 
 
 def point(

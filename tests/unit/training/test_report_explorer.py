@@ -5,8 +5,13 @@ import json
 import pytest
 
 from tests.report_page import EVIL
-from training.report_explorer import MAX_TEXT, ExplorerTrees, explorer_script, safe_json
-from training.report_tree import read_tree
+from training.report.search_explorer import (
+    MAX_TEXT,
+    ExplorerTrees,
+    explorer_script,
+    safe_json,
+)
+from training.report.search_tree import read_tree
 
 TREE = {
     "patient_id": "p",

@@ -4,8 +4,8 @@ import json
 
 from tests.report_page import EVIL, read_page
 from tests.run_folder_sample import write_sample_run
-from training.report_data import RunRecords
-from training.report_feature_order import feature_order_section
+from training.report.feature_order import feature_order_section
+from training.report.records import RunRecords
 
 FOUND = {
     "num_features": 17,

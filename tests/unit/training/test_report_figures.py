@@ -3,8 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from training.report_data import Scores, scores_by_method
-from training.report_figures import (
+from training.report.figures import (
     UNDETECTABLE,
     difference_figure,
     interval_figure,
@@ -14,15 +13,16 @@ from training.report_figures import (
     stage_time_figure,
     thinned,
 )
-from training.report_learning import (
+from training.report.records import Scores, scores_by_method
+from training.report.search_tree import read_tree, tree_figure
+from training.report.text import MAX_CHARACTERS, text_blocks
+from training.report.training_curves import (
     Panel,
     curve_points,
     curves_figure,
     grpo_time_parts,
     step_time_figure,
 )
-from training.report_text import MAX_CHARACTERS, text_blocks
-from training.report_tree import read_tree, tree_figure
 
 
 def band_width(svg):

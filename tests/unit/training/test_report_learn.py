@@ -7,11 +7,11 @@ import pytest
 
 from tests.experiment_folder_sample import SampleExperiment
 from tests.report_page import EVIL, Page
-from training.evaluation import RECORD_METHODS
-from training.learn_results import write_learn_results
-from training.report import write_report
-from training.report_learn import write_learn_page
-from training.report_learn_figures import REFERENCE_COLOURS, mean_curve
+from training.evaluation.results import RECORD_METHODS
+from training.experiments.figures import REFERENCE_COLOURS, mean_curve
+from training.experiments.page import write_learn_page
+from training.experiments.results_file import write_learn_results
+from training.report.page import write_report
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import json
 
 from tests.report_page import EVIL, read_page
 from tests.run_folder_sample import write_sample_run
-from training.report_data import RunRecords
-from training.report_other_cohort import other_cohort_section
+from training.report.other_cohort import other_cohort_section
+from training.report.records import RunRecords
 
 FOUND = {
     "cohort": {"name": "tjh", "test_patients": 200, "asked_patients": 60},

@@ -5,15 +5,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ehr.salience import stored_salience
+from ehr.salience.table import stored_salience
 from tests.report_page import EVIL, read_page
 from tests.run_folder_sample import write_sample_run
-from training.report_data import RunRecords, TreeFiles, read_run
-from training.report_overview import switched_off
-from training.report_search import ledger_tiles, search_section, search_value, vote_tiles
-from training.report_search_numbers import tree_numbers
-from training.report_trajectories import best_trajectories, salient_of, trajectory_steps
-from training.report_tree import MAX_DEPTH, read_tree, tree_figure
+from training.report.overview import switched_off
+from training.report.records import RunRecords, TreeFiles, read_run
+from training.report.search import (
+    ledger_tiles,
+    search_section,
+    search_value,
+    vote_tiles,
+)
+from training.report.search_numbers import tree_numbers
+from training.report.search_trajectories import best_trajectories, salient_of, trajectory_steps
+from training.report.search_tree import MAX_DEPTH, read_tree, tree_figure
 
 
 @pytest.fixture(scope="module")

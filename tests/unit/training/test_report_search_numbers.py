@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from training.report_search_numbers import (
+from training.report.search_numbers import (
     MIN_PATIENTS,
     SiblingPairs,
     mistakes,
@@ -11,7 +11,7 @@ from training.report_search_numbers import (
     trajectory_counts,
     tree_numbers,
 )
-from training.report_tree import read_tree
+from training.report.search_tree import read_tree
 
 
 def row(number, parent, usefulness, visits, q, **more):

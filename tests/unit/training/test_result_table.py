@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.result_table import finite_number, result_markdown, result_table
+from training.evaluation.table import finite_number, result_markdown, result_table
 
 ROW = {
     "method": "eag_rl",

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from ehr.catalogue import BENCHMARK_17
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
 from ehr.errors import DataError
-from ehr.names import FeatureMatcher
+from ehr.language.trajectory import parse_trajectory
 from ehr.rewards import RewardContext, reward
-from ehr.trajectory import parse_trajectory
-from training.reward_function import TrajectoryReward
+from training.interop.reward_function import TrajectoryReward
 
 SALIENT = ["Age & Sex", "pH", "Glucose"]
 GOOD = "<Important Features>pH, Glucose</Important Features><Final answer>0.8</Final answer>"

@@ -3,10 +3,10 @@
 import pytest
 
 from ehr.catalogue import BENCHMARK_17
-from ehr.names import FeatureMatcher
+from ehr.catalogue.names import FeatureMatcher
+from ehr.language.trajectory import ParsedTrajectory
 from ehr.rewards import RewardContext, Salience, reward
-from ehr.trajectory import ParsedTrajectory
-from training.config import RunConfig
+from training.config.run import RunConfig
 from training.rewarded import reward_section, rewarded
 
 # Glucose is salient in all four patients, pH in two, Weight and Height in one each.

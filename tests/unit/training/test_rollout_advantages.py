@@ -5,9 +5,9 @@ import torch
 
 from ehr.rewards import Reward
 from tests.scripted import CharTokenizer
-from training.config import GrpoSection
+from training.config.run import GrpoSection
+from training.grpo.advantages import RolloutAdvantage, rollout_advantages, token_advantages
 from training.objective.advantage import batch_advantages, group_advantages
-from training.rollout_advantages import RolloutAdvantage, rollout_advantages, token_advantages
 
 WEIGHT = 0.6
 

@@ -1,11 +1,11 @@
 from actors.rollouts import Rollout
 from ehr.catalogue import BENCHMARK_17
+from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
-from ehr.names import FeatureMatcher
 from services.types import PolicyVersion
 from tests.learner_fakes import grpo_patients
-from training.config import GrpoSection
-from training.grpo_batch import rollout_samples, score_group
+from training.config.run import GrpoSection
+from training.grpo.batch import rollout_samples, score_group
 
 MATCHER = FeatureMatcher(BENCHMARK_17)
 VERSION = PolicyVersion(lineage="grpo", version=4)

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ehr.cohort import save_cohort
+from ehr.cohorts.cohort import save_cohort
 from ehr.errors import RunFolderError
 from tests.expert_cohort import tiny_cohort
-from training.config import RunConfig
-from training.config_loading import load_config
+from training.config.loading import load_config
+from training.config.run import RunConfig
+from training.interop.reward_function import TrajectoryReward
 from training.main_job import STAGES, _describe
-from training.progress import Reporter
-from training.reward_function import TrajectoryReward
-from training.run_folder import RunFolder
-from training.session import Session
-from training.stages import Pipeline
+from training.run.folder import RunFolder
+from training.run.pipeline import Pipeline
+from training.run.progress import Reporter
+from training.run.session import Session
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 METHODS = "evaluate.methods=[vanilla, sft, stage2]"

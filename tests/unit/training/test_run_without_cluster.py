@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ehr.errors import ResourceError
-from training.config import RunConfig
-from training.config_loading import load_config
+from training.config.loading import load_config
+from training.config.run import RunConfig
 from training.main_job import run_stages
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"

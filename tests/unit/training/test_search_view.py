@@ -4,8 +4,8 @@ from rich.console import Console
 
 from actors.search_totals import SearchTotals
 from tests.unit.actors.test_search_totals import progress, summary
-from training.progress import Reporter
-from training.search_view import SearchView, search_lines, search_result_line
+from training.run.progress import Reporter
+from training.search.view import SearchView, search_lines, search_result_line
 
 
 def test_the_lines_say_where_the_search_stands():
@@ -76,7 +76,7 @@ def test_the_bar_counts_rollouts_and_the_rest_stands_under_it():
 
 
 def test_a_log_has_a_sign_of_life_in_one_line(monkeypatch):
-    monkeypatch.setattr("training.progress.LOG_INTERVAL_S", 0)
+    monkeypatch.setattr("training.run.progress.LOG_INTERVAL_S", 0)
     stream = io.StringIO()
     console = Console(file=stream, width=80, force_terminal=False, soft_wrap=True)
 

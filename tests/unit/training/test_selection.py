@@ -8,20 +8,17 @@ import pandas as pd
 import pytest
 
 from ehr.catalogue import BENCHMARK_17
+from ehr.catalogue.names import FeatureMatcher
+from ehr.cohorts.loaders import build_cohort
 from ehr.config import CohortSection, RewardSection
 from ehr.errors import DataError
-from ehr.loaders import build_cohort
-from ehr.names import FeatureMatcher
+from ehr.language.trajectory import ParsedTrajectory
 from ehr.rewards import RewardContext, reward
-from ehr.trajectory import ParsedTrajectory
 from services.adapters import adapter_checksum
 from training import selection_stage
-from training.checkpoints import ADAPTER_CONFIG_FILE, PolicyFolder, VersionRecord
-from training.config import GrpoSection, RunConfig
-from training.evaluation import Answers
-from training.preflight import require_patients
-from training.progress import Reporter
-from training.selection import (
+from training.config.run import GrpoSection, RunConfig
+from training.evaluation.results import Answers
+from training.evaluation.selection import (
     StepScore,
     candidate_steps,
     choose_step,
@@ -31,6 +28,9 @@ from training.selection import (
     selection_text,
     step_score,
 )
+from training.learner.checkpoints import ADAPTER_CONFIG_FILE, PolicyFolder, VersionRecord
+from training.preflight import require_patients
+from training.run.progress import Reporter
 from training.selection_stage import select_policy
 
 MATCHER = FeatureMatcher(BENCHMARK_17)

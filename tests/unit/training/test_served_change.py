@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from training.served_change import served_change, worst
+from training.learner.served_change import served_change, worst
 
 BEFORE = (-2.0, -3.0, -1.0, -4.0)
 CHANGE = (0.5, -0.5, 1.0, 0.0)

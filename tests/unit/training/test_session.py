@@ -6,10 +6,10 @@ import pytest
 from ehr.catalogue import AGE_AND_SEX
 from ehr.rewards import Salience
 from services.cluster import check_requirements
-from training.config_loading import load_config
-from training.progress import Reporter
-from training.run_folder import RunFolder
-from training.session import Session, requirements
+from training.config.loading import load_config
+from training.run.folder import RunFolder
+from training.run.progress import Reporter
+from training.run.session import Session, requirements
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STAGES = ("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate", "report")

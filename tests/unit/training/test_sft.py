@@ -2,9 +2,15 @@ import pytest
 import torch
 
 from ehr.errors import TrainingError
-from training.config import SftSection
-from training.packing import TokenGroup, filler_row, pack
-from training.sft import SftExample, hold_out, learning_rate, plan_steps, sft_loss
+from training.config.run import SftSection
+from training.learner.packing import TokenGroup, filler_row, pack
+from training.sft.train import (
+    SftExample,
+    hold_out,
+    learning_rate,
+    plan_steps,
+    sft_loss,
+)
 
 
 def example(patient_id, num=1):

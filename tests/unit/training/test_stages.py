@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from ehr.cohorts.tjh import FILE_NAME
 from ehr.errors import RunFolderError
-from ehr.tjh import FILE_NAME
 from tests.physionet2012_files import stays_of, write_archive, write_folder
-from training.config import RunConfig
+from training.config.run import RunConfig
 from training.main_job import STAGES
-from training.progress import Reporter
-from training.run_folder import RunFolder, file_hash, write_json
-from training.stages import Pipeline, Stage
+from training.run.folder import RunFolder, file_hash, write_json
+from training.run.pipeline import Pipeline, Stage
+from training.run.progress import Reporter
 
 
 class Work:
@@ -136,7 +136,7 @@ def test_the_time_of_an_attempt_that_was_killed_is_counted(work):
 def test_the_seconds_of_all_attempts_add_up_and_are_said(work, monkeypatch):
     clock = SimpleNamespace(monotonic=iter([100.0, 107.0, 200.0, 203.5]).__next__)
     # Of this module alone: threads of other tests may look at the time.
-    monkeypatch.setattr("training.run_folder.time", clock)
+    monkeypatch.setattr("training.run.folder.time", clock)
     record = RunFolder(work.path).stage("first")
 
     for _ in range(2):

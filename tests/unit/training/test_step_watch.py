@@ -3,8 +3,8 @@ import json
 import pytest
 from tensorboardX.proto import event_pb2
 
-from training.metrics_file import MetricsFile
-from training.step_watch import StepWatch, TensorBoardLog
+from training.run.metrics_file import MetricsFile
+from training.run.step_watch import StepWatch, TensorBoardLog
 
 
 class Collected:

@@ -1,0 +1,231 @@
+"""Prompt-once packing: a group's prompt stands once in a row, its responses behind it.
+
+A row is `[prompt 1, response 1.1, ..., response 1.G, prompt 2, response 2.1, ...]`. Positions of a
+response continue its prompt's, and `training.learner.attention` lets each response see its own
+prompt and itself only, so log-probabilities and gradients are those of G separate sequences at P +
+sum(R) tokens in place of G (P + R).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, Int32
+from torch import Tensor
+
+from ehr.errors import TrainingError
+
+EVERY_TOKEN = -1
+"""A word of `allowed` with all bits set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenGroup:
+    """A prompt and the responses that share it."""
+
+    patient_id: str
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    trained: tuple[tuple[bool, ...], ...]
+    """Per response token: the model wrote it, so it is trained; the rest is context."""
+    allowed: tuple[Int32[Tensor, "trained words"] | None, ...] = ()
+    """Per response: which tokens each trained one was chosen from
+    (`training.learner.allowed_tokens`); None or nothing at all = from every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A prompt and its responses as positions of a row, each `(start, stop)`."""
+
+    prompt: tuple[int, int]
+    responses: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedRow:
+    """One micro-batch: what the model reads, and which of its outputs are wanted."""
+
+    token_ids: Int[Tensor, " tokens"]
+    position_ids: Int[Tensor, " tokens"]
+    spans: tuple[Span, ...]
+    predictors: Int[Tensor, " targets"]
+    """Row position whose hidden state predicts each trained token."""
+    targets: Int[Tensor, " targets"]
+    """The trained tokens, sequence after sequence."""
+    sequences: tuple[int, ...]
+    """Number of each response in the batch, in row order; empty in a filler row."""
+    lengths: tuple[int, ...]
+    """Trained tokens of each of those responses."""
+    allowed: Int32[Tensor, "targets words"] | None = None
+    """Which tokens each target was chosen from, a bit each; None = all, from every token."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model reads."""
+        return self.token_ids.numel()
+
+    @property
+    def mask(self) -> Bool[Tensor, "sequences length"]:
+        """Which entries of `padded` are trained tokens."""
+        steps = torch.arange(max(self.lengths, default=0), device=self.token_ids.device)
+        return steps < torch.tensor(self.lengths, device=steps.device)[:, None]
+
+    def padded(self, flat: Float[Tensor, " targets"]) -> Float[Tensor, "sequences length"]:
+        """Per-target values as one line per response, zero behind its end."""
+        return torch.nn.utils.rnn.pad_sequence(list(flat.split(self.lengths)), batch_first=True)
+
+    def to(self, device: torch.device) -> "PackedRow":
+        """The row with its tensors on `device`."""
+        return PackedRow(
+            token_ids=self.token_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            spans=self.spans,
+            predictors=self.predictors.to(device),
+            targets=self.targets.to(device),
+            sequences=self.sequences,
+            lengths=self.lengths,
+            allowed=None if self.allowed is None else self.allowed.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    group: TokenGroup
+    members: tuple[int, ...]
+    first_sequence: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.group.prompt) + sum(len(self.group.responses[m]) for m in self.members)
+
+
+def pack(groups: Sequence[TokenGroup], max_row_tokens: int) -> list[PackedRow]:
+    """Rows that hold every (non-empty) response of `groups` once, none over `max_row_tokens`.
+
+    Responses are numbered through the groups in order. A group over the budget is split and its
+    prompt repeated; small pieces share a row (first fit, longest first).
+
+    Raises:
+        TrainingError: if one prompt with one of its responses exceeds the budget.
+    """
+    pieces: list[_Piece] = []
+    first = 0
+    for group in groups:
+        pieces += _split(group, first, max_row_tokens)
+        first += len(group.responses)
+    bins: list[list[_Piece]] = []
+    free: list[int] = []
+    for piece in sorted(pieces, key=lambda piece: -piece.num_tokens):
+        fitting = (i for i, room in enumerate(free) if room >= piece.num_tokens)
+        index = next(fitting, None)
+        if index is None:
+            bins.append([piece])
+            free.append(max_row_tokens - piece.num_tokens)
+        else:
+            bins[index].append(piece)
+            free[index] -= piece.num_tokens
+    return [_row(pieces_of_row) for pieces_of_row in bins]
+
+
+def deal(rows: Sequence[PackedRow], num_ranks: int) -> list[list[PackedRow]]:
+    """Rows of each rank: about equal token counts, and exactly equal row counts.
+
+    Ranks meet in a collective after every backward pass, so a rank that is short of rows gets
+    filler rows, which weigh nothing.
+    """
+    shares: list[list[PackedRow]] = [[] for _ in range(num_ranks)]
+    for row in sorted(rows, key=lambda row: -row.num_tokens):
+        min(shares, key=lambda share: sum(row.num_tokens for row in share)).append(row)
+    longest = max(len(share) for share in shares)
+    for share in shares:
+        share.extend(filler_row() for _ in range(longest - len(share)))
+    return shares
+
+
+def filler_row() -> PackedRow:
+    """The shortest row there is; it belongs to no sequence and must weigh nothing."""
+    return PackedRow(
+        token_ids=torch.zeros(2, dtype=torch.long),
+        position_ids=torch.arange(2),
+        spans=(Span((0, 1), ((1, 2),)),),
+        predictors=torch.zeros(1, dtype=torch.long),
+        targets=torch.zeros(1, dtype=torch.long),
+        sequences=(),
+        lengths=(),
+    )
+
+
+def _split(group: TokenGroup, first_sequence: int, max_row_tokens: int) -> list[_Piece]:
+    room = max_row_tokens - len(group.prompt)
+    pieces: list[list[int]] = [[]]
+    used = 0
+    for member, response in enumerate(group.responses):
+        if not group.prompt or len(response) > room:
+            raise TrainingError(
+                f"expected a prompt and each of its responses to fit a row of "
+                f"learner.max_row_tokens={max_row_tokens} tokens; patient "
+                f"{group.patient_id!r} has a prompt of {len(group.prompt)} and a response of "
+                f"{len(response)}; raise learner.max_row_tokens or shorten the prompt"
+            )
+        if not response:
+            continue  # nothing was written, so nothing is trained
+        if pieces[-1] and used + len(response) > room:
+            pieces.append([])
+            used = 0
+        pieces[-1].append(member)
+        used += len(response)
+    return [_Piece(group, tuple(members), first_sequence) for members in pieces if members]
+
+
+def _row(pieces: Sequence[_Piece]) -> PackedRow:
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: list[Span] = []
+    predictors: list[int] = []
+    targets: list[int] = []
+    sequences: list[int] = []
+    lengths: list[int] = []
+    allowed: list[Tensor | None] = []
+    for piece in pieces:
+        prompt = piece.group.prompt
+        start = len(ids)
+        stop = start + len(prompt)
+        ids += prompt
+        positions += range(len(prompt))
+        responses = []
+        for member in piece.members:
+            response, trained = piece.group.responses[member], piece.group.trained[member]
+            first = len(ids)
+            ids += response
+            positions += range(len(prompt), len(prompt) + len(response))
+            responses.append((first, len(ids)))
+            wanted = [i for i, is_trained in enumerate(trained) if is_trained]
+            # The last prompt token predicts the first response token.
+            predictors += [first + i - 1 if i else stop - 1 for i in wanted]
+            targets += [response[i] for i in wanted]
+            sequences.append(piece.first_sequence + member)
+            lengths.append(len(wanted))
+            allowed.append(piece.group.allowed[member] if piece.group.allowed else None)
+        spans.append(Span((start, stop), tuple(responses)))
+    return PackedRow(
+        token_ids=torch.tensor(ids),
+        position_ids=torch.tensor(positions),
+        spans=tuple(spans),
+        predictors=torch.tensor(predictors, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        sequences=tuple(sequences),
+        lengths=tuple(lengths),
+        allowed=_together(allowed, lengths),
+    )
+
+
+def _together(allowed: Sequence[Tensor | None], lengths: Sequence[int]) -> Tensor | None:
+    given = next((each for each in allowed if each is not None), None)
+    if given is None:
+        return None
+    return torch.cat(
+        [
+            given.new_full((length, given.shape[1]), EVERY_TOKEN) if each is None else each
+            for each, length in zip(allowed, lengths, strict=True)
+        ]
+    )
