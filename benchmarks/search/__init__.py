@@ -1,1 +1,1 @@
-"""search."""
+"""Tree search beside the floor of its engine: `python -m benchmarks.search`."""

@@ -1,1 +1,1 @@
-"""expert."""
+"""ConCare and the models it is compared with: one member, and ensembles of them."""

@@ -1,1 +1,1 @@
-"""salience."""
+"""Which features an expert weighs most: the table, its methods, and how far to trust it."""

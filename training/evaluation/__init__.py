@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Asking every method about test patients, and comparing what they say."""

@@ -1,1 +1,1 @@
-"""expert."""
+"""The expert stage: members trained on the cluster, their salience, their metrics."""

@@ -1,1 +1,1 @@
-"""interop."""
+"""For other trainers: the reward as a callable, trajectories and prompts as JSON lines."""

@@ -1,1 +1,1 @@
-"""learner."""
+"""What SFT and GRPO share: the policy model, packing, DeepSpeed, checkpoints, the canary."""

@@ -1,1 +1,1 @@
-"""report."""
+"""The run's page: its figures, tables and search trees."""

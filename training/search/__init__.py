@@ -1,1 +1,1 @@
-"""search."""
+"""The search stage, and what a person sees of it."""
