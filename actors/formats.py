@@ -19,7 +19,7 @@ from actors.reading import (
     read_question,
     without_control_tokens,
 )
-from ehr.language.guided_writers import (
+from ehr.language.guided_format import (
     LINE_REGEX,
     LINE_STOP,
     PROBABILITY_REGEX,

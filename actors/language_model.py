@@ -16,7 +16,7 @@ from actors.seeds import call_seed
 from actors.steps import Step, parent_of, path_name, path_token_ids
 from actors.tree import Node
 from ehr.errors import SearchError
-from ehr.language.guided_writers import USEFULNESS_REGEX
+from ehr.language.guided_format import USEFULNESS_REGEX
 from ehr.language.pieces import Piece, join_text, join_token_ids
 from services.types import Completion, GenerateRequest, PolicyVersion, Sampling
 

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from ehr.language.guided_writers import USEFULNESS_REGEX
+from ehr.language.guided_format import USEFULNESS_REGEX
 from ehr.language.pieces import TextTokenizer
 
 NEUTRAL_SCORE = 50

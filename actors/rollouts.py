@@ -13,12 +13,12 @@ from typing import Literal
 
 from actors.case_prompts import PromptKind
 from actors.seeds import call_seed
+from ehr.language.guided_format import GuidedFormat
 from ehr.language.guided_writers import (
     THINK_JSON,
     THINK_TAGS,
     CallKind,
     DirectWriter,
-    GuidedFormat,
     GuidedWriter,
     ShortAnswerWriter,
     Writer,

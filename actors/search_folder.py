@@ -10,7 +10,6 @@ RUN/search/ledger.json                the totals
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from actors.search_result import PatientResult
 from actors.trajectories import COLUMNS, SearchedTrajectory, trajectories_table
+from ehr.whole_files import whole_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -111,12 +111,12 @@ class SearchFolder:
     def merge(self, patient_ids: Iterable[str]) -> None:
         """Writes the table from the parts of finished patients, one in memory at a time."""
         path = self.path / "trajectories.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with pq.ParquetWriter(partial, _PARQUET_SCHEMA) as writer:
+        with (
+            whole_file(path) as partial,
+            pq.ParquetWriter(partial, _PARQUET_SCHEMA) as writer,
+        ):
             for patient_id in patient_ids:
                 writer.write_table(pq.read_table(self._part(patient_id), schema=_PARQUET_SCHEMA))
-        os.replace(partial, path)
 
     def write_ledger(self, ledger: Mapping[str, Any]) -> None:
         """Writes ledger.json."""
@@ -124,13 +124,11 @@ class SearchFolder:
 
     def _write_part(self, patient_id: str, rows: Sequence[SearchedTrajectory]) -> None:
         path = self._part(patient_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         table = pa.Table.from_pandas(
             trajectories_table(rows), schema=_PARQUET_SCHEMA, preserve_index=False
         )
-        pq.write_table(table, partial)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            pq.write_table(table, partial)
 
     def _part(self, patient_id: str) -> Path:
         return self._file("patients", patient_id, "parquet")
@@ -141,7 +139,4 @@ class SearchFolder:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, allow_nan=False) + "\n")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.run.folder import commit, write_json
+from ehr.whole_files import write_json
+from training.run.versions import commit
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -121,7 +121,7 @@ def _adapters(path: Path, texts: list[Ids], updates: list[int]) -> Iterator[tupl
 
 
 def _policy(path: Path, dtype: Any, served_merged: bool = True) -> Any:
-    from training.config.run import LearnerSection
+    from training.config.learner import LearnerSection
     from training.learner.policy_model import load_policy_model
 
     return load_policy_model(

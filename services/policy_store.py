@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ehr.errors import ModelError, RunFolderError, ServiceError, StalePolicyError
+from ehr.whole_files import write_json
 from services.adapters import adapter_checksum
 from services.types import BASE_POLICY, Policy, PolicyVersion
 
@@ -137,11 +138,9 @@ class PolicyStore:
 
 
 def write_ledger(file: Path, run_id: str, ledger: PolicyLedger) -> None:
-    """Write `policy.json` atomically."""
-    partial = file.with_suffix(".partial")
+    """Writes `policy.json`, durably: a store that starts again after a crash goes on from it."""
     content = {"run_id": run_id, "number": ledger.number, **asdict(ledger.current)}
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(file)
+    write_json(file, content, durable=True)
 
 
 def read_ledger(file: Path) -> PolicyLedger:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from ehr.whole_files import in_home
+from ehr.whole_files import in_home, write_json
 from services.environment import default_cache_dir, process_environment
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,7 @@ def time_ratio(cache: Path, measure: Callable[[], float]) -> float:
                 return known
             ratio = measure()
             if not math.isnan(ratio):
-                partial = file.with_suffix(".partial")
-                partial.write_text(json.dumps({**subject, "bfloat16_over_float32": ratio}) + "\n")
-                partial.replace(file)
+                write_json(file, {**subject, "bfloat16_over_float32": ratio})
             return ratio
     except OSError as error:
         logger.warning("the time of a bfloat16 product could not be kept error=%r", error)

@@ -17,15 +17,16 @@ from ehr.cohorts.loaders import build_cohort
 from ehr.cohorts.truth import true_risks, true_sets, true_tokens
 from ehr.config import CohortSection
 from ehr.salience.agreement import jaccard
+from ehr.whole_files import write_json
 from training.config.run import RunConfig
-from training.evaluation.results import (
+from training.evaluation.predictions import (
     OTHER_COHORT_FILE,
     PREDICTION_COLUMNS,
     concatenate,
     record_rows,
 )
 from training.experiments.arms import ARMS
-from training.run.folder import RunFolder, write_json
+from training.run.folder import RunFolder
 
 EFFECT = {
     "vanilla": 0.0,

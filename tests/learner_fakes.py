@@ -19,9 +19,10 @@ from ehr.config import RewardSection
 from ehr.rewards import RewardContext
 from tests.policy_engines import VOCABULARY, ScriptedPolicy
 from tests.scripted import FEATURES, CharTokenizer
-from training.config.run import GrpoSection, LearnerSection
-from training.grpo.batch import GrpoPatient
+from training.config.grpo import GrpoSection
+from training.config.learner import LearnerSection
 from training.grpo.inputs import GrpoInputs
+from training.grpo.patients import GrpoPatient
 from training.learner.canary import Canary
 from training.learner.packing import TokenGroup
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.objective.advantage import group_advantages
 from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.golden.losses import VOCABULARY, TinyPolicy
 from tests.objective_cases import loss_inputs, micro_batch, random_case
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.objective.loss import policy_loss
 
 

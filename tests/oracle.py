@@ -8,8 +8,8 @@ from scipy.special import logit
 
 from ehr.cohorts.cohort import Cohort
 from ehr.cohorts.truth import true_contributions, true_risks
-from ehr.expert.member import MemberPlan
 from ehr.expert.opinions import Opinions, shares, was_seen
+from ehr.expert.plans import MemberPlan
 from ehr.expert.view import ExpertInput, ExpertScaler
 
 

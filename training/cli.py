@@ -326,9 +326,9 @@ def _export(run_dir: Path, every_trajectory: bool) -> int:
 
 
 def _compare_teachers(parsed: argparse.Namespace) -> int:
-    from ehr.whole_files import in_home
+    from ehr.whole_files import in_home, write_json
     from training.experiments.teacher import compare, ratios, table
-    from training.run.folder import commit, write_json
+    from training.run.versions import commit
 
     rows = compare(in_home(parsed.search_run), in_home(parsed.samples_run))
     print(*table(rows), sep="\n")

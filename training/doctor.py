@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ehr.errors import EagRlError
 from training.config.run import RunConfig
-from training.run.folder import versions
+from training.run.versions import versions
 
 LEAST_MEMORY_GIB = 12
 """Peak of `make demo` with everything on one machine, rounded up."""
@@ -156,7 +156,7 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
     import torch
 
     from services.cluster import check_requirements, logical_cpus
-    from training.run.session import requirements
+    from training.run.requirements import requirements
 
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return  # a cluster's resources are compared when a run joins it

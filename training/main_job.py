@@ -8,16 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from actors.pool import run_search
-from actors.search_actor import SearchSetup
-from ehr.cohorts.cohort import choose_patients, save_cohort, summary
+from ehr.cohorts.cohort import save_cohort, summary
 from ehr.cohorts.loaders import build_cohort
 from ehr.errors import os_error_text
-from ehr.language.prompts import PromptContext
+from ehr.whole_files import write_json
 from services.environment import prepare_process
-from services.types import BASE_POLICY
 from training.config.run import RunConfig
 from training.evaluation.feature_orders import FEATURE_ORDER_FILE
 from training.evaluation.other_patients import (
@@ -25,20 +20,21 @@ from training.evaluation.other_patients import (
     read_other_cohort,
     require_another_cohort,
 )
-from training.evaluation.results import OTHER_COHORT_FILE
+from training.evaluation.predictions import OTHER_COHORT_FILE
 from training.evaluation.selection import read_selection, selection_text
 from training.evaluation.table import order_table, result_table
-from training.learner.canary import canary_of
-from training.preflight import require_fitting_inputs, require_patients
-from training.rewarded import reward_contexts, reward_section
-from training.run.folder import RunFolder, write_json
-from training.run.pipeline import Pipeline, Stage
+from training.expert.stage import train_the_expert
+from training.grpo.stage import optimize_policy
+from training.preflight import require_fitting_inputs
+from training.run.folder import RunFolder
+from training.run.pipeline import Pipeline
 from training.run.progress import OnProgress, Reporter
 from training.run.session import Session
-from training.search.view import SearchView, search_result_line
+from training.run.stages import Stage
+from training.search.stage import search
 
 if TYPE_CHECKING:
-    from training.grpo.inputs import GrpoInputs
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -185,59 +181,6 @@ def build(session: Session, on_progress: OnProgress) -> None:
     session.reporter.say(f"cohort: {cohort.name}, {cohort.task}, patients: {counts}")
 
 
-def train_the_expert(session: Session, on_progress: OnProgress) -> None:
-    """Trains the ConCare ensembles and stores their salience."""
-    from training.expert.train import train_expert
-
-    session.connect()
-    generator = session.config.generator
-    train_expert(
-        session.cohort,
-        session.config.expert,
-        session.path("expert"),
-        session.train_storage,
-        on_progress,
-        # The engine was asked for first and may not have booked its share yet.
-        reserved_cpus=generator.num_replicas * generator.cpus_per_replica,
-    )
-    metrics = json.loads((session.path("expert") / "metrics.json").read_text())
-    kappa = metrics.get("kappa")
-    agreement = "" if kappa is None else f", salience kappa {kappa:.2f}"
-    auroc = metrics["test"]["auroc"]  # null if the test patients lack a class
-    reached = "not defined" if auroc is None else f"{auroc:.3f}"
-    session.reporter.say(f"expert: test AUROC {reached}{agreement}")
-
-
-def search(session: Session, on_progress: OnProgress) -> None:
-    """Searches patients' trajectories with the untrained model."""
-    config = session.config
-    session.start_expert()
-    session.serve_base()
-    patients = choose_patients(
-        session.cohort,
-        config.search.split,
-        config.search.num_patients,
-        config.search.balance,
-        config.search.seed,
-    )
-    setup = SearchSetup(
-        search=config.search,
-        prompt=config.prompt,
-        reward=config.reward,
-        max_model_len=config.model.max_model_len,
-        frame=session.model.chat,
-        least=BASE_POLICY,
-        make_generator=session.make_generator(),
-        make_tokenizer=session.make_tokenizer(),
-        make_ask_salience=session.make_ask_salience(),
-        cache_tokens=session.cache_tokens,
-    )
-    view = SearchView(session.run_id, on_progress)
-    result = run_search(session.cohort, patients, setup, session.path("search"), view)
-    session.stop_expert()
-    session.reporter.say(search_result_line(result.ledger))
-
-
 def fine_tune(session: Session, on_progress: OnProgress) -> None:
     """Fine-tunes on the best trajectories of the search."""
     from training.sft.stages import fine_tune_on_trajectories
@@ -250,67 +193,6 @@ def fine_tune_directly(session: Session, on_progress: OnProgress) -> None:
     from training.sft.stages import fine_tune_on_predictions
 
     fine_tune_on_predictions(session, on_progress)
-
-
-def optimize_policy(session: Session, on_progress: OnProgress) -> None:
-    """Trains the policy on its own rollouts, rewarded with the expert's attention."""
-    from training.grpo.train import train_grpo
-    from training.selection_stage import select_policy
-
-    config = session.config
-    require_patients(session.cohort, config)
-    session.start_generator()
-    selects = config.grpo.select == "validation"
-    if not (selects and (session.path("grpo") / "adapter").exists()):  # else: trained, not chosen
-        train_grpo(_grpo_inputs(session), on_progress)
-    if selects:
-        select_policy(session, on_progress)
-        session.stop_rollout_actor()
-        session.reporter.say(selection_text(read_selection(session.path("grpo")) or {}))
-
-
-def _grpo_inputs(session: Session) -> "GrpoInputs":
-    from training.grpo.batch import GrpoPatient
-    from training.grpo.inputs import GrpoInputs
-
-    config = session.config
-    train = session.cohort.splits["train"]
-    contexts = reward_contexts(session.cohort, session.salience(train), config)
-    in_stage1: set[str] = set()
-    if config.sft.enabled:
-        table = pd.read_parquet(session.path("search") / "trajectories.parquet")
-        in_stage1 = set(table.loc[table["kept"], "patient_id"].astype(str))
-    patients = tuple(
-        GrpoPatient(
-            prompt_token_ids=prompt.token_ids,
-            context=contexts[prompt.patient_id],
-            in_stage1=prompt.patient_id in in_stage1,
-        )
-        for prompt in session.prompts(train, config.prompt.kind)
-    )
-    return GrpoInputs(
-        run_id=session.folder.run_id,
-        lineage=session.lineage("grpo"),
-        model_path=session.model.path,
-        dtype=session.precision.parameter_type,
-        served_merged=config.generator.merges_policies,
-        patients=patients,
-        features=session.cohort.features,
-        num_salient_features=config.expert.num_salient_features,
-        format=config.prompt.format,
-        kind=config.prompt.kind,
-        feature_names=PromptContext.of(session.cohort, config.prompt).listed_names,
-        learner=config.learner,
-        grpo=config.grpo,
-        reward=reward_section(config),
-        stage1_adapter=session.path("sft") / "adapter" if config.sft.enabled else None,
-        canary=canary_of(patients[0].prompt_token_ids, session.tokenizer),
-        cache_tokens=session.cache_tokens,
-        out_dir=session.path("grpo"),
-        storage=session.train_storage,
-        make_generator=session.make_generator(),
-        make_tokenizer=session.make_tokenizer(),
-    )
 
 
 def evaluate(session: Session, on_progress: OnProgress) -> None:

@@ -7,7 +7,7 @@ from ehr.errors import ConfigurationError
 from services.model_limits import require_fitting_model
 from training.config.checks import is_available
 from training.config.run import RunConfig
-from training.evaluation.selection import require_validation
+from training.grpo.patients import require_patients
 from training.run.session import Session
 
 
@@ -33,23 +33,6 @@ def require_fitting_inputs(session: Session, stages: Collection[str]) -> None:
         _tell_rows_left_out(session)
     if {"search", "sft", "grpo", "direct_sft", "evaluate"} & set(stages):
         require_fitting_model(session.model.path, config.model, config.generator)
-
-
-def require_patients(cohort: Cohort, config: RunConfig) -> None:
-    """Refuses a cohort that Stage 2 cannot be run on, before hours go into what comes before it.
-
-    Raises:
-        DataError: if a step draws more training patients than there are, or the validation
-            patients are too few to choose a step by.
-    """
-    # torch, which a look at a finished run does without
-    from training.grpo.batch import require_enough_patients
-
-    train, val = (
-        [cohort.labels[patient] for patient in cohort.splits[split]] for split in ("train", "val")
-    )
-    require_enough_patients(train, config.grpo)
-    require_validation(val, config.grpo)
 
 
 def require_fitting_cohort(config: RunConfig, cohort: Cohort, stages: Collection[str]) -> None:

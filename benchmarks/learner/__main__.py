@@ -38,7 +38,7 @@ from benchmarks.learner.results import (
     row_of,
 )
 from benchmarks.record import RESULTS, write_result
-from training.run.folder import commit
+from training.run.versions import commit
 
 ARMS = ("ours", "dense", "table", "trl", "trl-reward", "gpu")
 PROMPTS = (512, 1500)

@@ -24,7 +24,8 @@ from benchmarks.learner.cell import (
     tokens_of,
     turns_of,
 )
-from training.config.run import GrpoSection, LearnerSection
+from training.config.grpo import GrpoSection
+from training.config.learner import LearnerSection
 from training.learner.packing import TokenGroup, pack
 from training.learner.policy_model import PolicyModel, load_policy_model
 from training.objective.logprob import response_logprobs

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from ehr.language.guided_writers import USEFULNESS_REGEX
+from ehr.language.guided_format import USEFULNESS_REGEX
 from services.types import Completion, GenerateRequest, Generator
 
 SCORE_TOKENS = 40

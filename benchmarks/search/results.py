@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.record import write_result
 from benchmarks.search.patients import Sizes
-from training.run.folder import commit
+from training.run.versions import commit
 
 Row = dict[str, Any]
 

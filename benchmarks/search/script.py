@@ -6,7 +6,7 @@ Ray workers import them by name.
 import asyncio
 import random
 
-from ehr.language.guided_writers import USEFULNESS_REGEX, final_regex, step_regex
+from ehr.language.guided_format import USEFULNESS_REGEX, final_regex, step_regex
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel
 from services.types import BASE_POLICY, Completion, GenerateRequest, Policy

@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.record import RESULTS, write_result
 from services.environment import prepare_process
-from training.run.folder import commit
+from training.run.versions import commit
 
 RANK = 64
 SYNCS = 210

@@ -38,7 +38,7 @@ from services.types import (
     Scored,
 )
 from tests.learner_fakes import LINEAGE, grpo_inputs
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.grpo.controller import GrpoController, GrpoState
 from training.grpo.orders import NewPolicy, OrderKind
 from training.learner.checkpoints import PolicyFolder

@@ -23,17 +23,16 @@ from ehr.config import ExpertSection
 from ehr.errors import DataError
 from ehr.expert.concare import ConCare
 from ehr.expert.member import (
-    FORMAT_VERSION,
     PREDICT_PATIENTS,
     ExpertBatch,
     Member,
-    MemberPlan,
-    all_patients,
     collate,
     concare_shape,
+)
+from ehr.expert.member_file import (
+    FORMAT_VERSION,
     member_file,
     read_member,
-    write_atomically,
     write_member,
 )
 from ehr.expert.opinions import (
@@ -42,7 +41,9 @@ from ehr.expert.opinions import (
     token_names,
     was_seen,
 )
+from ehr.expert.plans import MemberPlan, all_patients
 from ehr.expert.view import ExpertInput, ExpertScaler
+from ehr.whole_files import write_bytes
 
 MANIFEST = "expert.json"
 """File that makes a checkpoint folder complete; it is written last."""
@@ -244,7 +245,7 @@ def save_ensembles(ensembles: Sequence[ExpertEnsemble], folder: Path) -> None:
             for member in members
         ],
     }
-    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def expert_opinion(

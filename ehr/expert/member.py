@@ -1,66 +1,29 @@
 """One member of the expert ensemble: which patients it sees, its training, its file."""
 
 import copy
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ehr.config import ExpertSection
 from ehr.errors import DataError, TrainingError
 from ehr.expert.concare import ConCare, ConCareOutput, ConCareShape
+from ehr.expert.plans import (
+    MemberPlan,
+)
 from ehr.expert.view import ExpertInput
-
-FORMAT_VERSION = 2
-"""Of a member's file; a file of another version is refused."""
-
-FOLD_SEED = 0
-"""Of folds that choose a setting shared by all members: ensembles on the same patients choose the
-same, so that their agreement is about the members."""
 
 PREDICT_PATIENTS = 128
 """Patients in one forward pass without gradients: bounds memory, changes no result."""
 
-_TRAINING_SETTINGS = {
-    "hidden_size",
-    "num_heads",
-    "feedforward_size",
-    "dropout",
-    "time_attention",
-    "decov_weight",
-    "learning_rate",
-    "batch_size",
-    "epochs",
-    "patience",
-    "selection",
-}
-"""Fields of the expert section that change a member, beside its plan."""
 
 _WEIGHT_DECAY = 1e-2
 """AdamW's own default; ConCare publishes none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberPlan:
-    """Which patients one member is trained on, and with which seed."""
-
-    ensemble: int
-    member: int
-    """Index within the ensemble; members 2i and 2i + 1 hold complementary halves."""
-    train_ids: tuple[str, ...]
-    seed: int
-    whole: bool = False
-    """Trained on all training patients, for the risk of others: beside the half-samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -160,64 +123,6 @@ def _check_input(entry: ExpertInput, num_features: int) -> None:
                 "infinity. Build the input with the cohort's ExpertScaler, which fills what is "
                 "missing, and check the raw values."
             )
-
-
-def halves(
-    ids: Sequence[str], labels: Mapping[str, int], section: ExpertSection
-) -> list[MemberPlan]:
-    """Training patients of every member of every ensemble.
-
-    Each pair of members splits the patients into two halves with equal shares of positives; a
-    single member (`members: 1`, the paper's reading) takes all, and nothing is then out of fold.
-
-    Raises:
-        DataError: if a class has too few training patients for every member to see it.
-    """
-    ids = sorted(ids)
-    classes = [[patient for patient in ids if labels[patient] == label] for label in (0, 1)]
-    needed = 1 if section.members == 1 else 2
-    if min(map(len, classes)) < needed:
-        raise DataError(
-            f"Training {section.members} expert members needs at least {needed} training patients "
-            f"of each class, got {len(classes[0])} negatives and {len(classes[1])} positives. Use "
-            "a larger cohort or expert.members=1."
-        )
-    plans: list[MemberPlan] = []
-    for ensemble in range(section.num_ensembles):
-        for first in range(0, section.members, 2):
-            parts = (
-                [ids] if section.members == 1 else _split(classes, (section.seed, ensemble, first))
-            )
-            plans += [
-                MemberPlan(
-                    ensemble=ensemble,
-                    member=first + offset,
-                    train_ids=tuple(sorted(part)),
-                    seed=_seed(section.seed, ensemble, first + offset),
-                )
-                for offset, part in enumerate(parts)
-            ]
-    return plans
-
-
-def whole_plans(ids: Sequence[str], section: ExpertSection) -> list[MemberPlan]:
-    """The members beside the first ensemble's half-samples that are trained on all patients."""
-    count = 0 if section.members == 1 else section.whole_members
-    return [
-        MemberPlan(
-            ensemble=0,
-            member=section.members + number,
-            train_ids=tuple(sorted(ids)),
-            seed=_seed(section.seed, 0, section.members + number),
-            whole=True,
-        )
-        for number in range(count)
-    ]
-
-
-def all_patients(plans: Sequence[MemberPlan]) -> list[str]:
-    """Patients that at least one member is trained on, sorted."""
-    return sorted({patient for plan in plans for patient in plan.train_ids})
 
 
 def fit_member(
@@ -367,69 +272,6 @@ def _train(
                 return
 
 
-def member_key(plan: MemberPlan, section: ExpertSection, data_sha256: str) -> str:
-    """SHA-256 of all that a member's parameters depend on: equal keys, equal members."""
-    settings = section.model_dump(mode="json", include=_TRAINING_SETTINGS)
-    described = [FORMAT_VERSION, data_sha256, settings, asdict(plan)]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def member_file(plan: MemberPlan) -> str:
-    """File name of a member in a checkpoint folder."""
-    return f"member-{plan.ensemble}-{plan.member}.safetensors"
-
-
-def write_member(path: Path, member: Member) -> None:
-    """Writes a member, whole or not at all."""
-    described = {
-        "format_version": FORMAT_VERSION,
-        "key": member.key,
-        "plan": asdict(member.plan),
-        "best_epoch": member.state.best_epoch,
-        "num_epochs": member.state.num_epochs,
-        "validation_loss": member.state.validation_loss,
-        "losses": member.state.losses,
-    }
-    # One metadata entry: several would be written in an order that differs between processes.
-    data = save(member.state.parameters, metadata={"member": json.dumps(described)})
-    write_atomically(path, data)
-
-
-def read_member(path: Path) -> Member:
-    """The member that `write_member` wrote.
-
-    Raises:
-        DataError: if the file is missing or not a member of this format.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["member"])
-            parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if described["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {described['format_version']!r}")
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{path} must be an expert member of format version {FORMAT_VERSION}, but is not "
-            f"({error!r}). Train the expert again (--redo expert)."
-        ) from error
-    plan = described["plan"] | {"train_ids": tuple(described["plan"]["train_ids"])}
-    state = MemberState(
-        parameters=parameters,
-        best_epoch=described["best_epoch"],
-        num_epochs=described["num_epochs"],
-        validation_loss=described["validation_loss"],
-        losses=tuple(described["losses"]),
-    )
-    return Member(plan=MemberPlan(**plan), state=state, key=described["key"])
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def _loss(model: ConCare, batch: ExpertBatch, targets: Tensor) -> float:
     model.eval()
     total = 0.0
@@ -451,14 +293,3 @@ def concare_shape(section: ExpertSection, num_features: int) -> ConCareShape:
         dropout=section.dropout,
         time_attention=section.time_attention,
     )
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def _split(classes: Sequence[list[str]], seed_parts: tuple[int, ...]) -> list[list[str]]:
-    rng = np.random.default_rng(np.random.SeedSequence(seed_parts))
-    shuffled = [[ids[index] for index in rng.permutation(len(ids))] for ids in classes]
-    # The odd patient out of one class goes to the other half than that of the other class.
-    return [shuffled[0][half::2] + shuffled[1][1 - half :: 2] for half in (0, 1)]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ehr.catalogue import AGE_AND_SEX
-from ehr.expert.member import MemberPlan
+from ehr.expert.plans import MemberPlan
 from ehr.expert.view import ExpertInput, ExpertScaler
 
 

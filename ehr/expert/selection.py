@@ -21,14 +21,16 @@ from ehr.config import ExpertSection
 from ehr.expert.ensemble import ExpertEnsemble
 from ehr.expert.member import (
     Member,
-    MemberPlan,
     MemberState,
-    all_patients,
     fit_member,
-    halves,
-    member_key,
     settled,
     trace_member,
+)
+from ehr.expert.member_file import member_key
+from ehr.expert.plans import (
+    MemberPlan,
+    all_patients,
+    halves,
     whole_plans,
 )
 from ehr.expert.view import ExpertInput, ExpertScaler

@@ -26,8 +26,8 @@ from jaxtyping import Bool, Float
 from scipy.special import expit, logit
 
 from ehr.errors import DataError
-from ehr.expert.member import MemberPlan
 from ehr.expert.opinions import SalienceEnsemble, fair_weights, was_seen
+from ehr.expert.plans import MemberPlan
 from ehr.expert.view import ExpertInput, ExpertScaler, last_visits
 from ehr.metrics import auroc, bootstrap_mean
 

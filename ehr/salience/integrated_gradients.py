@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ehr.expert.ensemble import ExpertEnsemble
-from ehr.expert.member import MemberPlan, collate
+from ehr.expert.member import collate
 from ehr.expert.opinions import Opinions, shares, was_seen
+from ehr.expert.plans import MemberPlan
 from ehr.expert.view import ExpertInput, ExpertScaler
 
 NUM_POINTS = 8

@@ -17,19 +17,15 @@ from safetensors.numpy import save
 from ehr.config import ExpertSection
 from ehr.errors import DataError
 from ehr.expert.ensemble import ExpertEnsemble
-from ehr.expert.member import (
-    FORMAT_VERSION,
-    MemberPlan,
-    all_patients,
-    halves,
-    write_atomically,
-)
+from ehr.expert.member_file import FORMAT_VERSION
 from ehr.expert.opinions import SalienceEnsemble
+from ehr.expert.plans import MemberPlan, all_patients, halves
 from ehr.expert.view import ExpertInput, ExpertScaler
 from ehr.salience.integrated_gradients import IntegratedGradients
 from ehr.salience.linear import LinearEnsemble
 from ehr.salience.trees import TreeEnsemble
 from ehr.salience.vote import Vote, vote_weights
+from ehr.whole_files import write_bytes
 
 CHEAP_MEMBERS = 10
 """Members of the methods that fit in seconds: five pairs."""
@@ -128,11 +124,11 @@ def save_scorers(scorers: Sequence[SalienceEnsemble], folder: Path) -> None:
                 "plans": [asdict(plan) for plan in fitted.plans],
             }
             data = save(fitted.arrays(), metadata={"salience": json.dumps(described)})
-            write_atomically(folder / _file(method, index), data)
+            write_bytes(folder / _file(method, index), data)
         if isinstance(scorer, Vote):
             weights = dict(zip(VOTERS, scorer.weights, strict=True))
             vote = {"format_version": FORMAT_VERSION, "weights": weights}
-            write_atomically(folder / _vote_file(index), (json.dumps(vote) + "\n").encode())
+            write_bytes(folder / _vote_file(index), (json.dumps(vote) + "\n").encode())
 
 
 def load_scorer(folder: Path, ensemble: ExpertEnsemble, index: int = 0) -> SalienceEnsemble:

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
-from ehr.expert.member import FOLD_SEED, MemberPlan
 from ehr.expert.opinions import Opinions, shares, was_seen
+from ehr.expert.plans import FOLD_SEED, MemberPlan
 from ehr.expert.view import ExpertInput, ExpertScaler, last_visits
 
 _PATIENTS = 512

@@ -17,13 +17,13 @@ from jaxtyping import Float
 
 from ehr.errors import DataError
 from ehr.expert.ensemble import candidate_tokens, heaviest_tokens
-from ehr.expert.member import MemberPlan, all_patients
 from ehr.expert.opinions import (
     Opinions,
     SalienceEnsemble,
     fair_weights,
     was_seen,
 )
+from ehr.expert.plans import MemberPlan, all_patients
 from ehr.expert.view import ExpertInput, ExpertScaler
 from ehr.salience.agreement import agreement
 

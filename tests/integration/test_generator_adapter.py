@@ -15,7 +15,7 @@ from services.types import (
     Sampling,
 )
 from tests.integration.conftest import EngineThread
-from training.config.run import LearnerSection
+from training.config.learner import LearnerSection
 from training.learner.checkpoints import PolicyFolder, VersionRecord
 from training.learner.packing import TokenGroup, pack
 from training.learner.policy_model import (

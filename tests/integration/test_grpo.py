@@ -22,8 +22,9 @@ from tests.fakes import fake_model
 from tests.learner_fakes import grpo_inputs, tiny_model
 from tests.policy_engines import load_deaf, load_learner_killer, load_scripted
 from tests.scripted import CharTokenizer, ScriptedGenerator
-from training.config.run import GrpoSection
-from training.grpo.train import ActorSampler, train_grpo
+from training.config.grpo import GrpoSection
+from training.grpo.controller_actor import ActorSampler
+from training.grpo.train import train_grpo
 
 REPLICA = GeneratorSection(cpus_per_replica=0.1, startup_timeout_s=120, request_timeout_s=60)
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from actors.rollouts import PatternSpan
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.grpo.batch import TrainedSequence, TrainingBatch
 from training.learner.allowed_tokens import AllowedTokens
 from training.learner.packing import pack

@@ -12,10 +12,11 @@ from ehr.errors import TrainingError
 from services.adapters import adapter_checksum
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from tests.rank_functions import die_once, refuse
-from training.config.run import SftSection
+from training.config.sft import SftSection
 from training.learner.canary import Canary, CanaryRecord
 from training.learner.worker_group import WorkerGroup
-from training.sft.train import SftExample, SftInputs, train_sft
+from training.sft.inputs import SftExample, SftInputs
+from training.sft.train import train_sft
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from services.following import PolicyFollower
 from services.types import Completion, GenerateRequest, PolicyVersion, Sampling
 from tests.control_plane import TIMEOUT_S, Application, Network, StoreActor
 from tests.learner_fakes import LINEAGE, grpo_inputs
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.grpo.controller import GrpoController, GrpoState
 from training.grpo.orders import NewPolicy, Order, OrderKind
 from training.learner.checkpoints import PolicyFolder

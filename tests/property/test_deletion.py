@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehr.errors import DataError
-from ehr.expert.member import halves
+from ehr.expert.plans import halves
 from ehr.expert.view import ExpertInput, ExpertScaler, last_visits
 from ehr.salience.deletion import (
     area_between,

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr.expert.member import halves
 from ehr.expert.opinions import Opinions, SalienceEnsemble
+from ehr.expert.plans import halves
 from ehr.expert.view import ExpertScaler
 from ehr.salience.methods import fit_cheap
 from tests.expert_cohort import tiny_cohort, tiny_section

@@ -3,13 +3,8 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehr.language.guided_writers import (
-    FINAL,
-    SUBQUESTION,
-    CallKind,
-    GuidedFormat,
-    GuidedWriter,
-)
+from ehr.language.guided_format import FINAL, SUBQUESTION, GuidedFormat
+from ehr.language.guided_writers import CallKind, GuidedWriter
 from ehr.language.json_answer import parse_think_json
 from ehr.language.trajectory import (
     parse_probability,

@@ -14,33 +14,15 @@ from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_i
 from ehr.cohorts.cohort import Cohort, PatientCase
 from ehr.language.feature_order import FeatureOrder
 from ehr.language.prompts import PromptContext
+from ehr.whole_files import whole_file
 from services.types import PolicyVersion
-from training.evaluation.results import Answers
+from training.evaluation.answers import Answers
+from training.evaluation.methods import prompt_kind
 from training.learner.trained_policy import TrainedPolicy, serve_trained
 from training.run.session import Session
 
 _WATCH_INTERVAL_S = 2.0
 """How often the driver looks at how far the answers are."""
-
-_KINDS: Mapping[str, PromptKind] = {
-    "vanilla": "vanilla",
-    "sft": "vanilla",
-    "think_then_answer": "think_then_answer",
-    "think_then_answer_json": "think_then_answer_json",
-    "question_decomposition": "question_decomposition",
-    "short_answer": "short_answer",
-}
-"""Prompt of the methods that are not asked what they were trained to answer."""
-
-
-def prompt_kind(method: str, trained: PromptKind) -> PromptKind:
-    """Which prompt a language model row answers.
-
-    Args:
-        method: as in `evaluate.methods`.
-        trained: `prompt.kind`, which Stage 1 and Stage 2 train.
-    """
-    return _KINDS.get(method, trained)
 
 
 def kept_or_made(part: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -48,10 +30,8 @@ def kept_or_made(part: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     if part.exists():
         return pd.read_parquet(part)
     table = make()
-    part.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = part.with_suffix(".partial")
-    table.to_parquet(unfinished)
-    unfinished.rename(part)
+    with whole_file(part) as partial:
+        table.to_parquet(partial)
     return table
 
 

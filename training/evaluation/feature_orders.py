@@ -8,15 +8,12 @@ from typing import Any
 import pandas as pd
 
 from ehr.language.feature_order import FeatureOrder
+from ehr.whole_files import write_json
+from training.evaluation.answers import AnswerReader
 from training.evaluation.asking import Asker, kept_or_made
-from training.evaluation.results import (
-    AnswerReader,
-    concatenate,
-    difference_rows,
-    result_rows,
-)
+from training.evaluation.predictions import concatenate
+from training.evaluation.results import difference_rows, result_rows
 from training.evaluation.table import ORDER_MEASURES
-from training.run.folder import write_json
 from training.run.session import Session
 
 FEATURE_ORDER_FILE = "feature_order.json"

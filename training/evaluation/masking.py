@@ -19,7 +19,8 @@ from ehr.answers.faithfulness import (
     faithfulness,
 )
 from ehr.cohorts.cohort import PatientCase
-from training.evaluation.results import AnswerReader, Answers, readable_probability
+from training.evaluation.answers import AnswerReader, Answers
+from training.evaluation.results import readable_probability
 
 MASKED_COLUMNS = (
     "method",

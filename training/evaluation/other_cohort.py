@@ -14,17 +14,12 @@ import pandas as pd
 from ehr.catalogue.names import FeatureMatcher
 from ehr.cohorts.cohort import choose_patients, cohort_hash
 from ehr.cohorts.same_patients import same_patients
+from ehr.whole_files import write_json
+from training.evaluation.answers import AnswerReader
 from training.evaluation.asking import Asker, kept_or_made
 from training.evaluation.other_patients import read_other_cohort, require_another_cohort
-from training.evaluation.results import (
-    OTHER_COHORT_FILE,
-    AnswerReader,
-    concatenate,
-    difference_rows,
-    record_rows,
-    result_rows,
-)
-from training.run.folder import write_json
+from training.evaluation.predictions import OTHER_COHORT_FILE, concatenate, record_rows
+from training.evaluation.results import difference_rows, result_rows
 from training.run.session import Session
 
 

@@ -9,7 +9,7 @@ from ehr.cohorts.same_patients import same_patients
 from ehr.cohorts.schema_map import SchemaMap, map_schema
 from ehr.errors import DataError
 from training.config.run import RunConfig
-from training.evaluation.table import finite_number, format_number
+from training.readable import finite_number, format_number
 
 
 def read_other_cohort(config: RunConfig) -> Cohort | None:

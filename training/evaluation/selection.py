@@ -28,7 +28,7 @@ from ehr.errors import DataError
 from ehr.language.trajectory import ParsedTrajectory
 from ehr.metrics import auroc
 from ehr.rewards import RewardContext, reward
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 
 LEAST_OF_A_CLASS = 5
 """Validation patients of each class, below which no step is chosen by them: an AUROC of four has

@@ -10,22 +10,17 @@ from typing import Any
 import pandas as pd
 
 from ehr.cohorts.cohort import choose_patients
+from ehr.whole_files import write_json
 from training.config.checks import is_available
+from training.evaluation.answers import NAMING_KINDS, AnswerReader
 from training.evaluation.asking import Asker, kept_or_made
 from training.evaluation.feature_orders import FeatureOrders
 from training.evaluation.masking import faithfulness_summary, masked_rows
+from training.evaluation.methods import EXPERT_METHODS
 from training.evaluation.other_cohort import OtherCohort
-from training.evaluation.results import (
-    EXPERT_METHODS,
-    NAMING_KINDS,
-    AnswerReader,
-    concatenate,
-    difference_rows,
-    expert_rows,
-    result_rows,
-)
+from training.evaluation.predictions import concatenate, expert_rows
+from training.evaluation.results import difference_rows, result_rows
 from training.evaluation.selection import read_selection
-from training.run.folder import write_json
 from training.run.progress import OnProgress
 from training.run.session import Session
 

@@ -1,46 +1,19 @@
 """The result table as text: for the terminal and for the documents."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-Row = Mapping[str, Any]
-"""One object of `evaluate/results.json`: read from a file, so any value may be missing or odd."""
-
-LANGUAGE_MODEL_METHODS: dict[str, str] = {
-    "vanilla": "Vanilla",
-    "think_then_answer": "Think-then-Answer",
-    "think_then_answer_json": "Think-then-Answer, JSON",
-    "question_decomposition": "Question Decomposition",
-    "short_answer": "Short answer",
-    "sft": "SFT",
-    "stage1": "Stage-1",
-    "stage1_grpo": "Stage-1 + GRPO",
-    "stage1_dapo": "Stage-1 + DAPO",
-    "without_stage1": "w/o Stage-1",
-    "without_attention_reward": "w/o R_att",
-    "without_adaptive_clip": "w/o adaptive clip",
-    "shuffled_salience": "Shuffled salience",
-    "rare_features": "Rare features count",
-    "eag_rl_selected": "EAG-RL, selected step",
-    "eag_rl": "EAG-RL",
-}
-"""Rows that a language model answers, in the order of the table, with the label of each."""
-
-EHR_MODEL_METHODS: dict[str, str] = {
-    "concare": "ConCare",
-    "logistic_regression": "Logistic regression",
-    "gradient_boosting": "Gradient boosting",
-}
-"""Rows of models trained on the record itself: what a hospital would use instead."""
-
-TRANSFERRED_METHODS: dict[str, str] = {
-    "logistic_regression_shared": "Logistic regression, shared features",
-    "gradient_boosting_shared": "Gradient boosting, shared features",
-}
-"""Rows on another test cohort: trained on the features that both cohorts record."""
-
-METHOD_LABELS: dict[str, str] = LANGUAGE_MODEL_METHODS | EHR_MODEL_METHODS | TRANSFERRED_METHODS
+from training.evaluation.methods import (
+    method_label,
+    ordered_rows,
+    row_label,
+)
+from training.readable import (
+    Row,
+    aligned,
+    format_interval,
+    format_number,
+    format_percentage,
+)
 
 COLUMNS: tuple[str, ...] = (
     "Method",
@@ -90,54 +63,6 @@ ORDER_COLUMNS: tuple[str, ...] = (
     "R_att",
 )
 """Headings of the table of other orders of the features (EXP#2)."""
-
-
-def finite_number(value: object) -> float | None:
-    """The value as a float, or None where it is no finite number."""
-    if isinstance(value, bool) or value is None or isinstance(value, str | bytes):
-        return None
-    try:
-        number = float(value)  # pyright: ignore[reportArgumentType]  # numpy scalars included
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def format_number(value: object, digits: int = 3, missing: str = "-") -> str:
-    """The value with `digits` decimals and thousands separators, or `missing`."""
-    number = finite_number(value)
-    return missing if number is None else f"{number:,.{digits}f}"
-
-
-def format_percentage(value: object, missing: str = "-") -> str:
-    """A fraction as a percentage with one decimal, or `missing`."""
-    number = finite_number(value)
-    return missing if number is None else f"{100 * number:.1f} %"
-
-
-def format_interval(row: Row, metric: str, missing: str = "-") -> str:
-    """`0.712 [0.511, 0.893]`, without the brackets where a bound is missing."""
-    point = format_number(row.get(metric), missing=missing)
-    low, high = finite_number(row.get(f"{metric}_low")), finite_number(row.get(f"{metric}_high"))
-    if point == missing or low is None or high is None:
-        return point
-    return f"{point} [{low:.3f}, {high:.3f}]"
-
-
-def method_label(method: object) -> str:
-    """What the tables call a method; a method without an entry keeps its name."""
-    return METHOD_LABELS.get(str(method), str(method))
-
-
-def row_label(row: Row) -> str:
-    """What the tables call a row."""
-    return str(row.get("label") or method_label(row.get("method", "-")))
-
-
-def ordered_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows in the order of the method tables; methods without an entry come last."""
-    order = {name: index for index, name in enumerate(METHOD_LABELS)}
-    return sorted(rows, key=lambda row: order.get(str(row.get("method")), len(order)))
 
 
 def table_rows(rows: Sequence[Row]) -> list[Row]:
@@ -224,26 +149,13 @@ def order_cells(row: Row, num_features: object, missing: str = "-") -> list[str]
 def order_table(found: Row) -> str:
     """The means over seeds of `evaluate/feature_order.json` as aligned plain text."""
     cells = [order_cells(row, found.get("num_features")) for row in found.get("means", ())]
-    return aligned([ORDER_COLUMNS, *cells])
+    return "\n".join(aligned([ORDER_COLUMNS, *cells]))
 
 
 def result_table(rows: Sequence[Row]) -> str:
     """The rows as aligned plain text, for the terminal."""
-    return aligned([list(COLUMNS), *(table_cells(row) for row in table_rows(rows))])
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, headings first, as columns of plain text: the first to the left."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rule = "  ".join("-" * width for width in widths)
-    text = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([text[0], rule, *text[1:]])
+    lines = [list(COLUMNS), *(table_cells(row) for row in table_rows(rows))]
+    return "\n".join(aligned(lines))
 
 
 def result_markdown(rows: Sequence[Row]) -> str:

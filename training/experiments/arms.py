@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ehr.errors import ConfigurationError
+from training.config.evaluate import EvaluateSection
+from training.config.grpo import GrpoSection
 from training.config.loading import validated
-from training.config.run import EvaluateSection, GrpoSection, RunConfig
+from training.config.run import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,18 +11,18 @@ from typing import Any
 
 from ehr.errors import DataError
 from ehr.seeds import holm
-from training.evaluation.results import EXPERT_METHODS
+from ehr.whole_files import write_json
+from training.evaluation.methods import EXPERT_METHODS
 from training.experiments.results_file import RESULTS_FILE, read_learn_results
 from training.experiments.table import (
-    aligned,
     estimate_text,
     facts,
     measure_headings,
     p_text,
     unfinished_lines,
 )
-from training.report.records import RunReader, as_object
-from training.run.folder import write_json
+from training.readable import aligned
+from training.run.files import RunReader, as_object
 
 CURVE_FILE = "curve.json"
 """In RUN/learn."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.table import finite_number
 from training.experiments.curve import (
     REFERENCES,
     Curve,
@@ -19,6 +18,7 @@ from training.experiments.figures import REFERENCE_COLOURS, arm_colour
 from training.experiments.measures import MEASURES
 from training.experiments.page import DARK_COLOURS
 from training.experiments.table import estimate_text, measure_headings
+from training.readable import finite_number
 from training.report.chart import (
     Axis,
     Chart,
@@ -27,7 +27,7 @@ from training.report.chart import (
     padded_range,
     present,
 )
-from training.report.page import write_page
+from training.report.html import write_page
 from training.report.text import shown
 
 _AIR = 0.35

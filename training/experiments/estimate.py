@@ -7,7 +7,7 @@ from typing import Any
 from training.config.run import RunConfig
 from training.evaluation.selection import candidate_steps
 from training.experiments.arms import Unit
-from training.report.text import duration
+from training.readable import duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

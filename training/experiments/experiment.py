@@ -14,6 +14,7 @@ from functools import partial
 from ehr.cohorts.cohort import Cohort, choose_patients
 from ehr.cohorts.loaders import build_cohort
 from ehr.errors import ConfigurationError, DataError, os_error_text
+from ehr.whole_files import write_json
 from training.config.run import RunConfig
 from training.evaluation.other_patients import read_other_cohort, require_another_cohort
 from training.experiments.arms import Unit, unit_config, units_of
@@ -31,12 +32,15 @@ from training.experiments.page import write_learn_page
 from training.experiments.records import OWN_STAGES, found_units
 from training.experiments.results_file import read_learn_results, write_learn_results
 from training.experiments.table import learn_table
+from training.grpo.patients import require_patients
 from training.main_job import STAGES, describe_model
-from training.preflight import require_fitting_inputs, require_patients
+from training.preflight import require_fitting_inputs
 from training.report.page import write_report
-from training.run.folder import write_json
-from training.run.pipeline import Pipeline, Stage
+from training.run.folder import RunFolder
+from training.run.pipeline import Pipeline
+from training.run.progress import Reporter
 from training.run.session import Session
+from training.run.stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -243,3 +247,14 @@ def _looked_at(shared: Sequence[Stage], waiting: Sequence[Unit]) -> set[str]:
 
 def _nothing() -> None:
     """After a stage of an experiment nothing else is written."""
+
+
+def one_experiment(
+    config: RunConfig, folder: RunFolder, reporter: Reporter, redo: str | None
+) -> list[str]:
+    """Runs one experiment; returns its result as lines."""
+    folder.create()
+    with folder.lock(), Session(config, folder, reporter) as session:
+        experiment = Experiment(session, redo)
+        experiment.run()
+        return experiment.lines()

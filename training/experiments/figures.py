@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from training.evaluation.table import finite_number, format_number
 from training.experiments.records import UnitRecords
 from training.experiments.results import Results, arm_label
 from training.experiments.table import (
@@ -14,6 +13,7 @@ from training.experiments.table import (
     p_text,
     value_text,
 )
+from training.readable import finite_number, format_number
 from training.report.chart import (
     GREY,
     Axis,
@@ -26,8 +26,8 @@ from training.report.chart import (
     text_width,
 )
 from training.report.figures import UNDETECTABLE, categories, method_colour
-from training.report.records import as_object
 from training.report.training_curves import curve_points
+from training.run.files import as_object
 
 REFERENCE_COLOURS = {
     "concare": "#1a7f6c",

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.table import format_number
 from training.experiments.figures import (
     CURVES,
     arm_colour,
@@ -26,11 +25,12 @@ from training.experiments.table import (
     reference_rows,
     unfinished_lines,
 )
+from training.readable import MISSING, duration, format_number
 from training.report.chart import present
 from training.report.figures import bar_figure
-from training.report.page import write_page
-from training.report.records import RunReader, as_object
-from training.report.text import MISSING, duration, shown
+from training.report.html import write_page
+from training.report.text import shown
+from training.run.files import RunReader, as_object
 
 DARK_COLOURS = {
     "#1f2a37": "#e3e8ee",

@@ -17,10 +17,12 @@ from ehr.cohorts.cohort import load_cohort
 from ehr.cohorts.truth import true_risks, true_sets
 from ehr.errors import EagRlError
 from training.config.run import RunConfig
-from training.evaluation.results import OTHER_COHORT_FILE, PREDICTION_COLUMNS, RECORD_METHODS
-from training.evaluation.table import finite_number
+from training.evaluation.methods import RECORD_METHODS
+from training.evaluation.predictions import OTHER_COHORT_FILE, PREDICTION_COLUMNS
 from training.experiments.arms import ARMS, Unit, units_of
-from training.report.records import EXPERT_PREDICTION_COLUMNS, RunReader, as_object
+from training.readable import finite_number
+from training.report.records import EXPERT_PREDICTION_COLUMNS
+from training.run.files import RunReader, as_object
 from training.run.folder import RunFolder
 
 OWN_STAGES = ("grpo", "direct_sft", "evaluate")

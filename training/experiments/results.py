@@ -21,9 +21,8 @@ import numpy as np
 from ehr.errors import DataError
 from ehr.rewards import classification_reward
 from ehr.seeds import holm, seeds_note
+from training.evaluation.methods import RECORD_METHODS, method_label
 from training.evaluation.other_patients import own_patients_sentence
-from training.evaluation.results import RECORD_METHODS
-from training.evaluation.table import finite_number, method_label
 from training.experiments.answers import (
     Answered,
     ConstantSet,
@@ -43,7 +42,8 @@ from training.experiments.measures import (
     estimate_of_arm,
 )
 from training.experiments.records import ExperimentRecords, UnitRecords, model_description
-from training.report.records import as_object
+from training.readable import finite_number
+from training.run.files import as_object
 
 REFERENCES = ("eag_rl", "stage1_dapo", "stage1_grpo", "stage1", "sft")
 """The first of these that an experiment plans is compared with every other arm. Beside these

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ehr.errors import DataError
+from ehr.whole_files import write_json, write_text
 from training.experiments.records import collect
 from training.experiments.results import learn_rows
 from training.experiments.table import learn_markdown
-from training.run.folder import write_json, write_text
 
 RESULTS_FILE = "results.json"
 """In RUN/learn."""

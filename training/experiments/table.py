@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.evaluation.table import finite_number, format_number, format_percentage
 from training.experiments.measures import MEASURES, headings
 from training.experiments.results import Results, arm_label
-from training.report.records import as_object
+from training.readable import (
+    aligned,
+    finite_number,
+    format_number,
+    format_percentage,
+    markdown_list,
+    markdown_table,
+)
+from training.run.files import as_object
 
 SHARES = ("grounding_error_rate", "parse_failure_rate")
 """Measures that are shown as percentages."""
@@ -65,27 +72,27 @@ def _terminal_arms(results: Results) -> list[str]:
 
 def learn_markdown(results: Results) -> str:
     """What `RUN/learn/results.md` holds: facts, every seed, differences, ceilings."""
-    parts = [_markdown_list(facts(results)), *_markdown_tables(results, arm_rows(results))]
+    parts = [markdown_list(facts(results)), *_markdown_tables(results, arm_rows(results))]
     elsewhere = other_cohort(results)
     if elsewhere is not None:
         rows = arm_rows(elsewhere, has_effort=False)
         parts += [
-            _markdown_list(other_cohort_facts(elsewhere)),
+            markdown_list(other_cohort_facts(elsewhere)),
             *_markdown_tables(elsewhere, rows),
         ]
     missing = [*unfinished_lines(results), *results["problems"]]
     if missing:
-        parts.append(_markdown_list(missing))
+        parts.append(markdown_list(missing))
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_tables(results: Results, rows: Sequence[Sequence[str]]) -> list[str]:
     """Arms, what they are read against, differences; those that there are."""
-    parts = [_markdown(rows, 2)]
+    parts = [markdown_table(rows, 2)]
     if results["references"]:
-        parts.append(_markdown(reference_rows(results), 1))
+        parts.append(markdown_table(reference_rows(results), 1))
     if results["differences"]:
-        parts.append(_markdown([DIFFERENCE_COLUMNS, *difference_cells(results)], 2))
+        parts.append(markdown_table([DIFFERENCE_COLUMNS, *difference_cells(results)], 2))
     return parts
 
 
@@ -307,27 +314,3 @@ def estimate_text(found: object, measure: str, *, is_signed: bool = False) -> st
 def _is_measured(results: Results, name: str) -> bool:
     """Whether any arm has the measure."""
     return any(arm["measures"].get(name) is not None for arm in results["arms"])
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells as text in columns, the first to the left, a rule below the headings."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return [text[0], "  ".join("-" * width for width in widths), *text[1:]]
-
-
-def _markdown_list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _markdown(lines: Sequence[Sequence[str]], num_left: int) -> str:
-    """Lines of cells as a Markdown table whose first columns are aligned to the left."""
-    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    rule = [*("---" for _ in range(num_left)), *("---:" for _ in lines[0][num_left:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [escaped[0], rule, *escaped[1:]])

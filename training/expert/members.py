@@ -11,13 +11,13 @@ from pathlib import Path
 
 from ehr.config import ExpertSection
 from ehr.errors import DataError
-from ehr.expert.member import (
-    MemberPlan,
+from ehr.expert.member_file import (
     member_file,
     member_key,
     read_member,
     write_member,
 )
+from ehr.expert.plans import MemberPlan
 from ehr.expert.selection import settle
 
 logger = logging.getLogger(__name__)

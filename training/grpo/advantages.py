@@ -13,7 +13,7 @@ from ehr.catalogue.name_lists import name_spans
 from ehr.language.pieces import TextTokenizer
 from ehr.language.trajectory import parse_trajectory
 from ehr.rewards import Reward
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.objective.advantage import batch_advantages, group_advantages, weigh_parts
 from training.objective.entropy import token_spans
 

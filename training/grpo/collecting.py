@@ -13,16 +13,15 @@ from ehr.errors import StalePolicyError
 from ehr.language.pieces import TextTokenizer
 from services.types import PolicyVersion
 from training.grpo.batch import (
-    GrpoPatient,
-    PatientStream,
     ScoredGroup,
     TrainingBatch,
-    rollout_metrics,
     score_group,
     training_batch,
 )
 from training.grpo.dynamic_sampling import GroupFate, choose_groups
 from training.grpo.inputs import GrpoInputs
+from training.grpo.patients import GrpoPatient, PatientStream
+from training.grpo.rollout_metrics import rollout_metrics
 
 _MOST_SAMPLINGS = 3
 """Times that a group is sampled before a generator that ignores the oldest version it may use is

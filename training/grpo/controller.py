@@ -15,10 +15,11 @@ from enum import StrEnum
 from typing import Any
 
 from ehr.errors import EagRlError
+from ehr.whole_files import write_text
 from services.adapters import adapter_checksum
 from services.policy_store import PolicyRecord
 from services.types import PolicyVersion
-from training.grpo.batch import ScoredGroup, rollout_samples
+from training.grpo.batch import ScoredGroup
 from training.grpo.collecting import CollectedStep, GroupSampler, RolloutCollector
 from training.grpo.inputs import GrpoInputs, ServedPolicy
 from training.grpo.orders import (
@@ -27,6 +28,7 @@ from training.grpo.orders import (
     OrderKind,
     Start,
 )
+from training.grpo.rollout_metrics import rollout_samples
 from training.learner.canary import CanaryRecord
 from training.learner.canary_check import check_canary
 from training.learner.checkpoints import (
@@ -34,7 +36,6 @@ from training.learner.checkpoints import (
     ADAPTER_FILE,
     PolicyFolder,
     VersionRecord,
-    write_file,
 )
 from training.run.metrics_file import MetricsFile
 
@@ -357,7 +358,7 @@ class GrpoController:
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] < step]
         kept += [json.dumps(sample) for sample in rollout_samples(step, groups)]
-        write_file(path, "\n".join(kept) + "\n")
+        write_text(path, "\n".join(kept) + "\n", durable=True)
 
 
 def _warn_about_settings(inputs: GrpoInputs) -> None:

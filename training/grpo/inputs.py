@@ -13,8 +13,9 @@ from ehr.language.pieces import TextTokenizer
 from services.policy_store import PolicyRecord
 from services.precision import ParameterType
 from services.types import Acknowledgement, Generator, PolicyVersion, Scored
-from training.config.run import GrpoSection, LearnerSection
-from training.grpo.batch import GrpoPatient
+from training.config.grpo import GrpoSection
+from training.config.learner import LearnerSection
+from training.grpo.patients import GrpoPatient
 from training.learner.canary import Canary
 
 

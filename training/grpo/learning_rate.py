@@ -2,7 +2,7 @@
 
 import math
 
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 
 
 def learning_rate(step: int, section: GrpoSection) -> float:

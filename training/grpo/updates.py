@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ehr.errors import TrainingError
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.grpo.batch import TrainedSequence, TrainingBatch
 from training.grpo.learning_rate import learning_rate
 from training.grpo.update_totals import UpdateTotals

@@ -1,7 +1,6 @@
 """A run's trajectories and patients as JSON lines, in the chat form that other trainers read."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ehr.language.chat import ChatFrame
 from ehr.language.pieces import TextTokenizer
 from ehr.language.prompts import PromptContext
 from ehr.salience.table import stored_salience
+from ehr.whole_files import whole_file
 from services.config import ModelSection
 from services.models import load_tokenizer, resolve_model
 from training.rewarded import reward_contexts
@@ -159,12 +159,9 @@ def _user(token_ids: Any, tokenizer: TextTokenizer, chat: ChatFrame) -> dict[str
 
 
 def _write(path: Path, lines: Iterator[Mapping[str, Any]]) -> int:
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     num_lines = 0
-    with partial.open("w") as stream:
+    with whole_file(path) as partial, partial.open("w") as stream:
         for line in lines:
             stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             num_lines += 1
-    os.replace(partial, path)
     return num_lines

@@ -14,7 +14,7 @@ from typing import Self
 from ehr.errors import RunFolderError
 from ehr.language.pieces import TextTokenizer
 from ehr.language.trajectory import FINAL_SENTENCE
-from training.learner.checkpoints import write_file
+from ehr.whole_files import write_text
 
 CANARY_FILE = "canary.json"
 """In the folder of a stage that trains."""
@@ -72,7 +72,7 @@ class CanaryRecord:
 
     def write(self, folder: Path) -> None:
         """Keeps it in a stage's folder."""
-        write_file(folder / CANARY_FILE, json.dumps(asdict(self)) + "\n")
+        write_text(folder / CANARY_FILE, json.dumps(asdict(self)) + "\n", durable=True)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

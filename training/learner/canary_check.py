@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ehr.errors import TrainingError
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.learner.canary import CanaryRecord
 from training.learner.served_change import ServedChange, served_change, worst
 

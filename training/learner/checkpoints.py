@@ -9,14 +9,18 @@ Layout under a stage's folder:
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ehr.errors import RunFolderError
+from ehr.whole_files import (
+    begin_folder,
+    finish_folder,
+    partial_folder,
+    write_folder,
+)
 
 ADAPTER_FILE = "adapter_model.safetensors"
 """peft's name for the weights of an adapter."""
@@ -113,59 +117,17 @@ class CheckpointFolder:
 
     def begin(self, step: int) -> Path:
         """An empty folder to write the checkpoint of `step` into; one rank calls it."""
-        partial = _partial(self.path(step))
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        return partial
+        return begin_folder(self.path(step))
 
     def partial(self, step: int) -> Path:
         """The folder that `begin` made, for the other ranks."""
-        return _partial(self.path(step))
+        return partial_folder(self.path(step))
 
     def finish(self, step: int) -> None:
         """Make the checkpoint of `step` complete and drop old ones; one rank calls it."""
-        _replace(self.partial(step), self.path(step))
+        finish_folder(self.path(step))
         for old in self.steps()[:-_KEPT_CHECKPOINTS]:
             shutil.rmtree(self.path(old))
-
-
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder that appears at `target` whole or not at all.
-
-    Args:
-        target: replaced if it exists.
-        write: fills the folder it is given.
-    """
-    partial = _partial(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    _replace(partial, target)
-
-
-def write_file(target: Path, content: str) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = _partial(target)
-    with partial.open("w") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(target)
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
-
-
-def _replace(partial: Path, target: Path) -> None:
-    for path in [partial, *partial.rglob("*")]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
 
 
 def _numbered(folder: Path, prefix: str) -> list[int]:

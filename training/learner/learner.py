@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ehr.errors import TrainingError
-from training.config.run import LearnerSection
+from training.config.learner import LearnerSection
 from training.learner.packing import PackedRow, TokenGroup, pack
 from training.learner.policy_model import PolicyModel, load_adapter, save_adapter
 

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ehr.errors import ModelError
 from services.precision import ParameterType
-from training.config.run import LearnerSection
+from training.config.learner import LearnerSection
 from training.learner.attention import ATTENTION_NAME, attend_shared_prompt
 from training.learner.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from training.learner.lora_linear import FrozenBaseLinear

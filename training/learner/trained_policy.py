@@ -5,12 +5,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ehr.whole_files import write_json
 from services.adapters import adapter_checksum
 from services.types import PolicyVersion
 from training.learner.canary import CanaryRecord
 from training.learner.canary_check import check_canary
 from training.learner.checkpoints import ADAPTER_FILE
-from training.run.folder import write_json
 from training.run.session import Session
 
 SERVED_FILE = "served.json"

@@ -20,14 +20,8 @@ from actors.case_prompts import CasePrompt, case_prompt
 from actors.search_prompts import patient_prompts
 from ehr.cohorts.cohort import Cohort, PatientCase
 from ehr.language.chat import ChatFrame
-from ehr.language.guided_writers import (
-    FINAL,
-    SUBQUESTION,
-    GuidedFormat,
-    GuidedWriter,
-    ShortAnswerWriter,
-    Writer,
-)
+from ehr.language.guided_format import FINAL, SUBQUESTION, GuidedFormat
+from ehr.language.guided_writers import GuidedWriter, ShortAnswerWriter, Writer
 from ehr.language.pieces import (
     Author,
     Piece,

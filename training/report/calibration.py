@@ -6,7 +6,8 @@ import numpy as np
 
 from ehr.calibration import MIN_BIN_PATIENTS, reliability_curve
 from ehr.metrics import brier, calibration_intercept, calibration_slope, ece
-from training.evaluation.table import format_number, method_label
+from training.evaluation.methods import method_label
+from training.readable import MISSING, format_number
 from training.report.chart import (
     GREY,
     Axis,
@@ -15,7 +16,6 @@ from training.report.chart import (
 )
 from training.report.figures import method_colour
 from training.report.records import Scores
-from training.report.text import MISSING
 
 MIN_PATIENTS = 2 * MIN_BIN_PATIENTS
 """With fewer readable answers there is one bin, which is no curve."""

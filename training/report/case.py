@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from training.evaluation.table import finite_number, method_label
-from training.report.records import Rows, name_list
+from training.evaluation.methods import method_label
+from training.readable import finite_number
+from training.report.records import name_list
 from training.report.text import TextBlock, printable, text_blocks
+from training.run.files import Rows
 
 UNTRAINED = ("question_decomposition", "short_answer")
 """The untrained model's rows that name features; the first of these that the run has."""

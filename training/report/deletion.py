@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from training.evaluation.table import finite_number, format_number
+from training.readable import MISSING, finite_number, format_number, whole
 from training.report.chart import (
     GREEN,
     GREY,
@@ -15,8 +15,8 @@ from training.report.chart import (
     padded_range,
     step_axis,
 )
-from training.report.records import as_object
-from training.report.text import MISSING, shown, whole
+from training.report.text import shown
+from training.run.files import as_object
 
 KINDS = {
     "deletion": ("Deletion: first named masked first", "features masked"),

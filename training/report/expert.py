@@ -5,19 +5,16 @@ from typing import Any
 from ehr.errors import DataError
 from ehr.salience.stability import stability_curve
 from training.evaluation.table import COLUMNS, table_cells
+from training.readable import MISSING
 from training.report.calibration import calibration_figures, too_few_note
 from training.report.chart import Figure, present
 from training.report.deletion import deletion_figures
-from training.report.records import (
-    RunRecords,
-    Scores,
-    as_object,
-    scores_by_method,
-)
+from training.report.records import RunRecords, Scores, scores_by_method
 from training.report.salience import Salience, heat_map_figure, salience_of_test_patients
 from training.report.stability import stability_figure
-from training.report.text import MISSING, shown
+from training.report.text import shown
 from training.report.truth import truth_figures
+from training.run.files import as_object
 
 
 def expert_section(records: RunRecords) -> tuple[dict[str, Any] | None, list[str]]:

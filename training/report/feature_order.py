@@ -3,8 +3,10 @@
 from typing import Any
 
 from training.evaluation.table import ORDER_COLUMNS, order_cells
-from training.report.records import RunRecords, as_object
-from training.report.text import MISSING, shown
+from training.readable import MISSING
+from training.report.records import RunRecords
+from training.report.text import shown
+from training.run.files import as_object
 
 
 def feature_order_section(records: RunRecords) -> dict[str, Any] | None:

@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.table import (
-    EHR_MODEL_METHODS,
+from training.evaluation.methods import EHR_MODEL_METHODS, method_label, row_label
+from training.evaluation.table import table_rows
+from training.readable import (
     Row,
     finite_number,
     format_interval,
     format_number,
-    method_label,
-    row_label,
-    table_rows,
 )
 from training.report.chart import (
     ACCENT,

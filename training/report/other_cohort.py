@@ -3,14 +3,11 @@
 from typing import Any
 
 from training.evaluation.other_patients import own_patients_sentence
-from training.evaluation.table import (
-    COLUMNS,
-    finite_number,
-    table_cells,
-    table_rows,
-)
-from training.report.records import RunRecords, as_object, name_list
-from training.report.text import MISSING, shown, whole
+from training.evaluation.table import COLUMNS, table_cells, table_rows
+from training.readable import MISSING, finite_number, whole
+from training.report.records import RunRecords, name_list
+from training.report.text import shown
+from training.run.files import as_object
 
 
 def other_cohort_section(records: RunRecords) -> dict[str, Any] | None:

@@ -3,22 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from training.evaluation.table import (
-    LANGUAGE_MODEL_METHODS,
-    Row,
-    finite_number,
-    format_number,
-    method_label,
-    ordered_rows,
-)
-from training.report.records import RunRecords, as_object
+from training.evaluation.methods import LANGUAGE_MODEL_METHODS, method_label, ordered_rows
+from training.readable import MISSING, Row, duration, finite_number, format_number, whole
+from training.report.records import RunRecords
 from training.report.search import search_value
-from training.report.text import (
-    MISSING,
-    duration,
-    shown,
-    whole,
-)
+from training.report.text import shown
+from training.run.files import as_object
 
 SMALL_TEST_PATIENTS = 100
 """Below this many test patients an AUROC's interval spans tens of points."""

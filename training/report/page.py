@@ -6,19 +6,25 @@ the search tree, named by its hash. Without scripts the page shows the same fact
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from training.evaluation.selection import selection_text
-from training.evaluation.table import finite_number, format_number, format_percentage
+from training.readable import (
+    MISSING,
+    duration,
+    finite_number,
+    format_number,
+    format_percentage,
+    whole,
+)
 from training.report.case import CaseComparison, compare_case
 from training.report.chart import present
 from training.report.expert import expert_section
 from training.report.feature_order import feature_order_section
 from training.report.figures import bar_figure, stage_time_figure
+from training.report.html import write_page
 from training.report.other_cohort import other_cohort_section
 from training.report.overview import (
     header,
@@ -26,21 +32,10 @@ from training.report.overview import (
     switched_off,
     tiles,
 )
-from training.report.records import (
-    STAGES,
-    RunRecords,
-    as_object,
-    read_run,
-)
+from training.report.records import STAGES, RunRecords, read_run
 from training.report.results import results_section
 from training.report.search import search_section
-from training.report.text import (
-    MISSING,
-    duration,
-    printable,
-    shown,
-    whole,
-)
+from training.report.text import printable, shown
 from training.report.training_curves import (
     GRPO_PANELS,
     SELECTION_PANEL,
@@ -53,7 +48,7 @@ from training.report.training_curves import (
     grpo_time_parts,
     step_time_figure,
 )
-from training.run.folder import write_text
+from training.run.files import as_object
 
 
 def write_report(run_dir: Path) -> Path:
@@ -64,27 +59,6 @@ def write_report(run_dir: Path) -> Path:
     """
     records = read_run(run_dir)
     return write_page(run_dir / "report.html", "report.html.j2", _context(records, run_dir))
-
-
-def write_page(path: Path, template: str, context: Mapping[str, Any]) -> Path:
-    """Writes a self-contained page from a template of this package, whole or not at all."""
-    page = _environment().get_template(template).render(context)
-    write_text(path, page)
-    return path
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value, digits=3: format_number(value, digits, MISSING)
-    environment.filters["percentage"] = lambda value: format_percentage(value, MISSING)
-    environment.filters["text"] = shown
-    return environment
 
 
 def _context(records: RunRecords, run_dir: Path) -> dict[str, Any]:

@@ -2,18 +2,17 @@
 
 from typing import Any
 
+from training.evaluation.methods import EHR_MODEL_METHODS, LANGUAGE_MODEL_METHODS
 from training.evaluation.table import (
     COLUMNS,
-    EHR_MODEL_METHODS,
     FAITHFULNESS_COLUMNS,
     GROUNDING_COLUMNS,
-    LANGUAGE_MODEL_METHODS,
     faithfulness_cells,
-    finite_number,
     grounding_cells,
     table_cells,
     table_rows,
 )
+from training.readable import MISSING, finite_number
 from training.report.calibration import calibration_figures, too_few_note
 from training.report.chart import present
 from training.report.figures import (
@@ -24,8 +23,9 @@ from training.report.figures import (
     precision_recall_figure,
     roc_figure,
 )
-from training.report.records import RunRecords, as_object, scores_by_method
-from training.report.text import MISSING, shown
+from training.report.records import RunRecords, scores_by_method
+from training.report.text import shown
+from training.run.files import as_object
 
 
 def results_section(records: RunRecords) -> dict[str, Any] | None:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.evaluation.table import finite_number, format_number, format_percentage
+from training.readable import MISSING, finite_number, format_number, format_percentage
 from training.report.chart import Figure, present
-from training.report.records import Rows, RunRecords
+from training.report.records import RunRecords
 from training.report.search_explorer import Explorer, ExplorerTrees
 from training.report.search_figures import (
     count_figure,
@@ -24,7 +24,8 @@ from training.report.search_numbers import (
 )
 from training.report.search_trajectories import best_rows, best_trajectories, salient_of
 from training.report.search_tree import TreeNode, read_tree, tree_figure
-from training.report.text import MISSING, shown
+from training.report.text import shown
+from training.run.files import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from training.evaluation.table import finite_number
-from training.report.records import Rows, name_list
+from training.readable import finite_number
+from training.report.records import name_list
 from training.report.search_tree import TreeNode
 from training.report.text import printable
+from training.run.files import Rows
 
 MAX_BYTES = 4_000_000
 """Of all trees in the page together: some hundred trees of the paper's size."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.evaluation.table import finite_number
+from training.readable import finite_number
 from training.report.chart import (
     ACCENT,
     GREEN,
@@ -17,8 +17,8 @@ from training.report.chart import (
     padded_range,
     text_width,
 )
-from training.report.records import Rows
 from training.report.search_numbers import RankCorrelation, TrajectoryCounts, TreeNumbers
+from training.run.files import Rows
 
 NUM_BINS = 14
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.table import finite_number
+from training.readable import finite_number
 from training.report.search_tree import TreeNode
 
 NUM_RESAMPLES = 1_000

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ehr.salience.table import salient_sets
-from training.evaluation.table import finite_number
+from training.readable import finite_number
 from training.report.case import NamedFeature
-from training.report.records import Rows, RunRecords, name_list
+from training.report.records import RunRecords, name_list
 from training.report.text import TextBlock, printable, text_blocks
+from training.run.files import Rows
 
 NUM_BEST = 3
 """Trajectories that are shown as text."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from training.evaluation.table import finite_number
+from training.readable import finite_number
 from training.report.chart import (
     ACCENT,
     GREY,

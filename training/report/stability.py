@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ehr.salience.stability import StabilityPoint
-from training.evaluation.table import format_number
+from training.readable import MISSING, format_number
 from training.report.chart import (
     GREEN,
     GREY,
@@ -15,7 +15,6 @@ from training.report.chart import (
     LegendEntry,
     padded_range,
 )
-from training.report.text import MISSING
 
 
 def stability_figure(points: Sequence[StabilityPoint], kappa_of_test: object) -> Figure | None:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from training.evaluation.table import format_number
+from training.readable import MISSING
 
 _TAG = re.compile(
     r"<\s*(/?)\s*(final\s+subquestion|subquestion|important\s+features|final\s+answer|answer|think)"
@@ -13,8 +13,6 @@ _TAG = re.compile(
 # control characters have no picture, and some readers of HTML stop at them
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
-MISSING = "\u2013"
-"""What the page shows for a value that is not there."""
 
 MAX_CHARACTERS = 6_000
 """A report shows this much of one text; the whole of it is in the run folder."""
@@ -37,21 +35,6 @@ def printable(value: object) -> str:
 def shown(value: object) -> str:
     """The value as text, or a dash."""
     return MISSING if value is None or value == "" else printable(value)
-
-
-def whole(value: object) -> str:
-    """The number without decimals, or a dash."""
-    return format_number(value, 0, MISSING)
-
-
-def duration(seconds: float | None) -> str:
-    """The time in the units that suit it, or a dash."""
-    if seconds is None:
-        return MISSING
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} min {rest} s"
 
 
 def untagged(text: object) -> str:

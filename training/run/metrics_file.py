@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.learner.checkpoints import write_file
+from ehr.whole_files import write_text
 
 
 class MetricsFile:
@@ -23,4 +23,4 @@ class MetricsFile:
         """Add a step's line; what was written for that step or a later one is replaced."""
         kept = [old for old in self.lines() if old["step"] < line["step"]]
         text = "".join(json.dumps(each, allow_nan=False) + "\n" for each in [*kept, line])
-        write_file(self._path, text)
+        write_text(self._path, text, durable=True)

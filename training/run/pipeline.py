@@ -6,16 +6,17 @@ refused when it was begun under another key (unless it is to be redone).
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ehr.cohorts.loaders import release_sources, source_hash
 from ehr.config import CohortSection
 from ehr.errors import ConfigurationError, RunFolderError
+from ehr.whole_files import file_hash
 from training.config.loading import validated
 from training.config.run import RunConfig
-from training.run.folder import RunFolder, file_hash
-from training.run.progress import OnProgress, Reporter
+from training.run.folder import RunFolder
+from training.run.progress import Reporter
+from training.run.stages import Stage
 from training.run.step_watch import watch_steps
 
 OPERATIONAL = frozenset(
@@ -52,25 +53,6 @@ _OF_UNITS = frozenset(
     {"learn", "prompt", "reward", "model", "direct_sft", "grpo", "evaluate", "learner"}
 )
 """Sections that an experiment's units read, whose results are made of config.json as well."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One stage of the main job."""
-
-    name: str
-    sections: tuple[str, ...]
-    """Configuration it reads: whole sections, or single `section.field`s."""
-    needs: tuple[str, ...]
-    """Stages whose output it reads."""
-    outputs: tuple[str, ...]
-    """Files or folders in RUN/NAME whose bytes are its output."""
-    function: "Callable[[Any, OnProgress], None]"
-    """Does the work, given the session and a progress callback; must be able to resume."""
-    has_steps: bool = False
-    """It writes `metrics.jsonl`, an object a step, which is shown and copied while it grows."""
-    when: "Callable[[RunConfig], bool]" = lambda config: True
-    """Whether the configuration wants it at all."""
 
 
 class Pipeline:

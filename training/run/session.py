@@ -8,7 +8,6 @@ import asyncio
 import copy
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +43,6 @@ from services.applications import (
 from services.clients import ExpertClient, GeneratorClient
 from services.cluster import (
     Cluster,
-    Requirement,
     connect,
     preflight,
     require_named_cluster,
@@ -52,7 +50,7 @@ from services.cluster import (
     start_serve,
 )
 from services.config import ModelSection
-from services.expert import EXPERT_CPUS, start_expert, stop_expert
+from services.expert import start_expert, stop_expert
 from services.generator import deploy_generator, stop_generator, wait_for_generator
 from services.http_app import start_http_app, stop_http_app
 from services.models import LocalModel, load_tokenizer, resolve_model
@@ -63,6 +61,7 @@ from training.config.run import RunConfig
 from training.run.folder import RunFolder
 from training.run.interruption import raise_on_signals
 from training.run.progress import Reporter
+from training.run.requirements import requirements
 
 
 class Session:
@@ -360,46 +359,6 @@ def chosen_precision(config: RunConfig) -> Precision:
         and (config.learner.gpus_per_worker > 0 or not learns),
         cache_dir=config.model.cache_dir,
     )
-
-
-def requirements(config: RunConfig, stage: str) -> list[Requirement]:
-    """What a stage asks of the cluster, with the generator that stays up through all of them."""
-    generator, search, learner, expert = (
-        config.generator,
-        config.search,
-        config.learner,
-        config.expert,
-    )
-    engine = Requirement(
-        name="generator replica",
-        count=generator.num_replicas,
-        cpus=generator.cpus_per_replica,
-        gpus=generator.gpus_per_replica,
-    )
-    rank = Requirement(
-        name="learner rank",
-        count=learner.num_workers,
-        cpus=learner.cpus_per_worker,
-        gpus=learner.gpus_per_worker,
-    )
-    actor = Requirement(
-        name="search actor", count=search.num_actors, cpus=search.cpus_per_actor, gpus=0
-    )
-    worker = Requirement(
-        name="expert training worker",
-        count=expert.num_workers or 1,  # null takes what room there is
-        cpus=expert.cpus_per_worker,
-        gpus=expert.gpus_per_worker,
-    )
-    service = Requirement(name="expert service", count=1, cpus=EXPERT_CPUS, gpus=0)
-    return {
-        "expert": [worker],
-        "search": [engine, service, actor],
-        "sft": [engine, rank],
-        "direct_sft": [engine, rank],
-        "grpo": [engine, rank],
-        "evaluate": [engine, replace(actor, name="rollout actor", count=1)],
-    }.get(stage, [])
 
 
 def _ask_salience(run_id: str, timeout_s: float, data_sha256: str) -> ServedSalience:

@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from training.evaluation.table import finite_number
+from training.readable import finite_number
 
 Line = Mapping[str, Any]
 """One object of a `metrics.jsonl`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import ray
 from ray.util.metrics import Gauge
 
-from training.evaluation.table import finite_number
+from training.readable import finite_number
 from training.run.folder import RunFolder
 from training.run.metrics_file import MetricsFile
 from training.run.step_table import Line

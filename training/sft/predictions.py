@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from ehr.cohorts.cohort import Cohort, choose_patients
 from ehr.errors import DataError
-from ehr.language.guided_writers import DirectWriter, GuidedFormat
+from ehr.language.guided_format import GuidedFormat
+from ehr.language.guided_writers import DirectWriter
 from ehr.language.pieces import TextTokenizer
 from ehr.rewards import MIN_PROBABILITY
-from training.config.run import DirectSftSection
-from training.sft.train import SftExample, num_held_out
+from training.config.sft import DirectSftSection
+from training.sft.held_out import num_held_out
+from training.sft.inputs import SftExample
 
 
 def choose_predictions(cohort: Cohort, section: DirectSftSection) -> list[str]:

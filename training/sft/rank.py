@@ -7,21 +7,18 @@ import torch
 import torch.distributed as dist
 
 from ehr.errors import TrainingError
+from ehr.whole_files import write_folder
 from services.adapters import adapter_checksum
 from training.learner.canary import CanaryRecord
-from training.learner.checkpoints import CheckpointFolder, write_folder
+from training.learner.checkpoints import CheckpointFolder
 from training.learner.learner import Learner
 from training.learner.packing import deal, pack
 from training.learner.policy_model import adapter_bytes, load_policy_model, save_adapter
 from training.learner.worker_group import prepare_rank
 from training.run.metrics_file import MetricsFile
-from training.sft.train import (
-    SftInputs,
-    SftStep,
-    all_groups,
-    plan_steps,
-    sft_loss,
-)
+from training.sft.inputs import SftInputs
+from training.sft.loss import sft_loss
+from training.sft.steps import SftStep, all_groups, plan_steps
 
 
 def train_rank(inputs: SftInputs) -> None:

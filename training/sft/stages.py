@@ -5,22 +5,19 @@
 import pandas as pd
 
 from ehr.errors import TrainingError
-from training.config.run import FineTuneSection
+from training.config.sft import FineTuneSection
 from training.learner.canary import canary_of
 from training.run.progress import OnProgress
 from training.run.session import Session
+from training.sft.held_out import hold_out
+from training.sft.inputs import SftExample, SftInputs
 from training.sft.predictions import (
     choose_held_out,
     choose_predictions,
     direct_answers,
     prediction_examples,
 )
-from training.sft.train import (
-    SftExample,
-    SftInputs,
-    hold_out,
-    train_sft,
-)
+from training.sft.train import train_sft
 
 
 def fine_tune_on_trajectories(session: Session, on_progress: OnProgress) -> None:

@@ -24,7 +24,7 @@ from benchmarks.learner.results import (
     ratios,
     row_of,
 )
-from training.config.run import LearnerSection
+from training.config.learner import LearnerSection
 from training.learner.policy_model import load_policy_model
 
 CELL = Cell(arm="ours", model_name="tiny", model_path="nowhere", prompt_tokens=1500)

@@ -21,7 +21,7 @@ from benchmarks.search.results import Results, arm_row, ratios
 from benchmarks.search.scale import GpuReplica, scale_row
 from benchmarks.search.script import ScriptedModel
 from ehr.language.chat import ChatFrame
-from ehr.language.guided_writers import USEFULNESS_REGEX
+from ehr.language.guided_format import USEFULNESS_REGEX
 from services.types import BASE_POLICY, Completion, GenerateRequest, Sampling
 
 FRAME = ChatFrame(prefix="[USER]", suffix="[ASSISTANT]")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ehr.errors import DataError
-from ehr.expert.member import halves
+from ehr.expert.plans import halves
 from ehr.expert.view import ExpertScaler
 from ehr.salience.deletion import bench, own_judge
 from ehr.salience.deletion_json import deletion_curves, judged_patients, own_deletion

@@ -12,15 +12,10 @@ from ehr.cohorts.cohort import cohort_hash
 from ehr.config import ExpertSection
 from ehr.errors import DataError, TrainingError
 from ehr.expert.ensemble import ExpertEnsemble, expert_opinion, save_ensembles
-from ehr.expert.member import (
-    MemberState,
-    fit_member,
-    halves,
-    member_file,
-    member_key,
-    read_member,
-)
+from ehr.expert.member import MemberState, fit_member
+from ehr.expert.member_file import member_file, member_key, read_member
 from ehr.expert.opinions import Opinions, token_names
+from ehr.expert.plans import halves
 from ehr.expert.view import ExpertInput, ExpertScaler
 from ehr.salience.table import (
     salience_table,

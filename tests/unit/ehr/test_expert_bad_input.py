@@ -12,8 +12,8 @@ from ehr.cohorts.cohort import Cohort, PatientCase
 from ehr.config import ExpertSection
 from ehr.errors import DataError
 from ehr.expert.ensemble import ExpertEnsemble, expert_opinion
-from ehr.expert.member import MemberPlan
 from ehr.expert.opinions import SalienceEnsemble
+from ehr.expert.plans import MemberPlan
 from ehr.expert.view import ExpertInput, ExpertScaler
 from ehr.salience.agreement import agreement
 from ehr.salience.deletion import (

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from ehr.config import ExpertSection
 from ehr.errors import DataError
-from ehr.expert.member import fit_member, halves, trace_member
+from ehr.expert.member import fit_member, trace_member
+from ehr.expert.plans import halves
 from ehr.expert.selection import (
     LEAST_VALIDATION_PATIENTS,
     choose_rule,

@@ -5,26 +5,28 @@ import pytest
 
 from ehr.catalogue import KNOWN_FEATURES
 from ehr.errors import ConfigurationError, ModelError
-from ehr.language.guided_writers import (
+from ehr.language.guided_format import (
     FINAL,
     LINE_REGEX,
     PROBABILITY_REGEX,
     SUBQUESTION,
-    THINK_JSON,
-    THINK_TAGS,
     USEFULNESS_REGEX,
-    CallKind,
-    DirectWriter,
     FinalText,
     GuidedFormat,
-    GuidedWriter,
-    ShortAnswerWriter,
     choice_tokens,
     features_regex,
     final_regex,
     read_final,
     read_step,
     step_regex,
+)
+from ehr.language.guided_writers import (
+    THINK_JSON,
+    THINK_TAGS,
+    CallKind,
+    DirectWriter,
+    GuidedWriter,
+    ShortAnswerWriter,
 )
 from ehr.language.json_answer import json_reasoning_of, parse_think_json
 from ehr.language.pieces import Author, join_text

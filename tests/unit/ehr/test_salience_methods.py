@@ -17,8 +17,8 @@ from ehr.config import CohortSection, ExpertSection
 from ehr.errors import DataError
 from ehr.expert.baselines import fitted_gradient_boosting
 from ehr.expert.ensemble import ExpertEnsemble, expert_opinion
-from ehr.expert.member import MemberPlan, halves
 from ehr.expert.opinions import SalienceEnsemble, shares
+from ehr.expert.plans import MemberPlan, halves
 from ehr.expert.view import ExpertScaler, last_visits
 from ehr.salience import methods as salience_methods
 from ehr.salience.agreement import agreement

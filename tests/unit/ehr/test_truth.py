@@ -15,8 +15,8 @@ from ehr.cohorts.truth import (
     true_tokens,
 )
 from ehr.config import CohortSection, ExpertSection
-from ehr.expert.member import halves
 from ehr.expert.opinions import SalienceEnsemble
+from ehr.expert.plans import halves
 from ehr.metrics import (
     auroc,
     bootstrap_interval,

@@ -9,12 +9,9 @@ import pytest
 from ehr.cohorts.cohort import PatientCase, Sex, cohort_hash
 from ehr.errors import ServiceError
 from ehr.expert.ensemble import ExpertEnsemble
-from ehr.expert.member import (
-    Member,
-    fit_member,
-    halves,
-    member_key,
-)
+from ehr.expert.member import Member, fit_member
+from ehr.expert.member_file import member_key
+from ehr.expert.plans import halves
 from ehr.expert.view import ExpertScaler
 from ehr.salience.integrated_gradients import IntegratedGradients
 from ehr.salience.table import salience_table, salient_features

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from actors.rollouts import PatternSpan
-from ehr.language.guided_writers import PROBABILITY_REGEX, features_regex
+from ehr.language.guided_format import PROBABILITY_REGEX, features_regex
 from services.models import load_tokenizer
 from training.learner.allowed_tokens import AllowedTokens
 

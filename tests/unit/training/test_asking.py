@@ -1,7 +1,8 @@
 import pandas as pd
 import pytest
 
-from training.evaluation.asking import kept_or_made, prompt_kind
+from training.evaluation.asking import kept_or_made
+from training.evaluation.methods import prompt_kind
 
 TABLE = pd.DataFrame({"patient_id": ["p"], "probability": [0.4], "unjudged": [None]})
 

@@ -3,14 +3,9 @@ import json
 import pytest
 
 from ehr.errors import RunFolderError
+from ehr.whole_files import write_folder, write_text
 from services.adapters import adapter_checksum
-from training.learner.checkpoints import (
-    CheckpointFolder,
-    PolicyFolder,
-    VersionRecord,
-    write_file,
-    write_folder,
-)
+from training.learner.checkpoints import CheckpointFolder, PolicyFolder, VersionRecord
 from training.run.metrics_file import MetricsFile
 
 
@@ -98,7 +93,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 
 
 def test_a_folder_whose_writing_fails_leaves_the_old_one(tmp_path):
-    write_file(tmp_path / "x", "kept")
+    write_text(tmp_path / "x", "kept", durable=True)
     write_folder(tmp_path / "adapter", lambda folder: (folder / "a").write_text("1"))
 
     def fail(folder):

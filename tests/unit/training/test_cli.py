@@ -76,7 +76,7 @@ def test_a_table_in_an_error_keeps_its_lines_before_the_last(capsys):
 
 def test_a_full_disk_ends_a_stage_with_one_line_that_names_the_place(tmp_path, capsys):
     (tmp_path / "cohort").mkdir()
-    (tmp_path / "cohort" / "summary.json.partial").symlink_to("/dev/full")
+    (tmp_path / "cohort" / f".summary.json.{os.getpid()}.partial").symlink_to("/dev/full")
 
     status = cli.main(["cohort", TINY, "--run-dir", str(tmp_path)])
 
@@ -148,7 +148,7 @@ def test_the_cohort_stage_writes_its_folder_and_prints_the_run_folder_last(tmp_p
 def test_a_full_disk_leaves_nothing_half_written_of_a_cohort(tmp_path, capsys):
     stage = tmp_path / "run" / "cohort"
     stage.mkdir(parents=True)
-    (stage / "visits.parquet.partial").symlink_to("/dev/full")
+    (stage / f".visits.parquet.{os.getpid()}.partial").symlink_to("/dev/full")
     command = ["cohort", DEMO, "--run-dir", str(tmp_path / "run")]
 
     status = cli.main(command)

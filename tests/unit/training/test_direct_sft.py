@@ -5,7 +5,7 @@ from ehr.config import CohortSection
 from ehr.errors import DataError
 from ehr.language.trajectory import parse_vanilla
 from tests.scripted import CharTokenizer
-from training.config.run import DirectSftSection
+from training.config.sft import DirectSftSection
 from training.sft.predictions import (
     choose_held_out,
     choose_predictions,

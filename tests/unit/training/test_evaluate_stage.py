@@ -21,8 +21,8 @@ from tests.expert_cohort import fit_in_process, tiny_section
 from tests.scripted import FRAME, CharTokenizer, ScriptedGenerator
 from training.config.run import RunConfig
 from training.evaluation import stage as evaluate_stage
-from training.evaluation.asking import prompt_kind
-from training.evaluation.results import Answers
+from training.evaluation.answers import Answers
+from training.evaluation.methods import prompt_kind
 from training.evaluation.table import order_table
 
 COHORT = build_cohort(CohortSection(num_patients=60, num_visits=2))

@@ -12,14 +12,9 @@ from ehr.config import CohortSection, PromptSection
 from ehr.language.prompts import shown_case
 from ehr.metrics import paired_difference
 from ehr.seeds import holm
-from training.evaluation.results import (
-    AnswerReader,
-    Answers,
-    difference_rows,
-    expert_rows,
-    readable_probability,
-    result_rows,
-)
+from training.evaluation.answers import AnswerReader, Answers
+from training.evaluation.predictions import expert_rows
+from training.evaluation.results import difference_rows, readable_probability, result_rows
 
 SALIENT = frozenset({"pH", "Glucose", "Heart Rate", "Temperature", "Age & Sex"})
 

@@ -5,16 +5,14 @@ import pytest
 import torch
 
 from ehr.config import ExpertSection
-from ehr.expert.member import (
-    Member,
-    MemberPlan,
-    MemberState,
-    halves,
+from ehr.expert.member import Member, MemberState
+from ehr.expert.member_file import (
     member_file,
     member_key,
     read_member,
     write_member,
 )
+from ehr.expert.plans import MemberPlan, halves
 from ehr.expert.selection import choose_rule, settle
 from ehr.salience.table import salience_table
 from tests.expert_cohort import fit_in_process, tiny_cohort, tiny_section
@@ -24,15 +22,13 @@ from training.expert.members import (
     settle_members,
     trace_file,
 )
-from training.expert.train import (
-    _metrics,
-    _note_epoch,
-    _predict,
-    _selected,
-    _tell,
+from training.expert.metrics import (
     _truth,
-    num_workers,
+    expert_metrics,
+    predictions_table,
+    selected_salience,
 )
+from training.expert.workers import _note_epoch, num_workers, tell_progress
 
 COHORT = tiny_cohort()
 SECTION = tiny_section()
@@ -81,7 +77,7 @@ def test_progress_counts_finished_members_and_epochs_in_training(tmp_path: Path)
     _note_epoch(tmp_path, 0, 5, 0.25)
     moves: list[tuple[float, float, str]] = []
 
-    _tell(tmp_path, PLANS, 10, lambda *move: moves.append(move))
+    tell_progress(tmp_path, PLANS, 10, lambda *move: moves.append(move))
 
     assert moves == [(3.5, 4, "held-out loss 0.250")]
 
@@ -97,7 +93,9 @@ def test_a_single_member_has_no_agreement_and_nothing_out_of_fold() -> None:
     scaler = ensembles[0].scaler
     inputs = {patient: scaler.transform(case) for patient, case in COHORT.cases.items()}
 
-    metrics = _metrics(COHORT, section, ensembles, table, _predict(COHORT, inputs, ensembles[0]))
+    metrics = expert_metrics(
+        COHORT, section, ensembles, table, predictions_table(COHORT, inputs, ensembles[0])
+    )
 
     assert metrics["out_of_fold"] is False
     assert metrics["kappa"] is None
@@ -185,7 +183,9 @@ def test_metrics_say_which_rule_chose_which_epochs(rule: str) -> None:
     section = tiny_section(num_ensembles=2, selection=rule)
     ensembles = fit_in_process(COHORT, section)
 
-    selected = _selected(choose_rule(section, COHORT.splits["val"], COHORT.labels), ensembles)
+    selected = selected_salience(
+        choose_rule(section, COHORT.splits["val"], COHORT.labels), ensembles
+    )
 
     own = [[member.state.best_epoch for member in each.members] for each in ensembles]
     common = [epochs[0] for epochs in own]
@@ -228,7 +228,9 @@ def test_test_patients_of_one_class_have_null_for_what_needs_both(label: int) ->
     scaler = ensembles[0].scaler
     inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
 
-    metrics = _metrics(cohort, SECTION, ensembles, table, _predict(cohort, inputs, ensembles[0]))
+    metrics = expert_metrics(
+        cohort, SECTION, ensembles, table, predictions_table(cohort, inputs, ensembles[0])
+    )
 
     for row in (metrics["test"], *metrics["baselines"].values()):
         assert row["auroc"] is row["auprc"] is row["calibration_slope"] is None

@@ -19,7 +19,8 @@ from tests.expert_cohort import tiny_cohort
 from tests.scripted import FRAME
 from tests.tokenizers import ByteTokenizer
 from training.config.run import RunConfig
-from training.grpo.batch import GrpoPatient, score_group
+from training.grpo.batch import score_group
+from training.grpo.patients import GrpoPatient
 from training.interop.export import export, patient_lines, trajectory_lines
 from training.interop.reward_function import TrajectoryReward
 from training.rewarded import reward_contexts, reward_section

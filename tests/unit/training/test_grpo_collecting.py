@@ -13,9 +13,9 @@ from services.types import PolicyVersion
 from tests.learner_fakes import grpo_inputs, grpo_patients
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer, sensible
-from training.config.run import GrpoSection
-from training.grpo.batch import PatientStream
+from training.config.grpo import GrpoSection
 from training.grpo.collecting import RolloutCollector
+from training.grpo.patients import PatientStream
 
 DAPO = GrpoSection(
     steps=3,

@@ -14,10 +14,11 @@ from services.types import PolicyVersion, Scored
 from tests.learner_fakes import grpo_inputs, grpo_patients
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
-from training.config.run import GrpoSection
-from training.grpo.batch import PatientStream, score_group, training_batch
+from training.config.grpo import GrpoSection
+from training.grpo.batch import score_group, training_batch
 from training.grpo.controller import GrpoController, GrpoState
 from training.grpo.orders import NewPolicy, OrderKind
+from training.grpo.patients import PatientStream
 from training.learner.canary import CanaryRecord
 from training.learner.checkpoints import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 

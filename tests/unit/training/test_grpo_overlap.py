@@ -15,10 +15,10 @@ from services.types import PolicyVersion
 from tests.learner_fakes import grpo_inputs
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
-from training.config.run import GrpoSection
-from training.grpo.batch import PatientStream
+from training.config.grpo import GrpoSection
 from training.grpo.controller import GrpoController, GrpoState
 from training.grpo.orders import NewPolicy, OrderKind
+from training.grpo.patients import PatientStream
 from training.learner.checkpoints import PolicyFolder
 
 EXACT = (-math.log(256),) * 4

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.grpo.learning_rate import learning_rate
 
 

@@ -14,8 +14,8 @@ from ehr.cohorts.cohort import Cohort
 from ehr.config import Task
 from services.types import BASE_POLICY
 from tests.scripted import CONTEXT, FEATURES, FRAME, CharTokenizer, ScriptedGenerator, case_of
+from training.evaluation.answers import AnswerReader, Answers
 from training.evaluation.masking import MASKED_COLUMNS, faithfulness_summary, masked_rows
-from training.evaluation.results import AnswerReader, Answers
 
 PATIENTS = tuple(f"p{number}" for number in range(6))
 PLAN = RolloutPlan(

@@ -9,7 +9,7 @@ import torch
 
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from tests.objective_ranks import loss_and_gradient
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.learner.packing import pack
 from training.learner.policy_model import load_policy_model
 from training.objective.loss import LossDenominators, policy_loss

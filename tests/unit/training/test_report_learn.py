@@ -7,7 +7,7 @@ import pytest
 
 from tests.experiment_folder_sample import SampleExperiment
 from tests.report_page import EVIL, Page
-from training.evaluation.results import RECORD_METHODS
+from training.evaluation.methods import RECORD_METHODS
 from training.experiments.figures import REFERENCE_COLOURS, mean_curve
 from training.experiments.page import write_learn_page
 from training.experiments.results_file import write_learn_results

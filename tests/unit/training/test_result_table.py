@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from training.evaluation.table import finite_number, result_markdown, result_table
+from training.evaluation.table import result_markdown, result_table
+from training.readable import finite_number
 
 ROW = {
     "method": "eag_rl",

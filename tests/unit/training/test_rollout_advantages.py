@@ -5,7 +5,7 @@ import torch
 
 from ehr.rewards import Reward
 from tests.scripted import CharTokenizer
-from training.config.run import GrpoSection
+from training.config.grpo import GrpoSection
 from training.grpo.advantages import RolloutAdvantage, rollout_advantages, token_advantages
 from training.objective.advantage import batch_advantages, group_advantages
 

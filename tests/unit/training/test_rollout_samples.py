@@ -4,8 +4,9 @@ from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
 from services.types import PolicyVersion
 from tests.learner_fakes import grpo_patients
-from training.config.run import GrpoSection
-from training.grpo.batch import rollout_samples, score_group
+from training.config.grpo import GrpoSection
+from training.grpo.batch import score_group
+from training.grpo.rollout_metrics import rollout_samples
 
 MATCHER = FeatureMatcher(BENCHMARK_17)
 VERSION = PolicyVersion(lineage="grpo", version=4)

@@ -15,9 +15,9 @@ from ehr.errors import DataError
 from ehr.language.trajectory import ParsedTrajectory
 from ehr.rewards import RewardContext, reward
 from services.adapters import adapter_checksum
-from training import selection_stage
-from training.config.run import GrpoSection, RunConfig
-from training.evaluation.results import Answers
+from training.config.grpo import GrpoSection
+from training.config.run import RunConfig
+from training.evaluation.answers import Answers
 from training.evaluation.selection import (
     StepScore,
     candidate_steps,
@@ -28,10 +28,11 @@ from training.evaluation.selection import (
     selection_text,
     step_score,
 )
+from training.grpo import selecting as selection_stage
+from training.grpo.patients import require_patients
+from training.grpo.selecting import select_policy
 from training.learner.checkpoints import ADAPTER_CONFIG_FILE, PolicyFolder, VersionRecord
-from training.preflight import require_patients
 from training.run.progress import Reporter
-from training.selection_stage import select_policy
 
 MATCHER = FeatureMatcher(BENCHMARK_17)
 COHORT = build_cohort(CohortSection(num_patients=100, num_visits=1))

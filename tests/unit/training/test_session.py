@@ -9,7 +9,8 @@ from services.cluster import check_requirements
 from training.config.loading import load_config
 from training.run.folder import RunFolder
 from training.run.progress import Reporter
-from training.run.session import Session, requirements
+from training.run.requirements import requirements
+from training.run.session import Session
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STAGES = ("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate", "report")

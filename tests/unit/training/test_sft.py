@@ -2,15 +2,12 @@ import pytest
 import torch
 
 from ehr.errors import TrainingError
-from training.config.run import SftSection
+from training.config.sft import SftSection
 from training.learner.packing import TokenGroup, filler_row, pack
-from training.sft.train import (
-    SftExample,
-    hold_out,
-    learning_rate,
-    plan_steps,
-    sft_loss,
-)
+from training.sft.held_out import hold_out
+from training.sft.inputs import SftExample
+from training.sft.loss import sft_loss
+from training.sft.steps import learning_rate, plan_steps
 
 
 def example(patient_id, num=1):

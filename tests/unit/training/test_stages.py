@@ -11,12 +11,14 @@ from rich.console import Console
 
 from ehr.cohorts.tjh import FILE_NAME
 from ehr.errors import RunFolderError
+from ehr.whole_files import file_hash, write_json
 from tests.physionet2012_files import stays_of, write_archive, write_folder
 from training.config.run import RunConfig
 from training.main_job import STAGES
-from training.run.folder import RunFolder, file_hash, write_json
-from training.run.pipeline import Pipeline, Stage
+from training.run.folder import RunFolder
+from training.run.pipeline import Pipeline
 from training.run.progress import Reporter
+from training.run.stages import Stage
 
 
 class Work:

@@ -2,7 +2,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError
 
-from training.learner.worker_group import fit_and_watch
+from training.run.ray_train import fit_and_watch
 
 
 class Trainer:

@@ -8,14 +8,15 @@ from functools import partial
 
 import pandas as pd
 
+from ehr.whole_files import write_json
 from services.types import PolicyVersion
+from training.evaluation.answers import AnswerReader
 from training.evaluation.asking import (
     AnswerLimits,
     Question,
     ask_policy,
     kept_or_made,
 )
-from training.evaluation.results import AnswerReader
 from training.evaluation.selection import (
     SELECTION_FILE,
     StepScore,
@@ -27,7 +28,6 @@ from training.evaluation.selection import (
 from training.grpo.train import keep_policy
 from training.learner.checkpoints import PolicyFolder
 from training.learner.trained_policy import TrainedPolicy, serve_trained
-from training.run.folder import write_json
 from training.run.progress import OnProgress
 from training.run.session import Session
 

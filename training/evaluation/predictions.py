@@ -1,0 +1,68 @@
+"""The table of predictions: its columns, and the rows of models of the record."""
+
+# pandas annotates results of indexing too widely for the checker.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+from collections.abc import Sequence
+
+import pandas as pd
+
+OTHER_COHORT_FILE = "other_cohort.json"
+"""In RUN/evaluate: result rows on `evaluate.other_cohort`, and the map that models of the record
+answered through."""
+
+
+PREDICTION_COLUMNS = (
+    "method",
+    "patient_id",
+    "label",
+    "probability",
+    "parse_failed",
+    "text",
+    "features",
+    "salient",
+    "reward_att",
+    "num_claims",
+    "wrong_claims",
+    "unsupported_numbers",
+)
+"""The last three say how the answer's prose agrees with the record (`ehr.answers.grounding`)."""
+
+
+SAMPLE_COLUMNS = ("sample_probabilities", "sample_failed", "sample_features")
+"""Of each sampled answer: its probability (the base rate if unreadable), whether it is unreadable,
+and the names in it (none if unreadable). Tables of language models have them beside
+`PREDICTION_COLUMNS`, whose text, features, R_att and claims are those of the first answer."""
+
+
+def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Prediction rows of a model that reads the record, from the expert stage."""
+    found = predictions[(predictions["method"] == method) & (predictions["split"] == "test")]
+    return record_rows(method, found["patient_id"], found["label"], found["probability"])
+
+
+def record_rows(
+    method: str, patient_ids: Sequence[str], labels: Sequence[int], risks: Sequence[float]
+) -> pd.DataFrame:
+    """Prediction rows of a model that reads the record: it writes no text and names no feature."""
+    return pd.DataFrame(
+        {
+            "method": method,
+            "patient_id": pd.Series(patient_ids).astype(str),
+            "label": pd.Series(labels).astype(int),
+            "probability": pd.Series(risks).astype(float),
+            "parse_failed": False,
+            "text": None,
+            "features": None,
+            "salient": None,
+            "reward_att": None,
+            "num_claims": None,
+            "wrong_claims": None,
+            "unsupported_numbers": None,
+        },
+        columns=list(PREDICTION_COLUMNS),
+    )
+
+
+def concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All prediction rows, in the order given."""
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
