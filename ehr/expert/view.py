@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ehr.cohorts.cohort import Cohort, PatientCase, Sex
+from ehr.cohorts.imputation import carry_forward
 from ehr.errors import DataError
 
 QUANTILES = (0.05, 0.95)
@@ -167,14 +168,6 @@ def last_visits(inputs: Sequence[ExpertInput]) -> np.ndarray:
     if not rows:
         raise DataError("A model of the last visit needs at least one patient, got none.")
     return np.stack(rows)
-
-
-def carry_forward(values: np.ndarray) -> np.ndarray:
-    """Values [visits, features] with each NaN replaced by the column's last value before it."""
-    visit = np.arange(values.shape[0])[:, None]
-    # Row of the last recorded value up to each visit; row 0 where there is none, which is NaN then.
-    source = np.maximum.accumulate(np.where(np.isnan(values), 0, visit), axis=0)
-    return np.take_along_axis(values, source, axis=0)
 
 
 def _trimmed(column: np.ndarray) -> tuple[float, float, float]:

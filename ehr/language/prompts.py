@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from ehr.catalogue import Feature, FeatureKind
 from ehr.cohorts.cohort import Cohort, PatientCase
+from ehr.cohorts.imputation import carry_forward
 from ehr.config import PromptSection, Task
 from ehr.errors import DataError
-from ehr.expert.view import carry_forward
 from ehr.language.feature_order import FeatureOrder
 from ehr.language.trajectory import FINAL_SENTENCE, NUM_IMPORTANT_FEATURES
 
