@@ -15,11 +15,10 @@ from ehr.answers.grounding import (
     reasoning_of,
 )
 from ehr.cohorts.loaders import Cohort, CohortSection, PatientCase, build_cohort
-from training.interop.export import export
-from training.interop.reward_function import RewardSection, TrajectoryReward
-
 from ehr.errors import EagRlError
 from ehr.metrics import Metric, paired_difference, performance
+from training.interop.export import export
+from training.interop.reward_function import RewardSection, TrajectoryReward
 
 
 def last_value(cohort: Cohort, case: PatientCase, feature: str) -> float:
