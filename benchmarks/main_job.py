@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks.record import RESULTS, write_result
+from training.run.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate", "report")
 BUDGET_S = 600
 """`make demo` on two cores, installation apart."""
 BUDGET_GIB = 12
@@ -51,9 +51,9 @@ def main() -> None:
 
 def _rows(folder: Path) -> list[dict]:
     records = [
-        json.loads((folder / stage / "stage.json").read_text())
+        json.loads((folder / stage.name / "stage.json").read_text())
         for stage in STAGES
-        if (folder / stage / "stage.json").exists()
+        if (folder / stage.name / "stage.json").exists()
     ]
     total = sum(record["seconds"] for record in records)
     return [

@@ -13,18 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.reader.command import DESCRIPTION, add_arguments, train_reader
+from training.run import stages
 from training.run.interruption import raise_on_signals
 
-STAGES = {
-    "cohort": "build the cohort and its splits",
-    "expert": "train the ConCare ensembles and store their salience",
-    "search": "expert-guided Monte Carlo tree search for trajectories",
-    "sft": "Stage 1: fine-tune on the best trajectories",
-    "grpo": "Stage 2: attention-aligned policy optimization",
-    "direct_sft": "fine-tune on direct predictions, where evaluate.methods has sft",
-    "evaluate": "ask every method about test patients and compare them",
-    "report": "write report.html, after all other stages",
-}
+STAGES = {stage.name: stage.says for stage in stages.STAGES}
 
 SEARCH = """\
 Expert-guided Monte Carlo tree search: the untrained model asks and answers subquestions

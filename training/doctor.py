@@ -157,11 +157,12 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
 
     from services.cluster import check_requirements, logical_cpus
     from training.run.requirements import requirements
+    from training.run.stages import STAGES
 
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return  # a cluster's resources are compared when a run joins it
     here = {"CPU": logical_cpus(config.cluster), "GPU": float(torch.cuda.device_count())}
-    for stage in ("expert", "search", "sft", "grpo", "direct_sft", "evaluate"):
+    for stage in (each.name for each in STAGES if each.needs_cluster):
         try:
             check_requirements(requirements(config, stage), [here])
         except EagRlError as error:

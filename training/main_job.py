@@ -30,16 +30,13 @@ from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
 from training.run.progress import OnProgress, Reporter
 from training.run.session import Session
-from training.run.stages import Stage
+from training.run.stages import STAGES, Stage, StageWork
 from training.search.stage import search
 
 if TYPE_CHECKING:
     pass
 
 logger = logging.getLogger(__name__)
-
-_WITHOUT_CLUSTER = frozenset({"cohort", "report"})
-"""Stages that ask neither Ray nor a model for anything."""
 
 
 def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> list[str]:
@@ -52,19 +49,19 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
         pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.content)
         todo = pipeline.check(target, redo)
         if todo:
-            if {stage.name for stage in todo} - _WITHOUT_CLUSTER:
+            if any(stage.needs_cluster for stage in todo):
                 session.require_cluster()
-            _look_at_other_cohort(session, {stage.name for stage in todo})
+                _look_at_other_cohort(session, {stage.name for stage in todo})
             _describe(pipeline, todo, session)
             # Wrong data is said before Ray and the engine take their time to start.
             first = [stage for stage in todo if not stage.needs]
             later = [stage for stage in todo if stage.needs]
             session.stages = tuple(stage.name for stage in later)
             page = _GrowingReport(session)
-            pipeline.run(first, session, page.write)
+            pipeline.run(first, WORK, session, page.write)
             require_fitting_inputs(session, session.stages)
             _start_early(session)
-            pipeline.run(later, session, page.write)
+            pipeline.run(later, WORK, session, page.write)
     return _results(folder, config)
 
 
@@ -96,7 +93,7 @@ def _unlike(made: RunConfig, asked: RunConfig) -> list[str]:
 
 def _look_at_other_cohort(session: Session, todo: set[str]) -> None:
     """Refuses `evaluate.other_cohort` before anything is removed, trained or started for it."""
-    if todo <= _WITHOUT_CLUSTER or (other := read_other_cohort(session.config)) is None:
+    if (other := read_other_cohort(session.config)) is None:
         return
     cohort = build_cohort(session.config.cohort) if "cohort" in todo else session.cohort
     require_another_cohort(cohort, other)
@@ -222,69 +219,14 @@ def serve(config: RunConfig, run_dir: Path) -> None:
             time.sleep(3600)
 
 
-STAGES = (
-    Stage(
-        name="cohort",
-        sections=("cohort",),
-        needs=(),
-        outputs=("summary.json",),
-        function=build,
-    ),
-    Stage(
-        name="expert",
-        sections=("expert",),
-        needs=("cohort",),
-        outputs=("salience.parquet", "checkpoint"),
-        function=train_the_expert,
-    ),
-    Stage(
-        name="search",
-        sections=("search", "prompt", "reward", "model"),
-        needs=("cohort", "expert"),
-        outputs=("trajectories.parquet",),
-        function=search,
-        when=lambda config: config.sft.enabled or config.search.value == "label_free",
-    ),
-    Stage(
-        name="sft",
-        sections=("sft", "learner", "model"),
-        needs=("search",),
-        outputs=("adapter",),
-        function=fine_tune,
-        has_steps=True,
-        when=lambda config: config.sft.enabled,
-    ),
-    Stage(
-        name="grpo",
-        sections=("grpo", "learner", "prompt", "reward", "model", "generator.sync"),
-        needs=("cohort", "expert", "search", "sft"),
-        outputs=("adapter",),
-        function=optimize_policy,
-        has_steps=True,
-        when=lambda config: config.grpo.enabled,
-    ),
-    Stage(
-        name="direct_sft",
-        sections=("direct_sft", "learner", "prompt", "model"),
-        needs=("cohort",),
-        outputs=("adapter",),
-        function=fine_tune_directly,
-        has_steps=True,
-        when=lambda config: "sft" in config.evaluate.methods,
-    ),
-    Stage(
-        name="evaluate",
-        sections=("evaluate", "prompt", "model", "grpo.method"),
-        needs=("cohort", "expert", "sft", "grpo", "direct_sft"),
-        outputs=("results.json",),
-        function=evaluate,
-    ),
-    Stage(
-        name="report",
-        sections=(),
-        needs=("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate"),
-        outputs=(),
-        function=report,
-    ),
-)
-"""The main job in order."""
+WORK: dict[str, StageWork] = {
+    "cohort": build,
+    "expert": train_the_expert,
+    "search": search,
+    "sft": fine_tune,
+    "grpo": optimize_policy,
+    "direct_sft": fine_tune_directly,
+    "evaluate": evaluate,
+    "report": report,
+}
+"""What each stage of `training.run.stages.STAGES` does."""

@@ -33,14 +33,14 @@ from training.experiments.records import OWN_STAGES, found_units
 from training.experiments.results_file import read_learn_results, write_learn_results
 from training.experiments.table import learn_table
 from training.grpo.patients import require_patients
-from training.main_job import STAGES, describe_model
+from training.main_job import WORK, describe_model
 from training.preflight import require_fitting_inputs
 from training.report.page import write_report
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
 from training.run.progress import Reporter
 from training.run.session import Session
-from training.run.stages import Stage
+from training.run.stages import STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -143,13 +143,15 @@ class Experiment:
             self.remove()
         session.folder.write_config(session.config, model)
         built = [each for each in shared if each.name == "cohort"]
-        self._shared.run(built, session, _nothing)
+        self._shared.run(built, WORK, session, _nothing)
         require_enough_patients_for(session.config, session.cohort, waiting)
         require_fitting_inputs(session, _looked_at(shared, waiting))
         if built and (other := read_other_cohort(session.config)) is not None:
             require_another_cohort(session.cohort, other)
         session.deploy_generator()
-        self._shared.run([each for each in shared if each.name != "cohort"], session, _nothing)
+        self._shared.run(
+            [each for each in shared if each.name != "cohort"], WORK, session, _nothing
+        )
         self._folder.require_comparable(self._kept, _NAME_IT)
         waiting = [unit for unit in self._units if self._folder.todo(unit, None)]
         costs = self._costs()
@@ -177,7 +179,7 @@ class Experiment:
         pipeline, folder = self._folder.pipeline(unit, session.reporter), self._folder.unit(unit)
         todo = pipeline.check("evaluate")
         folder.write_config(pipeline.config, describe_model(session))
-        pipeline.run(todo, session.unit(pipeline.config, folder), _nothing)
+        pipeline.run(todo, WORK, session.unit(pipeline.config, folder), _nothing)
         self._write_early(partial(write_report, folder.path))
 
     def _finished(self) -> dict[str, float]:

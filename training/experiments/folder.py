@@ -11,11 +11,11 @@ from pathlib import Path
 from ehr.errors import ConfigurationError, RunFolderError
 from training.experiments.arms import Unit, unit_config
 from training.experiments.records import OWN_STAGES
-from training.main_job import STAGES
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
 from training.run.progress import Reporter
 from training.run.session import Session
+from training.run.stages import STAGES
 
 SHARED_STAGES = ("cohort", "expert", "search", "sft")
 """Stages of which a unit has links to the run's."""

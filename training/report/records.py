@@ -10,13 +10,14 @@ import pandas as pd
 
 from training.evaluation.methods import ordered_rows
 from training.readable import finite_number
+from training.run import stages
 from training.run.files import (
     Rows,
     RunReader,
     as_object,
 )
 
-STAGES = ("cohort", "expert", "search", "sft", "grpo", "direct_sft", "evaluate", "report")
+STAGES = tuple(stage.name for stage in stages.STAGES)
 """Stages in the order in which a run takes them; each is also a command and a folder."""
 
 MAX_NAMED_TREES = 3

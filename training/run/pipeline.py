@@ -16,7 +16,7 @@ from training.config.loading import validated
 from training.config.run import RunConfig
 from training.run.folder import RunFolder
 from training.run.progress import Reporter
-from training.run.stages import Stage
+from training.run.stages import Stage, StageWork
 from training.run.step_watch import watch_steps
 
 OPERATIONAL = frozenset(
@@ -198,8 +198,21 @@ class Pipeline:
                 f"does not fit this one: {error}; choose another folder with --run-dir"
             ) from None
 
-    def run(self, todo: list[Stage], session: Any, after: Callable[[], None]) -> None:
-        """Runs the stages, marking each as running and then as done, and calls `after` each."""
+    def run(
+        self,
+        todo: list[Stage],
+        work: Mapping[str, StageWork],
+        session: Any,
+        after: Callable[[], None],
+    ) -> None:
+        """Runs the stages, marking each as running and then as done.
+
+        Args:
+            todo: the stages.
+            work: what each does, by its name.
+            session: given to it.
+            after: called after each.
+        """
         self.remove_stale()
         for stage in todo:
             if self._is_done(stage):  # its inputs came out as they were
@@ -212,7 +225,7 @@ class Pipeline:
                 with self.reporter.stage(stage.name, steps) as on_progress:
                     if earlier is not None:
                         self._tell_resumed(stage.name, earlier)
-                    stage.function(session, on_progress)
+                    work[stage.name](session, on_progress)
                 outputs = [self.folder.path / stage.name / output for output in stage.outputs]
                 output = "+".join(file_hash(path)[:16] for path in outputs)
             record.finish(0.0, output)

@@ -20,11 +20,11 @@ from training.experiments.experiment import Experiment
 from training.experiments.folder import SHARED_STAGES
 from training.experiments.learn import learn
 from training.experiments.records import OWN_STAGES, found_units
-from training.main_job import STAGES
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
 from training.run.progress import Reporter
 from training.run.session import Session
+from training.run.stages import STAGES
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHORT = ("prompt.kind=short_answer", "search.method=samples", "evaluate.faithfulness_patients=0")

@@ -14,11 +14,12 @@ from tests.expert_cohort import tiny_cohort
 from training.config.loading import load_config
 from training.config.run import RunConfig
 from training.interop.reward_function import TrajectoryReward
-from training.main_job import STAGES, _describe
+from training.main_job import _describe
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
 from training.run.progress import Reporter
 from training.run.session import Session
+from training.run.stages import STAGES
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 METHODS = "evaluate.methods=[vanilla, sft, stage2]"

@@ -14,7 +14,7 @@ from ehr.errors import RunFolderError
 from ehr.whole_files import file_hash, write_json
 from tests.physionet2012_files import stays_of, write_archive, write_folder
 from training.config.run import RunConfig
-from training.main_job import STAGES
+from training.main_job import WORK
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
 from training.run.progress import Reporter
@@ -37,16 +37,17 @@ class Work:
                 sections=("sft",),
                 needs=(),
                 outputs=("out.txt",),
-                function=self._do("first"),
             ),
             Stage(
                 name="second",
                 sections=("search.num_rollouts", "model"),
                 needs=("first",),
                 outputs=("out.txt",),
-                function=self._do("second"),
             ),
         ]
+
+    def functions(self):
+        return {name: self._do(name) for name in ("first", "second")}
 
     def _do(self, name):
         def work(session, on_progress):
@@ -74,13 +75,13 @@ def pipeline(work, **sections):
     )
 
 
-def run(pipe, target=None, redo=None, after=lambda: None):
-    pipe.run(pipe.check(target, redo), session=None, after=after)
+def run(work, pipe, target=None, redo=None, after=lambda: None):
+    pipe.run(pipe.check(target, redo), work.functions(), session=None, after=after)
 
 
 def test_a_second_run_with_the_same_inputs_does_nothing(work):
-    run(pipeline(work))
-    run(pipeline(work))
+    run(work, pipeline(work))
+    run(work, pipeline(work))
 
     assert work.calls == ["first", "second"]
 
@@ -93,8 +94,8 @@ def test_whoever_waits_is_told_after_every_stage_that_ran(work):
             [work.path.joinpath(name, "out.txt").exists() for name in ("first", "second")]
         )
 
-    run(pipeline(work), target="first", after=note)
-    run(pipeline(work), after=note)
+    run(work, pipeline(work), target="first", after=note)
+    run(work, pipeline(work), after=note)
 
     assert states == [[True, False], [True, True]]
 
@@ -102,10 +103,10 @@ def test_whoever_waits_is_told_after_every_stage_that_ran(work):
 def test_an_interrupted_stage_is_run_again_and_the_finished_one_is_not(work):
     work.fail = {"second"}
     with pytest.raises(RuntimeError):
-        run(pipeline(work))
+        run(work, pipeline(work))
     work.fail = set()
 
-    run(pipeline(work))
+    run(work, pipeline(work))
 
     assert work.calls == ["first", "second", "second"]
     record = json.loads((work.path / "second" / "stage.json").read_text())
@@ -125,7 +126,7 @@ def test_the_time_of_an_attempt_that_was_killed_is_counted(work):
     _, status = os.waitpid(child, 0)
     killed = record.read() or {}
 
-    run(pipeline(work), target="first")
+    run(work, pipeline(work), target="first")
 
     found = record.read() or {}
     assert os.WTERMSIG(status) == signal.SIGKILL
@@ -157,94 +158,94 @@ def test_the_seconds_of_all_attempts_add_up_and_are_said(work, monkeypatch):
 
 
 def test_another_configuration_is_refused_and_says_what_differs(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
 
     with pytest.raises(RunFolderError, match=r"sft\.epochs'?: 2 -> 3.*--redo first"):
-        run(pipeline(work, sft={"epochs": 3}))
+        run(work, pipeline(work, sft={"epochs": 3}))
 
     assert work.calls == ["first", "second"]
 
 
 def test_a_setting_that_a_stage_does_not_read_changes_nothing(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
 
-    run(pipeline(work, grpo={"steps": 7}, search={"num_actors": 2}))
+    run(work, pipeline(work, grpo={"steps": 7}, search={"num_actors": 2}))
 
     assert work.calls == ["first", "second"]
 
 
 def test_redo_replaces_the_stage_and_all_after_it(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
 
-    run(pipeline(work, sft={"epochs": 3}), redo="first")
+    run(work, pipeline(work, sft={"epochs": 3}), redo="first")
 
     assert work.calls == ["first", "second", "first", "second"]
 
 
 def test_a_redo_that_is_refused_has_removed_nothing(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
 
     with pytest.raises(RunFolderError, match=r"sft\.epochs"):
-        run(pipeline(work, sft={"epochs": 3}), redo="second")
+        run(work, pipeline(work, sft={"epochs": 3}), redo="second")
 
     assert (work.path / "second" / "out.txt").exists()
 
 
 def test_a_redo_beyond_the_command_is_refused(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
 
     with pytest.raises(RunFolderError, match=r"--redo takes a stage of this command \(first\)"):
-        run(pipeline(work), target="first", redo="second")
+        run(work, pipeline(work), target="first", redo="second")
 
     assert (work.path / "second" / "out.txt").exists()
 
 
 def test_a_stage_whose_output_is_gone_runs_again(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
     (work.path / "second" / "out.txt").unlink()
 
-    run(pipeline(work))
+    run(work, pipeline(work))
 
     assert work.calls == ["first", "second", "second"]
 
 
 def test_another_models_weights_under_the_same_name_are_refused(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
     work.model = "weights 2"
 
     with pytest.raises(RunFolderError, match=r"model content.*weights 1.*weights 2"):
-        run(pipeline(work))
+        run(work, pipeline(work))
 
 
 def test_the_same_model_with_another_days_chat_frame_is_refused_and_named(work):
     work.model = {"files": "weights 1", "chat frame": "Today: 01 Jan 2025\n{message}"}
-    run(pipeline(work))
+    run(work, pipeline(work))
     assert pipeline(work).check(None) == []
     work.model = {**work.model, "chat frame": "Today: 02 Jan 2025\n{message}"}
 
     with pytest.raises(RunFolderError, match=r"chat frame: .*01 Jan.*02 Jan.*a fixed date"):
-        run(pipeline(work))
+        run(work, pipeline(work))
 
 
 def test_a_run_from_before_the_frame_was_in_the_key_is_refused_without_talk_of_dates(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
     work.model = {"files": "weights 1", "chat frame": "{message}"}
 
     with pytest.raises(RunFolderError, match=r"model content.*--run-dir$"):
-        run(pipeline(work))
+        run(work, pipeline(work))
 
 
 def test_a_stage_whose_deleted_input_comes_out_the_same_is_kept(work):
-    run(pipeline(work))
+    run(work, pipeline(work))
     RunFolder(work.path).stage("first").remove()
 
-    run(pipeline(work))
+    run(work, pipeline(work))
 
     assert work.calls == ["first", "second", "first"]
 
 
 def test_a_target_runs_what_it_needs_and_nothing_after(work):
-    run(pipeline(work), target="first")
+    run(work, pipeline(work), target="first")
 
     assert work.calls == ["first"]
 
@@ -351,9 +352,7 @@ def test_another_cohort_keys_the_evaluation_by_content_and_not_by_place(work, tm
     for place, content in (("a", "same"), ("b", "same"), ("c.xlsx", "other")):
         path = tmp_path / place
         (path / FILE_NAME if path.is_dir() else path).write_text(content)
-    stage = Stage(
-        name="asking", sections=("evaluate",), needs=(), outputs=(), function=lambda *_: None
-    )
+    stage = Stage(name="asking", sections=("evaluate",), needs=(), outputs=())
 
     def settings(place):
         other = {"source": "tjh", "path": str(tmp_path / place)}
@@ -369,7 +368,7 @@ def test_names_archives_and_stray_files_change_no_key(work, tmp_path):
     archive = write_archive(tmp_path / "archive", stays_of())
     (tmp_path / "first.xlsx").write_text("records")
     (tmp_path / "renamed.xlsx").write_text("records")
-    stage = Stage(name="it", sections=("cohort",), needs=(), outputs=(), function=lambda *_: None)
+    stage = Stage(name="it", sections=("cohort",), needs=(), outputs=())
 
     def key(source, path):
         return pipeline(work, cohort={"source": source, "path": str(path)}).key(stage)
@@ -383,7 +382,7 @@ def test_names_archives_and_stray_files_change_no_key(work, tmp_path):
 
 
 def test_a_pipeline_of_some_stages_runs_those_and_is_keyed_by_the_others(work):
-    run(pipeline(work), target="first")
+    run(work, pipeline(work), target="first")
     config = RunConfig()
 
     def some():
@@ -423,3 +422,15 @@ def test_orders_of_test_prompts_key_the_evaluation_and_no_training(tmp_path):
         keys(feature_order_shuffle=0.25, feature_order_seed=7),
     ):
         assert {name for name, key in changed.items() if key != plain[name]} == {"evaluate"}
+
+
+def test_every_stage_has_its_work_and_its_line_of_help():
+    assert list(WORK) == [stage.name for stage in STAGES]
+    assert all(stage.says for stage in STAGES)
+
+
+def test_a_stage_needs_only_stages_before_it():
+    names = [stage.name for stage in STAGES]
+
+    for place, stage in enumerate(STAGES):
+        assert set(stage.needs) <= set(names[:place])
