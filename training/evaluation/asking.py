@@ -17,7 +17,7 @@ from ehr.language.prompts import PromptContext
 from ehr.whole_files import whole_file
 from services.types import PolicyVersion
 from training.evaluation.answers import Answers
-from training.evaluation.methods import prompt_kind
+from training.evaluation.methods import prompt_kind, training_stage
 from training.learner.trained_policy import TrainedPolicy, serve_trained
 from training.run.session import Session
 
@@ -79,14 +79,14 @@ class Asker:
     def served_policy(self) -> PolicyVersion:
         """The policy of the row, published and compared with what was trained."""
         session, config = self._session, self._session.config
-        stages = {"stage1": "sft", "sft": "direct_sft", "stage2": "grpo"}
-        if self._method not in stages:
+        trained_by = training_stage(self._method)
+        if trained_by is None:
             return session.serve_base()
         version = PolicyVersion(
             lineage=session.lineage(f"evaluated {self._method}"),
             version=config.grpo.steps if self._method == "stage2" else 0,
         )
-        stage = session.path(stages[self._method])
+        stage = session.path(trained_by)
         policy = TrainedPolicy(version=version, adapter=stage / "adapter", stage=stage)
         return serve_trained(session, policy, self._method, session.path("evaluate"))
 

@@ -1,35 +1,96 @@
-"""The rows of a result: their names, order, prompts and training stages."""
+"""The rows of a result, in one table: label, prompt, and the stage that trains what answers."""
 
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from actors.case_prompts import PromptKind
-from training.readable import (
-    Row,
+from training.readable import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One row."""
+
+    name: str
+    """In `evaluate.methods`, or of `grpo.method` in place of `stage2`."""
+    label: str
+    """What tables call it."""
+    source: Literal["language_model", "record", "transferred"] = "language_model"
+    """Who answers: a language model, a model of the record itself, or one of the features that both
+    cohorts record (on another test cohort only, `ehr.expert.transfer`)."""
+    kind: PromptKind | None = None
+    """The prompt it answers; None = `prompt.kind`, which Stage 1 and Stage 2 train."""
+    trained_by: str | None = None
+    """The stage whose adapter answers; None = the model as it was loaded."""
+
+
+METHODS = (
+    Method(name="vanilla", label="Vanilla", kind="vanilla"),
+    Method(name="think_then_answer", label="Think-then-Answer", kind="think_then_answer"),
+    Method(
+        name="think_then_answer_json",
+        label="Think-then-Answer, JSON",
+        kind="think_then_answer_json",
+    ),
+    Method(
+        name="question_decomposition",
+        label="Question Decomposition",
+        kind="question_decomposition",
+    ),
+    Method(name="short_answer", label="Short answer", kind="short_answer"),
+    Method(name="sft", label="SFT", kind="vanilla", trained_by="direct_sft"),
+    Method(name="stage1", label="Stage-1", trained_by="sft"),
+    *(
+        Method(name=name, label=label, trained_by="grpo")
+        for name, label in (
+            ("stage1_grpo", "Stage-1 + GRPO"),
+            ("stage1_dapo", "Stage-1 + DAPO"),
+            ("without_stage1", "w/o Stage-1"),
+            ("without_attention_reward", "w/o R_att"),
+            ("without_adaptive_clip", "w/o adaptive clip"),
+            ("shuffled_salience", "Shuffled salience"),
+            ("rare_features", "Rare features count"),
+            ("eag_rl_selected", "EAG-RL, selected step"),
+            ("eag_rl", "EAG-RL"),
+        )
+    ),
+    Method(name="concare", label="ConCare", source="record"),
+    Method(name="logistic_regression", label="Logistic regression", source="record"),
+    Method(name="gradient_boosting", label="Gradient boosting", source="record"),
+    Method(
+        name="logistic_regression_shared",
+        label="Logistic regression, shared features",
+        source="transferred",
+    ),
+    Method(
+        name="gradient_boosting_shared",
+        label="Gradient boosting, shared features",
+        source="transferred",
+    ),
 )
+"""In the order of the table."""
 
-EXPERT_METHODS = ("concare", "logistic_regression", "gradient_boosting")
-"""Rows of models that read the record itself; they need no language model."""
-
-
-RECORD_METHODS = (
-    *EXPERT_METHODS,
-    "logistic_regression_shared",
-    "gradient_boosting_shared",
-)
-"""With those that only another test cohort has (`ehr.expert.transfer`)."""
+_BY_NAME = {method.name: method for method in METHODS}
+# What is trained last answers under the name of `grpo.method`.
+_ASKED = _BY_NAME | {"stage2": _BY_NAME["eag_rl"]}
 
 
-_KINDS: Mapping[str, PromptKind] = {
-    "vanilla": "vanilla",
-    "sft": "vanilla",
-    "think_then_answer": "think_then_answer",
-    "think_then_answer_json": "think_then_answer_json",
-    "question_decomposition": "question_decomposition",
-    "short_answer": "short_answer",
-}
-"""Prompt of the methods that are not asked what they were trained to answer."""
+def _labels(source: str) -> dict[str, str]:
+    return {each.name: each.label for each in METHODS if each.source == source}
+
+
+LANGUAGE_MODEL_METHODS = _labels("language_model")
+"""Rows that a language model answers, with the label of each."""
+
+EHR_MODEL_METHODS = _labels("record")
+"""Rows of models trained on the record itself: what a hospital would use instead."""
+
+EXPERT_METHODS = tuple(EHR_MODEL_METHODS)
+"""Their names; they need no language model."""
+
+RECORD_METHODS = (*EXPERT_METHODS, *_labels("transferred"))
+"""With those that only another test cohort has."""
 
 
 def prompt_kind(method: str, trained: PromptKind) -> PromptKind:
@@ -39,51 +100,18 @@ def prompt_kind(method: str, trained: PromptKind) -> PromptKind:
         method: as in `evaluate.methods`.
         trained: `prompt.kind`, which Stage 1 and Stage 2 train.
     """
-    return _KINDS.get(method, trained)
+    return _ASKED[method].kind or trained
 
 
-LANGUAGE_MODEL_METHODS: dict[str, str] = {
-    "vanilla": "Vanilla",
-    "think_then_answer": "Think-then-Answer",
-    "think_then_answer_json": "Think-then-Answer, JSON",
-    "question_decomposition": "Question Decomposition",
-    "short_answer": "Short answer",
-    "sft": "SFT",
-    "stage1": "Stage-1",
-    "stage1_grpo": "Stage-1 + GRPO",
-    "stage1_dapo": "Stage-1 + DAPO",
-    "without_stage1": "w/o Stage-1",
-    "without_attention_reward": "w/o R_att",
-    "without_adaptive_clip": "w/o adaptive clip",
-    "shuffled_salience": "Shuffled salience",
-    "rare_features": "Rare features count",
-    "eag_rl_selected": "EAG-RL, selected step",
-    "eag_rl": "EAG-RL",
-}
-"""Rows that a language model answers, in the order of the table, with the label of each."""
-
-
-EHR_MODEL_METHODS: dict[str, str] = {
-    "concare": "ConCare",
-    "logistic_regression": "Logistic regression",
-    "gradient_boosting": "Gradient boosting",
-}
-"""Rows of models trained on the record itself: what a hospital would use instead."""
-
-
-TRANSFERRED_METHODS: dict[str, str] = {
-    "logistic_regression_shared": "Logistic regression, shared features",
-    "gradient_boosting_shared": "Gradient boosting, shared features",
-}
-"""Rows on another test cohort: trained on the features that both cohorts record."""
-
-
-METHOD_LABELS: dict[str, str] = LANGUAGE_MODEL_METHODS | EHR_MODEL_METHODS | TRANSFERRED_METHODS
+def training_stage(method: str) -> str | None:
+    """The stage whose adapter answers a row of `evaluate.methods`; None = the untrained model."""
+    return _ASKED[method].trained_by
 
 
 def method_label(method: object) -> str:
     """What the tables call a method; a method without an entry keeps its name."""
-    return METHOD_LABELS.get(str(method), str(method))
+    known = _BY_NAME.get(str(method))
+    return str(method) if known is None else known.label
 
 
 def row_label(row: Row) -> str:
@@ -92,6 +120,6 @@ def row_label(row: Row) -> str:
 
 
 def ordered_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows in the order of the method tables; methods without an entry come last."""
-    order = {name: index for index, name in enumerate(METHOD_LABELS)}
+    """The rows in the order of the method table; methods without an entry come last."""
+    order = {method.name: place for place, method in enumerate(METHODS)}
     return sorted(rows, key=lambda row: order.get(str(row.get("method")), len(order)))
