@@ -18,7 +18,7 @@ from training.main_job import WORK
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
 from training.run.progress import Reporter
-from training.run.stages import Stage
+from training.run.stages import STAGES, Stage
 
 
 class Work:
@@ -396,7 +396,7 @@ def test_a_pipeline_of_some_stages_runs_those_and_is_keyed_by_the_others(work):
             only=("second",),
         )
 
-    run(some())
+    run(work, some())
     assert work.calls == ["first", "second"]
     assert some().check(None) == []
 
