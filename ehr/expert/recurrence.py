@@ -174,9 +174,12 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        """Members become further features: one recurrence instead of one per member."""
+        info: Any, in_dims: tuple[Any, ...], *arguments: Any
+    ) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
+        """Members become further features: one recurrence instead of one per member.
+
+        `in_dims` has one entry an argument; of an argument that is a tuple, one each of its items.
+        """
         *tensors, active, keep = arguments
         num_members = info.batch_size
 

@@ -6,7 +6,7 @@ import pytest
 from setuptools import Distribution
 from setuptools.command.build_py import build_py
 
-from training import run_folder
+from training.run import versions
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("ehr", "services", "actors", "training")
@@ -53,6 +53,7 @@ def test_an_installed_package_has_no_commit_of_the_repository_around_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
     # As if this checkout's own folder of tests were an environment's site-packages.
-    monkeypatch.setattr(run_folder, "__file__", str(ROOT / "tests" / "training" / "run_folder.py"))
+    inside = ROOT / "tests" / "training" / "run" / "versions.py"
+    monkeypatch.setattr(versions, "__file__", str(inside))
 
-    assert run_folder.commit() is None
+    assert versions.commit() is None

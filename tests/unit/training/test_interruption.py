@@ -42,7 +42,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(number):
 
 INTERRUPTED_IN_CODE_FROM_TEXT = """
 import os, signal, sys
-from training.interruption import raise_on_signals
+from training.run.interruption import raise_on_signals
 signal.signal({number}, signal.default_int_handler)
 raise_on_signals()
 try:
