@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` and `make test`.
-.PHONY: env demo test test-slow lint bench serve clean
+.PHONY: env demo test fast-tests test-slow lint bench serve clean
 
 PYTHON_ENV := .venv/bin/python
 # Two processes: what waits for Ray, the engine or a command leaves a core to the other tests. The
@@ -23,7 +23,11 @@ lint: env ## format check, lint, types, import layers
 	@.venv/bin/basedpyright --level error
 	@.venv/bin/lint-imports --no-cache
 
-test: lint ## lint, types and all tests that are not marked slow
+# Side by side: tests that wait for Ray or the engine leave a core to the type check.
+test: env ## lint, types and all tests that are not marked slow
+	@$(MAKE) --no-print-directory --jobs=2 lint fast-tests
+
+fast-tests: env
 	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu" --durations=15 $(TEST_PROCESSES)
 
 test-slow: env ## the tests marked slow; with MINUTES=40 those that begin within as many

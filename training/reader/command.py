@@ -21,41 +21,52 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command; imports nothing heavy."""
     usual = ReaderSize()
+    parser.usage = "eag-rl reader CONFIG FOLDER [section.key=value ...] [options]"
     parser.add_argument(
         "arguments",
         nargs="+",
-        metavar="CONFIG FOLDER | section.key=value",
+        metavar="CONFIG FOLDER [section.key=value]",
         help="a configuration, such as configs/planted_truth_reader.yaml; the folder that receives "
         "the model, model.name of that configuration; then single settings, such as "
         "cohort.path=PATH/TO/physionet2012",
     )
     parser.add_argument(
         "--patients",
-        type=int,
+        metavar="N",
+        type=_at_least_one,
         default=usual.patients,
         help="generated cohort: how many other patients it reads about (%(default)s)",
     )
     parser.add_argument(
         "--epochs",
-        type=int,
+        metavar="N",
+        type=_at_least_one,
         default=usual.epochs,
         help="how often it reads about each patient (%(default)s)",
     )
     parser.add_argument(
         "--generated",
-        type=int,
+        metavar="N",
+        type=_at_least_zero,
         default=usual.generated,
         help="real cohort: how many generated stays of its layout it reads about first "
         "(%(default)s)",
     )
     parser.add_argument(
         "--resampled",
-        type=int,
+        metavar="N",
+        type=_at_least_zero,
         default=usual.resampled,
         help="real cohort: how many patients, put together from values of the left-out ones, it "
         "reads about before those (%(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=usual.seed, help="(%(default)s)")
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=_at_least_zero,
+        default=usual.seed,
+        help="of names, probabilities and weights drawn at random (%(default)s)",
+    )
     parser.add_argument(
         "--naming",
         choices=[each.value for each in Naming],
@@ -63,6 +74,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which features its answers name while it learns: any recorded one, or those with "
         "unusual values sooner (%(default)s)",
     )
+
+
+def _at_least_zero(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
+    return number
+
+
+def _at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+_at_least_zero.__name__ = _at_least_one.__name__ = "whole number"  # what argparse says of "many"
 
 
 def train_reader(parsed: argparse.Namespace, names: Sequence[str], overrides: list[str]) -> Path:

@@ -279,6 +279,25 @@ def test_the_command_says_in_a_line_what_it_cannot_work_with(overrides, words, t
     assert words in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--patients", "0"], "must be 1 or more, got 0"),
+        (["--epochs", "-1"], "must be 1 or more, got -1"),
+        (["--resampled", "-5"], "must be 0 or more, got -5"),
+        (["--seed", "x"], "invalid whole number value: 'x'"),
+        (["--naming", "odd"], "invalid choice: 'odd'"),
+    ],
+)
+def test_an_option_that_makes_no_reader_is_refused_before_any_work(option, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["reader", "experiment.yaml", str(tmp_path / "model"), *option])
+
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_unusual_values_are_named_sooner_where_that_is_asked_for(reader, taught):
     cohort, lessons = taught
     tokenizer = load_tokenizer(reader)
