@@ -99,7 +99,7 @@ def unknown_names(page: Path) -> list[str]:
     unknown = []
     for span in spans(page):
         for name in re.findall(rf"(?<![\w./-])(?:{packages})(?:\.\w+)+(?![\w/])", span):
-            unknown += [] if is_code(name) else [name]
+            unknown += [] if name.endswith(".NAME") or is_code(name) else [name]
         for name in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./-]*(?![\w./*{{-])", span):
             is_placeholder = re.search(r"[A-Z]{3,}", name) and not name.endswith("README.md")
             unknown += [] if is_placeholder or (ROOT / name.rstrip(".")).exists() else [name]
@@ -107,7 +107,7 @@ def unknown_names(page: Path) -> list[str]:
             unknown.append(span)
     for name in re.findall(r"(?<![\w./-])configs/[\w./-]+\.yaml", page.read_text()):
         unknown += [] if (ROOT / name).exists() else [name]
-    for name in re.findall(rf"python -m ((?:{packages})[\w.]*\w)", page.read_text()):
+    for name in re.findall(rf"python -m ((?:{packages})(?:\.[a-z_]\w*)*)", page.read_text()):
         unknown += [] if is_code(name) else [name]
     return unknown
 
