@@ -9,15 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
-    [
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "RELEASE.md")),
+    {
+        *(each for each in ROOT.glob("*.md") if each.name != "CHANGELOG.md"),
+        *ROOT.glob("[a-z]*/README.md"),
         *(ROOT / "docs").rglob("*.md"),
-        ROOT / "configs" / "README.md",
-        ROOT / "tests" / "README.md",
-    ]
+    }
 )
 PACKAGES = ("ehr", "services", "actors", "training", "benchmarks", "tests")
-FOLDERS = (*PACKAGES, "configs", "docs", "requirements", r"\.ci")
+FOLDERS = (*PACKAGES, "examples", "configs", "docs", "requirements", r"\.ci")
 WIDTH = 100
 GENERATED = ROOT / "docs" / "configuration.md"
 LONG_LINES = (
