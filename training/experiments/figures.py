@@ -130,6 +130,8 @@ def forest_figure(results: Results, name: str) -> Figure | None:
     every = [value for row in rows for value in _numbers(row, ("difference", "low", "high"))]
     reach = max([*(abs(value) for value in every), *(_detectable(row) for row in rows), 0.01])
     title = f"{measure_headings(results)[name]}: {arm_label(reference)} minus the others"
+    if any(row["arm"] != reference for row in rows):
+        title += ", and each part alone"
     chart = _rows_chart(title, -1.06 * reach, 1.06 * reach, labels)
     for index, row in enumerate(rows):
         if (band := _detectable(row)) > 0:

@@ -67,6 +67,18 @@ def test_a_unit_with_a_report_of_its_own_leads_to_it(tmp_path: Path) -> None:
     assert links == ["arms/eag_rl/seed-17/report.html"]
 
 
+def test_differences_of_each_part_alone_are_in_the_title(tmp_path: Path) -> None:
+    experiment = SampleExperiment(tmp_path, seeds=(17,))
+    experiment.write_shared()
+    for arm in ("stage1_grpo", "eag_rl", "without_adaptive_clip"):
+        experiment.write_unit(arm, 17)
+
+    page = page_of(tmp_path)
+
+    assert "AUROC: EAG-RL minus the others, and each part alone" in page.text
+    assert "w/o adaptive clip minus Stage-1 + GRPO" in page.text
+
+
 @pytest.mark.parametrize("begun", [None, "training", "evaluating"])
 def test_the_page_needs_no_finished_unit(tmp_path: Path, begun) -> None:
     experiment = SampleExperiment(tmp_path)
