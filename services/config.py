@@ -46,7 +46,7 @@ class GeneratorSection(Section):
     """No compilation: starts in half the time, about 10 % slower on CPU."""
     sync: Literal["auto", "adapter", "merged"] = "auto"
     """How a policy is loaded: native LoRA (`auto`: on GPU) or merged (`auto`: on CPU): exact in
-    float32, rounded at random in bfloat16 (docs/architecture.md)."""
+    float32, rounded at random in bfloat16 (docs/decisions/policies.md)."""
     max_lora_rank: int = Field(default=64, ge=1)
     """Largest LoRA rank with `sync: adapter`."""
     startup_timeout_s: float = Field(default=600, gt=0)

@@ -113,7 +113,7 @@ def test_a_second_run_trains_nothing_and_changes_nothing(trained: Trained) -> No
     results = [(trained.out_dir / name).read_bytes() for name in files]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.expert.train._fit_on_workers", None)  # a call would fail
+        patch.setattr("training.expert.train.fit_on_workers", None)  # a call would fail
         trained.again()
 
     assert {name: data for name, (_, data) in trained.members().items()} == {

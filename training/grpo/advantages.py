@@ -1,7 +1,7 @@
 """What the rewards of a rollout batch give each of its tokens: scale, parts and credit (Eq. 7, 14).
 
 The defaults are the paper's: R as it stands, the group's deviation, one advantage for all tokens of
-a trajectory. `docs/results.md` has what each of the others changed.
+a trajectory. `docs/results/log.md` has what each of the others changed.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ An engine that samples under a pattern draws from the policy's distribution over
 pattern allows next. That is the policy that acts, so it is the one whose log-probabilities belong
 into Eq. 15: with those over the whole vocabulary, pushing down an allowed token pushes up tokens
 that can never be drawn, nothing ever pushes them down again, and the policy drifts off the pattern
-(`docs/results.md` has the figures).
+(`docs/results/log.md` has the figures).
 """
 
 import logging
