@@ -183,7 +183,8 @@ class _Pool:
 
     def _start_actor(self) -> None:
         section = self._section
-        actor = SearchActor.options(
+        actor_class: Any = SearchActor  # Ray's decorator hides what it adds
+        actor = actor_class.options(
             num_cpus=section.cpus_per_actor,
             # Beside the trees: start, progress, halt.
             max_concurrency=section.trees_in_flight + 3,

@@ -168,24 +168,21 @@ def start_policy_store(run_id: str, run_dir: Path, timeout_s: float) -> None:
     stop_policy_store(run_id)
     file = run_dir / "policy.json"
     write_ledger(file, run_id, PolicyLedger())
-    store = (
-        ray.remote(PolicyStore)
-        .options(
-            name=_name(run_id),
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            # Both methods may be repeated: publishing the same record twice changes nothing.
-            max_task_retries=-1,
-            # This node has the run folder, which a restarted store reads. Only where that is on
-            # shared storage does another node help.
-            scheduling_strategy=NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=True
-            ),
-        )
-        .remote(run_id, str(file.absolute()))
-    )
+    actor_class: Any = ray.remote(PolicyStore)  # Ray types what it wraps, not what it adds
+    store = actor_class.options(
+        name=_name(run_id),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+        # Both methods may be repeated: publishing the same record twice changes nothing.
+        max_task_retries=-1,
+        # This node has the run folder, which a restarted store reads. Only where that is on
+        # shared storage does another node help.
+        scheduling_strategy=NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        ),
+    ).remote(run_id, str(file.absolute()))
     ray.get(store.current.remote(), timeout=timeout_s)
 
 

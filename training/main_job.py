@@ -1,6 +1,4 @@
 """The main job: cohort, expert, search, SFT, GRPO, evaluation and report, as stages of a run."""
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import json
 import logging

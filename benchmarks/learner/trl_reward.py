@@ -65,9 +65,13 @@ def measure(cell: Cell) -> dict[str, Any]:
 
 def trainer_of(cell: Cell) -> Any:
     """GRPOTrainer as its users make it."""
-    from datasets import Dataset
+    # TRL and what it brings are installed for this benchmark only.
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from peft import LoraConfig
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import (  # loaded lazily by trl, unseen by the checker
+        GRPOConfig,  # pyright: ignore[reportAttributeAccessIssue]
+        GRPOTrainer,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     data = {
         "prompt": [f"{_EXAMPLES}Record: {record}\n" for record, _ in _PATIENTS],

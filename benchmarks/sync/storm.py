@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import torch
 from ray import serve
+from ray.serve.schema import ReplicaState
 from safetensors.torch import save
 
 from actors.rollouts import Rollout, RolloutBatch, RolloutPrompt
@@ -250,7 +251,7 @@ def num_running() -> int:
     application = serve.status().applications.get(generator_application(RUN_ID))
     if application is None:
         return 0
-    return application.deployments[DEPLOYMENT].replica_states.get("RUNNING", 0)
+    return application.deployments[DEPLOYMENT].replica_states.get(ReplicaState.RUNNING, 0)
 
 
 def replica_actors() -> list[str]:

@@ -6,11 +6,6 @@ that can be read in two ways is refused by column, row and value. The common cas
 kind, costs no loop over cells.
 """
 
-# pandas annotates selections as unions that hold arrays and scalars too; checked against those,
-# plain table code would need a cast in every line.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false
-
 import re
 import unicodedata
 from collections.abc import Collection
@@ -22,7 +17,9 @@ from typing import NoReturn
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import NaTType
 
+from ehr import tables
 from ehr.errors import DataError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -74,10 +71,10 @@ class CellReader:
         kind = pd.api.types.infer_dtype(cells, skipna=True)
         if kind not in ("integer", "floating", "mixed-integer-float", "empty"):
             found = cells.map(_number)
-            self.refuse(cells[found.isna() & cells.notna()], "numbers")
+            self.refuse(tables.cells(cells, found.isna() & cells.notna()), "numbers")
             cells = found
         values = cells.astype("float64")
-        self.refuse(cells[np.isinf(values)], "finite numbers")
+        self.refuse(tables.cells(cells, np.isinf(values)), "finite numbers")
         return values
 
     def codes(self, column: pd.Series, allowed: Collection[int]) -> pd.Series:
@@ -87,7 +84,10 @@ class CellReader:
             DataError: for a cell that is none of them, 1.7 included.
         """
         values = self.numbers(column)
-        self.refuse(column[~values.isin(list(allowed))], f"one of {sorted(allowed)} in every row")
+        self.refuse(
+            tables.cells(column, ~values.isin(list(allowed))),
+            f"one of {sorted(allowed)} in every row",
+        )
         return values.astype("int64")
 
     def days(self, column: pd.Series) -> pd.Series:
@@ -101,13 +101,13 @@ class CellReader:
         cells = without_blanks(column)
         if pd.api.types.infer_dtype(cells, skipna=True) not in ("datetime", "datetime64", "empty"):
             found = cells.map(_moment)
-            self.refuse(cells[found.isna() & cells.notna()], DAYS_WANTED)
+            self.refuse(tables.cells(cells, found.isna() & cells.notna()), DAYS_WANTED)
             cells = found
         days = pd.to_datetime(cells, errors="coerce").dt.normalize()
-        self.refuse(cells[days.isna() & cells.notna()], DAYS_WANTED)
+        self.refuse(tables.cells(cells, days.isna() & cells.notna()), DAYS_WANTED)
         # A day's slack: the clock of the machine may be a zone behind the one that wrote the file.
         is_strange = (days < _EARLIEST) | (days > pd.Timestamp.now() + pd.Timedelta(days=1))
-        self.refuse(column[is_strange], f"dates between {_EARLIEST.year} and today")
+        self.refuse(tables.cells(column, is_strange), f"dates between {_EARLIEST.year} and today")
         return days
 
     def ids(self, column: pd.Series) -> pd.Series:
@@ -124,13 +124,13 @@ class CellReader:
                 before a number or as texts of one number only: they may be one patient, or two.
         """
         cells = without_blanks(column)
-        present = cells[cells.notna()]
+        present = tables.cells(cells, cells.notna())
         unique = dict.fromkeys(zip(map(type, present), present, strict=True))
         text_of = {key: _id_text(key[1]) for key in unique}
         if wrong := {key for key, text in text_of.items() if text is None}:
             is_wrong = [key in wrong for key in zip(map(type, present), present, strict=True)]
             self.refuse(
-                present[is_wrong],
+                tables.cells(present, is_wrong),
                 f"ids: text, or whole numbers of at most {_MOST_DIGITS} digits",
             )
         if all(_PLAIN_ID.fullmatch(text or "") for text in text_of.values()):
@@ -146,7 +146,7 @@ class CellReader:
         for patient in dict.fromkeys(ids):
             other = first.setdefault(_alike(patient), patient)
             if other != patient:
-                rows = [int(ids.index[ids == each][0]) for each in (other, patient)]
+                rows = [int(tables.labels_where(ids == each)[0]) for each in (other, patient)]
                 raise DataError(
                     f"column {str(ids.name)!r} of {str(self.path)!r} must write each patient in "
                     f"one way, but row {rows[0]} holds {other!r} and row {rows[1]} {patient!r}, "
@@ -201,7 +201,7 @@ def _number(cell: object) -> float | None:
     return None
 
 
-def _moment(cell: object) -> pd.Timestamp | None:
+def _moment(cell: object) -> pd.Timestamp | NaTType | None:
     if isinstance(cell, str) and _DAY.fullmatch(cell):
         try:
             return pd.Timestamp(cell.replace("/", "-"))
@@ -237,7 +237,7 @@ def _alike(patient: str) -> str:
 
 
 def _shown(cell: object) -> str:
-    if pd.isna(cell):
+    if tables.is_missing(cell):
         return "nothing"
     if isinstance(cell, datetime):
         return str(cell)

@@ -4,11 +4,6 @@ One text file a stay with rows `Time,Parameter,Value`. All stays are parsed in o
 become one table of events, and the last event of each bin becomes the bin's value.
 """
 
-# pandas annotates selections as unions that hold arrays and scalars too; checked against those,
-# plain table code would need a cast in every line.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportIndexIssue=false
-
 import csv
 import hashlib
 import io
@@ -269,7 +264,7 @@ def _events(stays: Sequence[StayFile], dropped: dict[str, int]) -> _Events:
     rows = np.flatnonzero(known[code] >= 0)
     minutes = np.array([_minutes(text) for text in table["time"].cat.categories])
     texts = pd.Series(table["value"].cat.categories)
-    values = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
+    values = np.asarray(pd.to_numeric(texts, errors="coerce"), dtype=np.float64)
     events = _Events(
         stay=stay[rows],
         minute=minutes[table["time"].cat.codes.to_numpy()[rows]],

@@ -1,10 +1,5 @@
 """The Tongji (TJH) COVID-19 workbook, read as the paper's Table 3 reads it."""
 
-# pandas annotates selections and groupings as unions that hold arrays and scalars too; checked
-# against those, plain table code would need a cast in every line.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportOperatorIssue=false, reportReturnType=false, reportGeneralTypeIssues=false
-
 import hashlib
 import os
 from pathlib import Path
@@ -23,6 +18,7 @@ from ehr.cohorts.cohort import (
 )
 from ehr.config import CohortSection, Task
 from ehr.errors import DataError
+from ehr.tables import cells, column, columns, groups, labels_where, rows
 from ehr.whole_files import in_home
 
 FILE_NAME = "time_series_375_prerpocess_en.xlsx"
@@ -64,12 +60,12 @@ def load(section: CohortSection) -> Cohort:
     labs = [lab.name for lab in TJH_LABS]
     by_day = [_PATIENT, _RECORD]
     # A day whose records hold background only stays a visit without values: Table 3 counts it.
-    visits = records.groupby(by_day, sort=True)[labs].mean()
+    visits = pd.DataFrame(records.groupby(by_day, sort=True)[labs].mean())
     background = records.groupby(_PATIENT, sort=True)[list(_BACKGROUND)].first()
 
     cases: dict[str, PatientCase] = {}
     labels: dict[str, int] = {}
-    for patient, days in visits.groupby(level=_PATIENT, sort=True):
+    for patient, days in groups(visits, _PATIENT):
         times = days.index.get_level_values(_RECORD)
         if len(times) < section.min_visits:
             dropped["patients_with_too_few_visits"] += 1
@@ -149,20 +145,21 @@ def _records(path: Path, gap_days: int) -> tuple[pd.DataFrame, dict[str, int]]:
     table = _read(path)
     labs = [lab.name for lab in TJH_LABS]
     dropped = {"patients_with_too_few_visits": 0}
-    patients = table[_PATIENT].nunique()
-    dated = table[table[_RECORD].notna()]
+    patients = column(table, _PATIENT).nunique()
+    dated = rows(table, table[_RECORD].notna())
     dropped["records_without_date"] = len(table) - len(dated)
-    dropped["patients_without_dated_record"] = patients - dated[_PATIENT].nunique()
+    dropped["patients_without_dated_record"] = patients - column(dated, _PATIENT).nunique()
     if gap_days:
-        if (unknown := dated.index[dated[_DISCHARGE].isna()]).size:
+        if (unknown := labels_where(column(dated, _DISCHARGE).isna())).size:
             raise DataError(
                 f"cohort.gap_days={gap_days} needs column {_DISCHARGE!r} of {str(path)!r} in every "
                 f"row, but row {int(unknown[0])} has none. Correct the cell, or use no gap."
             )
-        early = dated[(dated[_DISCHARGE] - dated[_RECORD]).dt.days >= gap_days]
+        stays = column(dated, _DISCHARGE) - column(dated, _RECORD)
+        early = rows(dated, stays.dt.days >= gap_days)
         dropped["records_within_gap"] = len(dated) - len(early)
         dropped["patients_without_record_before_gap"] = (
-            dated[_PATIENT].nunique() - early[_PATIENT].nunique()
+            column(dated, _PATIENT).nunique() - column(early, _PATIENT).nunique()
         )
         dated = early
     if dated.empty:
@@ -170,12 +167,13 @@ def _records(path: Path, gap_days: int) -> tuple[pd.DataFrame, dict[str, int]]:
             f"{str(path)!r} has no dated record left (cohort.gap_days={gap_days}). Use a smaller "
             "gap, or give the published file."
         )
-    values = dated[labs]
+    values = columns(dated, labs)
     # The workbook writes -1 for "not measured".
     dropped["negative_values"] = int((values < 0).to_numpy().sum())
     dropped["constant_columns"] = int(_CONSTANT_COLUMN in table.columns)
     cleaned = values.mask(values < 0)
-    return pd.concat([dated[[_PATIENT, _RECORD, *_BACKGROUND]], cleaned], axis=1), dropped
+    described = columns(dated, [_PATIENT, _RECORD, *_BACKGROUND])
+    return pd.concat([described, cleaned], axis=1), dropped
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -187,19 +185,20 @@ def _read(path: Path) -> pd.DataFrame:
 
     table = read_table(path, columns, _ADVICE, carried=(_PATIENT,))
     reader = CellReader(path)
-    read = {_PATIENT: _patients(path, reader, table[_PATIENT])}
-    read |= {column: reader.days(table[column]) for column in _TIMES}
-    read["age"] = reader.numbers(table["age"])
+    read = {_PATIENT: _patients(path, reader, column(table, _PATIENT))}
+    read |= {time: reader.days(column(table, time)) for time in _TIMES}
+    read["age"] = reader.numbers(column(table, "age"))
     low, high = AGES
     reader.refuse(
-        table.loc[~read["age"].between(low, high), "age"], f"{low} to {high} years in every row"
+        cells(column(table, "age"), ~read["age"].between(low, high)),
+        f"{low} to {high} years in every row",
     )
-    read["gender"] = reader.codes(table["gender"], _SEXES)
-    read["outcome"] = reader.codes(table["outcome"], (0, 1))
-    read |= {lab: reader.numbers(table[lab]) for lab in labs}
-    if _CONSTANT_COLUMN in table.columns:
-        read[_CONSTANT_COLUMN] = -1.0  # that it was there is all that counts
+    read["gender"] = reader.codes(column(table, "gender"), _SEXES)
+    read["outcome"] = reader.codes(column(table, "outcome"), (0, 1))
+    read |= {lab: reader.numbers(column(table, lab)) for lab in labs}
     found = pd.DataFrame(read)
+    if _CONSTANT_COLUMN in table.columns:
+        found[_CONSTANT_COLUMN] = -1.0  # that it was there is all that counts
     _refuse_several_patients_of_one_id(path, found)
     _refuse_impossible_stays(path, found)
     return found
@@ -221,15 +220,17 @@ def _refuse_several_patients_of_one_id(path: Path, table: pd.DataFrame) -> None:
     """A row whose id was left out belongs to the patient above: then their backgrounds differ."""
     same = [*_BACKGROUND, _ADMISSION, _DISCHARGE]
     disagreeing = table.groupby(_PATIENT)[same].nunique().gt(1)
-    if disagreeing.any(axis=None):
-        patients = list(disagreeing.index[disagreeing.any(axis=1)][:5])
-        columns = list(disagreeing.columns[disagreeing.any(axis=0)])
-        of_first = disagreeing.columns[disagreeing.loc[patients[0]]][0]
-        cells = table.loc[table[_PATIENT] == patients[0], of_first].dropna()
-        row = int(cells.index[cells != cells.iloc[0]][0])
+    is_several = np.asarray(disagreeing, dtype=bool)
+    if is_several.any():
+        patients = list(disagreeing.index[np.flatnonzero(is_several.any(axis=1))][:5])
+        several = list(disagreeing.columns[np.flatnonzero(is_several.any(axis=0))])
+        first = is_several[np.flatnonzero(is_several.any(axis=1))[0]]
+        of_first = disagreeing.columns[np.flatnonzero(first)[0]]
+        values = column(rows(table, table[_PATIENT] == patients[0]), of_first).dropna()
+        row = int(labels_where(values != values.iloc[0])[0])
         raise DataError(
             f"every patient of {str(path)!r} must have one {', one '.join(same)}, but patients "
-            f"{patients} have several of {columns}; row {row} differs from the rows above it. "
+            f"{patients} have several of {several}; row {row} differs from the rows above it. "
             "Correct these rows (is a patient's id missing?), or give the published file."
         )
 
@@ -242,8 +243,8 @@ def _refuse_impossible_stays(path: Path, table: pd.DataFrame) -> None:
         (_RECORD, _DISCHARGE, _LATE_DAYS),
     )
     for first, last, slack in orders:
-        late_by = (table[first] - table[last]).dt.days
-        if (wrong := table.index[late_by > slack]).size:
+        late_by = (column(table, first) - column(table, last)).dt.days
+        if (wrong := labels_where(late_by > slack)).size:
             row = int(wrong[0])
             raise DataError(
                 f"{first!r} must not lie behind {last!r}{f' by over {slack} days' if slack else ''}"

@@ -4,9 +4,6 @@ Cells stay as the file holds them (`ehr.cohorts.cells` reads them), and the inde
 the spreadsheet shows, so that errors can name it.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false
-
 import re
 import unicodedata
 import zipfile
@@ -22,6 +19,7 @@ from openpyxl.utils import column_index_from_string, get_column_letter
 from openpyxl.worksheet._read_only import ReadOnlyWorksheet
 
 from ehr.errors import DataError
+from ehr.tables import is_missing
 
 _OLD_OR_LOCKED = bytes.fromhex("d0cf11e0a1b11ae1")
 """First bytes of .xls, and of a workbook that a password protects."""
@@ -159,7 +157,9 @@ def _uncalculated(parts: zipfile.ZipFile) -> str | None:
 def _merged(parts: zipfile.ZipFile, sheet: Any) -> list[tuple[int, int, int, int]]:
     if not isinstance(sheet, ReadOnlyWorksheet):
         return []
-    found = _MERGED.findall(parts.read(sheet._worksheet_path))
+    # openpyxl has no public name for where in the file a sheet stands, and its stubs no private one
+    place = sheet._worksheet_path  # pyright: ignore[reportAttributeAccessIssue]
+    found = _MERGED.findall(parts.read(place))
     return [
         (
             column_index_from_string(left.decode()),
@@ -185,6 +185,7 @@ def _percents(sheet: Any) -> list[tuple[int, int]]:
         for row in sheet.iter_rows()
         for cell in row
         if isinstance(cell.value, int | float) and "%" in cell.number_format
+        if cell.column is not None and cell.row is not None
     ]
 
 
@@ -277,7 +278,7 @@ def _named(path: Path, header: list[str], columns: Sequence[str], advice: str) -
 
 
 def _clean(name: object) -> str:
-    return "" if pd.isna(name) else " ".join(str(name).split())
+    return "" if is_missing(name) else " ".join(str(name).split())
 
 
 def _key(name: str) -> str:

@@ -128,9 +128,10 @@ class _Recurrence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(values, weight_input, weight_hidden, states, gates, candidates)
 
+    # torch annotates neither its decorator nor that backward takes as many gradients as outputs.
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients with respect to values, weights and biases."""
         gradient = gradients[0]
         if gradient is None:

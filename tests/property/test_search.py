@@ -4,6 +4,7 @@ import asyncio
 import math
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -280,7 +281,7 @@ def test_kept_trajectories_are_readable_and_best_first(plan: SearchPlan, script:
     assert max(Counter(row.text for row in rows).values()) == 1
 
 
-def _first_simulation(run: SearchRun) -> list[object]:
+def _first_simulation(run: SearchRun) -> Sequence[object]:
     """Requests up to and including the first final: no reward has been seen yet."""
     requests = run.generator.requests
     final_stops = ("</Final answer",)

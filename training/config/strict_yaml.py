@@ -15,7 +15,8 @@ class DuplicateKeyError(yaml.YAMLError):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    # PyYAML keeps it on the class, whatever its stubs say.
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         node = super().compose_node(parent, index)

@@ -1,7 +1,5 @@
 """A language model's answers read: probability, names, claims."""
 
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -100,7 +98,7 @@ class AnswerReader:
                 for each, is_unreadable in samples
             ]
             salient = None if self.salient is None else self.salient[patient]
-            is_rewarded = salient is not None and answers.kind in NAMING_KINDS
+            rewarded = salient if answers.kind in NAMING_KINDS else None
             has_prose = answers.kind in _PROSE
             prose = _PROSE.get(answers.kind, reasoning_of)(text)
             grounding = checker.check(prose, answers.shown[patient])
@@ -114,7 +112,9 @@ class AnswerReader:
                     "text": text,
                     "features": sorted(names[0]),
                     "salient": None if salient is None else sorted(salient),
-                    "reward_att": attention_reward(names[0], salient) if is_rewarded else None,
+                    "reward_att": None
+                    if rewarded is None
+                    else attention_reward(names[0], rewarded),
                     "num_claims": len(grounding.claims) if has_prose else None,
                     "wrong_claims": [
                         f"{checked.claim.text}: {checked.problem}" for checked in grounding.wrong

@@ -2,8 +2,6 @@
 
 Pure but for the answers, which come from a function; `ehr.answers.faithfulness` has the method.
 """
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict

@@ -1,10 +1,10 @@
 """The table of predictions: its columns, and the rows of models of the record."""
 
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from collections.abc import Sequence
 
 import pandas as pd
+
+from ehr.tables import column, rows
 
 OTHER_COHORT_FILE = "other_cohort.json"
 """In RUN/evaluate: result rows on `evaluate.other_cohort`, and the map that models of the record
@@ -36,12 +36,19 @@ and the names in it (none if unreadable). Tables of language models have them be
 
 def expert_rows(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
     """Prediction rows of a model that reads the record, from the expert stage."""
-    found = predictions[(predictions["method"] == method) & (predictions["split"] == "test")]
-    return record_rows(method, found["patient_id"], found["label"], found["probability"])
+    is_asked = (predictions["method"] == method) & (predictions["split"] == "test")
+    found = rows(predictions, is_asked)
+    patients, labels, risks = (
+        column(found, name) for name in ("patient_id", "label", "probability")
+    )
+    return record_rows(method, patients, labels, risks)
 
 
 def record_rows(
-    method: str, patient_ids: Sequence[str], labels: Sequence[int], risks: Sequence[float]
+    method: str,
+    patient_ids: Sequence[str] | pd.Series,
+    labels: Sequence[int] | pd.Series,
+    risks: Sequence[float] | pd.Series,
 ) -> pd.DataFrame:
     """Prediction rows of a model that reads the record: it writes no text and names no feature."""
     return pd.DataFrame(

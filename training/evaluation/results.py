@@ -3,8 +3,6 @@
 A language model's unreadable answer is never silently 0.5: it is counted, and for ranking it
 stands at the training split's base rate.
 """
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Callable, Mapping
 from statistics import fmean
@@ -14,6 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ehr import tables
 from ehr.answers.grounding import grounding_error_rate
 from ehr.language.json_answer import json_reasoning_of
 from ehr.language.trajectory import (
@@ -89,7 +88,7 @@ def result_rows(
             **_grounding(table),
             "faithfulness": (faithfulness or {}).get(str(method)),
         }
-        named = table[table["reward_att"].notna()]
+        named = tables.rows(table, table["reward_att"].notna())
         if len(named):
             excess = excess_jaccard(*_named_and_salient(named), num_salient_features)
             row |= {
@@ -98,7 +97,7 @@ def result_rows(
                 "reward_att_excess": excess.excess,
             }
         if method in RECORD_METHODS and asked and len(asked) < len(table):
-            same = table[table["patient_id"].isin(asked)]
+            same = tables.rows(table, table["patient_id"].isin(list(asked)))
             row["same_patients"] = performance(
                 same["label"].to_numpy(int),
                 same["probability"].to_numpy(float),
@@ -159,7 +158,7 @@ def difference_rows(
 
 def _grounding(table: pd.DataFrame) -> dict[str, Any]:
     """Checked and wrong claims of one method's answers; None where its answers have no prose."""
-    answers = table[table["num_claims"].notna()]
+    answers = tables.rows(table, table["num_claims"].notna())
     if not len(answers):
         return {
             "grounding_error_rate": None,
@@ -167,7 +166,7 @@ def _grounding(table: pd.DataFrame) -> dict[str, Any]:
             "num_wrong_claims": None,
             "num_unsupported_numbers": None,
         }
-    checked = int(answers["num_claims"].sum())
+    checked = int(tables.column(answers, "num_claims").sum())
     wrong = sum(len(claims) for claims in answers["wrong_claims"])
     return {
         "grounding_error_rate": grounding_error_rate(wrong, checked),

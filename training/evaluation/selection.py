@@ -10,8 +10,6 @@ error near .1. So where the rarer class has fewer than 50 (the expert's limit to
 is pooled: the mean over it and the steps looked at before and after it. A single lucky step is not
 chosen then. With fewer than `LEAST_OF_A_CLASS` of a class even that says nothing: refused.
 """
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,6 +26,7 @@ from ehr.errors import DataError
 from ehr.language.trajectory import ParsedTrajectory
 from ehr.metrics import auroc
 from ehr.rewards import RewardContext, reward
+from ehr.tables import column
 from training.config.grpo import GrpoSection
 
 LEAST_OF_A_CLASS = 5
@@ -150,7 +149,7 @@ def step_score(
         step=step,
         auroc=found,
         reward=fmean(rewards),
-        parse_failure_rate=float(answers["parse_failed"].mean()),
+        parse_failure_rate=float(column(answers, "parse_failed").mean()),
     )
 
 

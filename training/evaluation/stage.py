@@ -1,6 +1,4 @@
 """The evaluate stage: every method asked about the test patients, and the result table."""
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import shutil
 from collections.abc import Callable

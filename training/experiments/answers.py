@@ -3,8 +3,6 @@
 Every measure is a function of times each patient counts, so that one code gives the value itself
 (every patient once) and its resamples.
 """
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +18,7 @@ from ehr.errors import DataError
 from ehr.metrics import Metric, draw_patients, metric_of_resamples
 from ehr.rewards import MAX_FEATURE_NAMES, MIN_PROBABILITY, classification_reward
 from ehr.salience.agreement import best_constant_set, jaccard, jaccard_above_others
+from ehr.tables import rows
 from training.experiments.records import Truth
 
 Values = Float[np.ndarray, " rows"]
@@ -147,11 +146,12 @@ def answered(
     probabilities = table["probability"].to_numpy(float)
     samples, failed = every_answer(table)
     cls = _classification_rewards(samples, failed, labels, section)
+    none_read = np.asarray(failed.all(axis=1, keepdims=True))
     num_answers = samples.shape[1]
     measured = {
-        "reward_cls": _classification_rewards(
-            probabilities[:, None], failed.all(axis=1, keepdims=True), labels, section
-        )[:, 0],
+        "reward_cls": _classification_rewards(probabilities[:, None], none_read, labels, section)[
+            :, 0
+        ],
         "parse_failure_rate": failed.mean(axis=1),
     }
     if num_answers > 1:
@@ -302,7 +302,7 @@ def _share(weights: np.ndarray, part: np.ndarray, whole: np.ndarray) -> Values:
 
 def _moved(faithfulness: pd.DataFrame) -> dict[str, float]:
     """How much more each judged answer moves without a named feature than without another one."""
-    judged = faithfulness[faithfulness["unjudged"].isna()]
+    judged = rows(faithfulness, faithfulness["unjudged"].isna())
     original = judged["original"].to_numpy(float)
     named = np.abs(judged["without_named"].to_numpy(float) - original)
     unnamed = np.abs(judged["without_unnamed"].to_numpy(float) - original)

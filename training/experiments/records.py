@@ -3,8 +3,6 @@
 Everything is read as it lies there, while units are missing or running; what cannot be read is
 named instead of stopping the reader.
 """
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +14,7 @@ import pandas as pd
 from ehr.cohorts.cohort import load_cohort
 from ehr.cohorts.truth import true_risks, true_sets
 from ehr.errors import EagRlError
+from ehr.tables import rows
 from training.config.run import RunConfig
 from training.evaluation.methods import RECORD_METHODS
 from training.evaluation.predictions import OTHER_COHORT_FILE, PREDICTION_COLUMNS
@@ -154,7 +153,7 @@ def collect(run_dir: Path) -> ExperimentRecords:
         record=reader.json_object("config.json") or {},
         config=config,
         units=units,
-        expert_predictions=None if expert is None else expert[expert["split"] == "test"],
+        expert_predictions=None if expert is None else rows(expert, expert["split"] == "test"),
         truth=truth,
         num_train_patients=num_patients,
         num_train_positives=num_positives,
@@ -235,7 +234,7 @@ def _other_cohort(reader: RunReader, units: Sequence[UnitRecords]) -> Mapping[st
 
 def _of(predictions: pd.DataFrame, *, is_record: bool) -> pd.DataFrame:
     """Rows of the models that read the record, or those of the language model."""
-    return predictions[predictions["method"].isin(RECORD_METHODS) == is_record]
+    return rows(predictions, predictions["method"].isin(RECORD_METHODS) == is_record)
 
 
 def _truth(run_dir: Path, config: RunConfig, problems: list[str]) -> Truth | None:

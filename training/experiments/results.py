@@ -8,8 +8,6 @@ adjusted by Holm's method for all differences on one cohort's patients, which is
 covered: another Stage 1, another expert, another split, another sample of an answer; the best
 constant set is held fixed.
 """
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -6,8 +6,6 @@ Both are run folders about the same training patients, one with `search.method: 
 with `samples` and more of them than the search's budget pays for (docs/experiments.md). Where both
 have gone on to Stage 1 and evaluation, the two policies are compared on the same test patients.
 """
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import json
 import math
@@ -25,6 +23,7 @@ from ehr.errors import RunFolderError
 from ehr.metrics import auroc, paired_difference
 from ehr.rewards import MIN_PROBABILITY
 from ehr.seeds import holm
+from ehr.tables import column
 from training.config.run import RunConfig
 from training.evaluation.results import unreadable_shares
 from training.experiments.best_of import Answer, Searched, comparison
@@ -96,8 +95,10 @@ def read_searched(run_dir: Path) -> dict[str, Searched]:
             raise RunFolderError(f"{folder.path} lacks the summary of patient {patient_id!r}")
         found[str(patient_id)] = Searched(
             answers=tuple(
-                Answer(text=row.text, reward=row.reward, readable=row.readable, costs={})
-                for row in rows.itertuples()
+                Answer(text=text, reward=reward, readable=readable, costs={})
+                for text, reward, readable in zip(
+                    rows["text"], rows["reward"], rows["readable"], strict=True
+                )
             ),
             costs={cost: int(summary.calls[cost]) for cost in COSTS},
         )
@@ -235,10 +236,10 @@ def _about(
         "requests_by_kind": ledger["requests_by_kind"],
         "rollouts": ledger["rollouts"] / len(answers),
         "unique": len(table) / len(answers),
-        "readable": float(table["readable"].mean()),
-        "mean_reward": float(table["reward"].mean()),
+        "readable": float(column(table, "readable").mean()),
+        "mean_reward": float(column(table, "reward").mean()),
         "spread": fmean(spread) if len(spread) else 0.0,
-        "steps": float(table["num_steps"].mean()),
+        "steps": float(column(table, "num_steps").mean()),
     }
 
 

@@ -1,7 +1,5 @@
 """The expert stage: from the run folder to salience."""
 
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 import json
 
 from training.run.progress import OnProgress

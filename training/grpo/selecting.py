@@ -1,6 +1,4 @@
 """The end of Stage 2 with `grpo.select: validation`: steps' policies are asked, one is kept."""
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false
 
 from collections.abc import Sequence
 from dataclasses import asdict

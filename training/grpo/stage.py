@@ -1,7 +1,5 @@
 """The stage of Stage 2: its inputs from the run folder, training, and the choice of a step."""
 
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from typing import TYPE_CHECKING
 
 import pandas as pd

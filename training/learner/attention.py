@@ -179,9 +179,10 @@ class _BlockAttention(torch.autograd.Function):
         ctx.scale, ctx.blocks = scale, blocks
         return output
 
+    # torch annotates neither its decorator nor that backward takes as many gradients as outputs.
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, output, log_sums = ctx.saved_tensors
         scale = ctx.scale
         num_heads, num_tokens, width = query.shape

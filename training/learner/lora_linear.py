@@ -69,9 +69,10 @@ class _LoraLinear(torch.autograd.Function):
         ctx.rounds_once = rounds_once
         return output.view(*x.shape[:-1], -1)
 
+    # torch annotates neither its decorator nor that backward takes as many gradients as outputs.
     @staticmethod
     @once_differentiable
-    def backward(
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Float[Tensor, "*batch outputs"]
     ) -> tuple[Tensor | float | None, ...]:
         rows, inner, weight, lora_a, lora_b = ctx.saved_tensors

@@ -191,9 +191,10 @@ class _FrozenHead(torch.autograd.Function):
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
+    # torch annotates neither its decorator nor that backward takes as many gradients as outputs.
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Float[Tensor, " tokens"], _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Float[Tensor, " tokens"], _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
         factors = (ctx.scale * grad[:, None]).to(gradient.dtype)
         return gradient * factors, None, None, None, None, None, None

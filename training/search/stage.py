@@ -1,7 +1,5 @@
 """The search stage: from the run folder to trajectories."""
 
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 from actors.pool import run_search
 from actors.search_actor import SearchSetup
 from ehr.cohorts.cohort import choose_patients

@@ -1,9 +1,8 @@
 """The two stages of supervised fine-tuning: what each trains on, from the run folder."""
-# pandas annotates results of indexing too widely for the checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import pandas as pd
 
+from ehr import tables
 from ehr.errors import TrainingError
 from training.config.sft import FineTuneSection
 from training.learner.canary import canary_of
@@ -28,7 +27,7 @@ def fine_tune_on_trajectories(session: Session, on_progress: OnProgress) -> None
             "expected trajectories of a rewarded search, those in search/trajectories.parquet are "
             "label-free, for inference only; search with search.value=reward (--redo search)"
         )
-    kept = table[table["kept"]]
+    kept = tables.rows(table, table["kept"])
     if not len(kept):
         raise TrainingError(
             f"the search kept none of its {len(table)} trajectories: nothing to fine-tune on; "

@@ -1,6 +1,7 @@
 """Parts of the trajectories table: written patient by patient, merged one at a time."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_merging_holds_one_part_in_memory_whatever_their_number(tmp_path: Path) 
         write(folder, row(patient, length=10_000))
     seen: list[int] = []
 
-    def watched() -> "list[str]":
+    def watched() -> Iterator[str]:
         for patient in patients:
             seen.append(pa.total_allocated_bytes())
             yield patient

@@ -34,7 +34,7 @@ def charts_of(cohort: Cohort) -> pd.DataFrame:
 
 def contributions_of(cohort: Cohort) -> pd.DataFrame:
     columns = [CONTRIBUTION_PREFIX + name for name in (*NAMES, AGE_AND_SEX)]
-    return truth_of(cohort)[columns].set_axis([*NAMES, AGE_AND_SEX], axis=1)
+    return truth_of(cohort).loc[:, columns].set_axis([*NAMES, AGE_AND_SEX], axis=1)
 
 
 def test_the_demo_cohort_takes_less_than_two_seconds():

@@ -16,8 +16,6 @@ TINY = str(ROOT / "configs" / "tiny.yaml")
 
 
 def run(*arguments, **environment):
-    import os
-
     return subprocess.run(
         [sys.executable, "-m", "training.cli", *arguments],
         capture_output=True,

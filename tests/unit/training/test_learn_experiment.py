@@ -197,7 +197,7 @@ class NoRoom(Session):
 class Room(NoRoom):
     """A session whose cluster is asked for nothing."""
 
-    def connect(self, listen: bool = False):
+    def connect(self, listen: bool = False):  # pyright: ignore[reportIncompatibleMethodOverride] none
         return None
 
 
