@@ -22,8 +22,10 @@ from ehr.salience.deletion import (
     method_orders,
     own_judge,
 )
+from ehr.salience.linear import LinearEnsemble
 from ehr.salience.methods import salience_ensembles
 from ehr.salience.table import salience_table, salient_sets
+from ehr.salience.trees import TreeEnsemble
 from tests.expert_cohort import FEATURES, fit_in_process, tiny_cohort, tiny_section
 
 WHOLE = tiny_cohort()
@@ -168,15 +170,14 @@ def test_training_patients_of_one_class_are_refused(label: int) -> None:
         fit_in_process(cohort, SECTION)
 
 
-@pytest.mark.parametrize("method", ["logistic_regression", "tree_shap"])
-def test_a_half_of_one_class_is_refused(concare: list[ExpertEnsemble], method: str) -> None:
+@pytest.mark.parametrize("family", [LinearEnsemble, TreeEnsemble])
+def test_a_half_of_one_class_is_refused(family: type[LinearEnsemble] | type[TreeEnsemble]) -> None:
     labels = COHORT.labels | dict.fromkeys(TRAIN, 0) | dict.fromkeys(TRAIN[:3], 1)
     of_one_class = MemberPlan(ensemble=0, member=0, train_ids=TRAIN[3:], seed=0)
     other = MemberPlan(ensemble=0, member=1, train_ids=TRAIN[:3], seed=1)
-    family = type(salience_ensembles(method, concare[:1], INPUTS, COHORT.labels, SECTION)[0])
 
     with pytest.raises(DataError, match=re.escape("both classes, got labels [0]")):
-        family.fit([of_one_class, other], INPUTS, labels, SCALER)  # pyright: ignore[reportAttributeAccessIssue]
+        family.fit([of_one_class, other], INPUTS, labels, SCALER)
 
 
 @pytest.mark.parametrize("selection", ["validation", "cross_validation"])
