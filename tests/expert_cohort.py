@@ -1,12 +1,9 @@
 """A small cohort with a signal, for tests of the expert; made in milliseconds."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date, timedelta
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ehr.catalogue import AGE_AND_SEX, Feature
 from ehr.cohorts.cohort import Cohort, PatientCase, Sex
@@ -14,6 +11,7 @@ from ehr.cohorts.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
 from ehr.config import ExpertSection, Task
 from ehr.expert.ensemble import ExpertEnsemble
 from ehr.expert.selection import fit_ensembles
+from ehr.salience.in_process import one_thread
 
 FEATURES = ("Heart Rate", "Glucose", "pH", "Weight")
 
@@ -90,14 +88,3 @@ def fit_in_process(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsembl
     """The ensembles that the expert stage would train, without Ray, to the last bit."""
     with one_thread():
         return fit_ensembles(cohort, section)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes as in a worker: sums depend on the number of threads, and it has one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

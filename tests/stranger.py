@@ -17,6 +17,7 @@ from ehr.answers.grounding import (
 from ehr.cohorts.loaders import Cohort, CohortSection, PatientCase, build_cohort
 from ehr.errors import EagRlError
 from ehr.metrics import Metric, paired_difference, performance
+from ehr.salience.in_process import ExpertSection, fit_opinions
 from training.interop.export import export
 from training.interop.reward_function import RewardSection, TrajectoryReward
 
@@ -67,6 +68,17 @@ def rewards(cohort: Cohort) -> list[float]:
     )
 
 
+def opinions(cohort: Cohort) -> dict[str, object]:
+    """Of an expert of two members that have hardly learned."""
+    section = ExpertSection(members=2, whole_members=0, epochs=2, salience="attention")
+    found = fit_opinions(cohort, section)
+    return {
+        "patients": len(found),
+        "sizes": sorted({len(each.salient) for each in found.values()}),
+        "risks": [found[patient].risk for patient in cohort.splits["test"]],
+    }
+
+
 def export_refusal(run_dir: Path) -> str:
     """Why a run that has searched nothing cannot be exported."""
     try:
@@ -83,6 +95,7 @@ if __name__ == "__main__":
         "metrics": metrics(generated),
         "grounding": grounding(generated),
         "rewards": rewards(generated),
+        "opinions": opinions(generated),
         "export": export_refusal(Path(sys.argv[1])),
     }
     sys.stdout.write(json.dumps(found, allow_nan=False) + "\n")

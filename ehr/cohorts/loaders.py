@@ -4,19 +4,31 @@ from collections.abc import Callable
 
 from ehr.catalogue import Feature
 from ehr.cohorts import physionet2012, synthetic, tjh
-from ehr.cohorts.cohort import Cohort, PatientCase, check_splits, load_cohort
+from ehr.cohorts.cohort import (
+    Cohort,
+    PatientCase,
+    Sex,
+    check_splits,
+    load_cohort,
+    make_splits,
+)
 from ehr.cohorts.few_patients import with_fewer_patients
 from ehr.cohorts.same_patients import require_each_once
-from ehr.config import CohortSection
+from ehr.config import CohortSection, Task
 
 __all__ = [
     "Cohort",
     "CohortSection",
     "Feature",
     "PatientCase",
+    "Sex",
+    "Task",
     "build_cohort",
+    "check_splits",
     "load_cohort",
+    "make_splits",
     "release_sources",
+    "require_each_once",
     "source_hash",
 ]
 

@@ -253,24 +253,41 @@ def expert_opinion(
 ) -> Opinion:
     """The ensemble's opinion of one case, which need not belong to any cohort.
 
+    Arguments and errors are those of `expert_opinions`.
+    """
+    return expert_opinions(ensemble, [case], scorer)[0]
+
+
+def expert_opinions(
+    ensemble: ExpertEnsemble, cases: Sequence[PatientCase], scorer: SalienceEnsemble | None = None
+) -> list[Opinion]:
+    """The ensemble's opinion of each case.
+
     Args:
         ensemble: gives the risk.
-        case: the patient.
+        cases: at least one.
         scorer: gives the scores; the ensemble's own attention by default.
 
     Raises:
-        DataError: if the case has no visit, other features, or values that are not finite.
+        DataError: if a case has no visit, other features, or values that are not finite.
     """
-    entry = ensemble.scaler.transform(case)
-    scores = (scorer or ensemble).predict([entry]).mean_scores()[0]
+    inputs = [ensemble.scaler.transform(case) for case in cases]
+    risks = ensemble.fair_risk(inputs)
+    all_scores = (scorer or ensemble).predict(inputs).mean_scores()
     section = ensemble.section
     tokens = token_names(ensemble.scaler)
-    order = heaviest_tokens(scores, candidate_tokens(entry.observed, section.candidates))
-    return Opinion(
-        risk=float(ensemble.fair_risk([entry])[0]),
-        attention={name: float(score) for name, score in zip(tokens, scores, strict=True)},
-        salient=tuple(tokens[token] for token in order[: section.num_salient_features]),
-    )
+    opinions: list[Opinion] = []
+    for entry, risk, scores in zip(inputs, risks, all_scores, strict=True):
+        order = heaviest_tokens(scores, candidate_tokens(entry.observed, section.candidates))
+        salient = order[: section.num_salient_features]
+        opinions.append(
+            Opinion(
+                risk=float(risk),
+                attention={name: float(score) for name, score in zip(tokens, scores, strict=True)},
+                salient=tuple(tokens[token] for token in salient),
+            )
+        )
+    return opinions
 
 
 def candidate_tokens(

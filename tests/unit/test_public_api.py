@@ -17,11 +17,13 @@ from sklearn.metrics import roc_auc_score
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "stranger.py"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PUBLIC = (
     "ehr.errors",
     "ehr.answers.grounding",
     "ehr.cohorts.loaders",
     "ehr.metrics",
+    "ehr.salience.in_process",
     "training.interop.export",
     "training.interop.reward_function",
 )
@@ -74,21 +76,26 @@ def test_the_page_lists_exactly_the_public_names():
     assert documented() == public
 
 
-def test_the_script_imports_public_names_only():
-    imports = [
-        (node.module, alias.name)
-        for node in ast.walk(ast.parse(SCRIPT.read_text()))
+def imported(script: Path) -> set[tuple[str, str]]:
+    """Modules of the project that a script imports from, each with a name."""
+    return {
+        (node.module or "", alias.name)
+        for node in ast.walk(ast.parse(script.read_text()))
         if isinstance(node, ast.ImportFrom)
         and (node.module or "").split(".")[0] in ("ehr", "services", "actors", "training")
         for alias in node.names
-    ]
+    }
 
-    assert {module for module, _ in imports} == set(PUBLIC)
-    assert [
-        f"{module}.{name}"
-        for module, name in imports
-        if name not in importlib.import_module(str(module)).__all__
-    ] == []
+
+@pytest.mark.parametrize("script", [SCRIPT, *EXAMPLES], ids=lambda script: script.stem)
+def test_a_script_imports_public_names_only(script: Path):
+    public = {(name, each) for name in PUBLIC for each in importlib.import_module(name).__all__}
+
+    assert imported(script) - public == set()
+
+
+def test_the_strangers_script_uses_every_public_module():
+    assert {module for module, _ in imported(SCRIPT)} == set(PUBLIC)
 
 
 def test_the_script_passes_a_type_check():
@@ -136,6 +143,10 @@ def check_output(found: dict) -> None:
         "problems": ["pH was never 9.87"],
         "error_rate": 0.5,
     }
+    opinions = found["opinions"]
+    assert (opinions["patients"], opinions["sizes"]) == (60, [5])
+    assert len(set(opinions["risks"])) == 21
+    assert all(0 < risk < 1 for risk in opinions["risks"])
     # Eq. 7 with equal weights: log-likelihood of the outcome and the margin above .5, two of three
     # features. Unreadable is the worst probability, .01, and no feature.
     assert found["rewards"] == pytest.approx(
