@@ -1,19 +1,26 @@
 """A small cohort with a signal, for tests of the expert; made in milliseconds."""
 
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from ehr.catalogue import AGE_AND_SEX, Feature
 from ehr.cohorts.cohort import Cohort, PatientCase, Sex
 from ehr.cohorts.schema import CONTRIBUTION_PREFIX, SALIENT_COLUMNS
 from ehr.config import ExpertSection, Task
 from ehr.expert.ensemble import ExpertEnsemble
+from ehr.expert.opinions import SalienceEnsemble
 from ehr.expert.selection import fit_ensembles
+from ehr.expert.view import ExpertInput
+from ehr.salience import methods
 from ehr.salience.in_process import one_thread
 
 FEATURES = ("Heart Rate", "Glucose", "pH", "Weight")
+METHODS = get_args(ExpertSection.model_fields["salience"].annotation)
 
 
 def tiny_section(**fields: object) -> ExpertSection:
@@ -88,3 +95,29 @@ def fit_in_process(cohort: Cohort, section: ExpertSection) -> list[ExpertEnsembl
     """The ensembles that the expert stage would train, without Ray, to the last bit."""
     with one_thread():
         return fit_ensembles(cohort, section)
+
+
+def all_methods(
+    concare: Sequence[ExpertEnsemble],
+    inputs: Mapping[str, ExpertInput],
+    labels: Mapping[str, int],
+    section: ExpertSection,
+) -> dict[str, list[SalienceEnsemble]]:
+    """Every method's ensembles by its name; what two methods have in common is fitted once.
+
+    The vote's voters are the methods' own ensembles, which take the longest.
+    """
+    known: dict[str, list[SalienceEnsemble]] = {}
+    fit = methods.fit_cheap
+
+    def fit_once(method: str, *rest: Any) -> list[SalienceEnsemble]:
+        if method not in known:
+            known[method] = fit(method, *rest)
+        return known[method]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "fit_cheap", fit_once)
+        return {
+            method: methods.salience_ensembles(method, concare, inputs, labels, section)
+            for method in METHODS
+        }

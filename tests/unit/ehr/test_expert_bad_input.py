@@ -26,7 +26,7 @@ from ehr.salience.linear import LinearEnsemble
 from ehr.salience.methods import salience_ensembles
 from ehr.salience.table import salience_table, salient_sets
 from ehr.salience.trees import TreeEnsemble
-from tests.expert_cohort import FEATURES, fit_in_process, tiny_cohort, tiny_section
+from tests.expert_cohort import FEATURES, all_methods, fit_in_process, tiny_cohort, tiny_section
 
 WHOLE = tiny_cohort()
 TRAIN = WHOLE.splits["train"]
@@ -60,15 +60,6 @@ INPUTS = {patient: SCALER.transform(case) for patient, case in COHORT.cases.item
 SECTION = tiny_section(epochs=4)
 
 
-def methods_of(
-    concare: list[ExpertEnsemble], section: ExpertSection
-) -> dict[str, list[SalienceEnsemble]]:
-    return {
-        method: salience_ensembles(method, concare, INPUTS, COHORT.labels, section)
-        for method in METHODS
-    }
-
-
 @pytest.fixture(scope="module")
 def concare() -> list[ExpertEnsemble]:
     return fit_in_process(COHORT, SECTION)
@@ -76,7 +67,7 @@ def concare() -> list[ExpertEnsemble]:
 
 @pytest.fixture(scope="module")
 def ensembles(concare: list[ExpertEnsemble]) -> dict[str, list[SalienceEnsemble]]:
-    return methods_of(concare, SECTION)
+    return all_methods(concare, INPUTS, COHORT.labels, SECTION)
 
 
 @every_method
@@ -153,7 +144,9 @@ def test_no_patient_at_all_is_refused(
 @every_method
 def test_an_ensemble_of_one_scores_everybody_with_the_member_there_is(method: str) -> None:
     section = tiny_section(members=1, num_ensembles=1, epochs=1)
-    (ensemble,) = methods_of(fit_in_process(COHORT, section), section)[method]
+    concare = fit_in_process(COHORT, section)
+
+    (ensemble,) = salience_ensembles(method, concare, INPUTS, COHORT.labels, section)
 
     opinions = ensemble.predict([INPUTS[patient] for patient in (*TRAIN[:2], ONCE)])
 

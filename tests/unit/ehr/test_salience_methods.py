@@ -20,7 +20,6 @@ from ehr.expert.ensemble import ExpertEnsemble, expert_opinion
 from ehr.expert.opinions import SalienceEnsemble, shares
 from ehr.expert.plans import MemberPlan, halves
 from ehr.expert.view import ExpertScaler, last_visits
-from ehr.salience import methods as salience_methods
 from ehr.salience.agreement import agreement
 from ehr.salience.integrated_gradients import IntegratedGradients
 from ehr.salience.linear import LinearEnsemble
@@ -29,13 +28,19 @@ from ehr.salience.methods import (
     cheap_plans,
     fit_cheap,
     load_scorer,
-    salience_ensembles,
     save_scorers,
 )
 from ehr.salience.table import salience_table, salient_sets, true_overlap
 from ehr.salience.trees import Boxes, TreeEnsemble
 from ehr.salience.vote import Vote, vote_weights
-from tests.expert_cohort import FEATURES, fit_in_process, tiny_case, tiny_cohort, tiny_section
+from tests.expert_cohort import (
+    FEATURES,
+    all_methods,
+    fit_in_process,
+    tiny_case,
+    tiny_cohort,
+    tiny_section,
+)
 from tests.unit.ehr.test_tjh import PUBLISHED
 
 COHORT = tiny_cohort()
@@ -56,20 +61,7 @@ def concare() -> list[ExpertEnsemble]:
 
 @pytest.fixture(scope="module")
 def ensembles(concare: list[ExpertEnsemble]) -> dict[str, list[SalienceEnsemble]]:
-    known: dict[str, list[SalienceEnsemble]] = {}
-
-    def fit_once(method: str, *rest: Any) -> list[SalienceEnsemble]:
-        # The vote's voters are the methods' own ensembles, which take the longest here.
-        if method not in known:
-            known[method] = fit_cheap(method, *rest)
-        return known[method]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(salience_methods, "fit_cheap", fit_once)
-        return {
-            method: salience_ensembles(method, concare, INPUTS, COHORT.labels, SECTION)
-            for method in METHODS
-        }
+    return all_methods(concare, INPUTS, COHORT.labels, SECTION)
 
 
 def boosting(seed: int = 0) -> Any:
