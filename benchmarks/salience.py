@@ -114,25 +114,7 @@ def study(
         name: against(judge)
         for name, judge in common_judges(plans[0], inputs, cohort.labels).items()
     }
-    ensembles: dict[str, list[SalienceEnsemble]] = {}
-    if set(methods) & set(CONCARE_METHODS):
-        torch.set_num_threads(1)  # as a worker of the expert stage
-        concare = _load_concare(cohort, run_dir) if run_dir else fit_ensembles(cohort, section)
-        ensembles["attention"] = list(concare)
-        ensembles["integrated_gradients"] = [IntegratedGradients(each) for each in concare]
-    for method in CHEAP_METHODS:
-        if method in methods:
-            ensembles[method] = fit_cheap(method, plans, inputs, cohort.labels, scaler)
-    ensembles = {
-        method: [_Remembering(each, inputs) for each in ensembles[method]] for method in methods
-    }
-    if len(methods) > 1:
-        size, candidates = section.num_salient_features, section.candidates
-        votes = [
-            Vote(parts, vote_weights(parts, inputs, size, candidates))
-            for parts in zip(*ensembles.values(), strict=True)
-        ]
-        ensembles["vote"] = [_Remembering(vote, inputs) for vote in votes]
+    ensembles = _fitted(cohort, section, methods, inputs, run_dir)
     own: dict[str, Bench] = {}
     rows: list[dict[str, Any]] = []
     for method, both in ensembles.items():
@@ -156,6 +138,38 @@ def study(
             | {"seconds": time.perf_counter() - started}
         )
     return rows
+
+
+def _fitted(
+    cohort: Cohort,
+    section: ExpertSection,
+    methods: Sequence[str],
+    inputs: Inputs,
+    run_dir: Path | None,
+) -> dict[str, list[SalienceEnsemble]]:
+    """Two ensembles of each method, and of the vote if there are several."""
+    scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
+    plans = cheap_plans(cohort.splits["train"], cohort.labels, section)
+    ensembles: dict[str, list[SalienceEnsemble]] = {}
+    if set(methods) & set(CONCARE_METHODS):
+        torch.set_num_threads(1)  # as a worker of the expert stage
+        concare = _load_concare(cohort, run_dir) if run_dir else fit_ensembles(cohort, section)
+        ensembles["attention"] = list(concare)
+        ensembles["integrated_gradients"] = [IntegratedGradients(each) for each in concare]
+    for method in CHEAP_METHODS:
+        if method in methods:
+            ensembles[method] = fit_cheap(method, plans, inputs, cohort.labels, scaler)
+    ensembles = {
+        method: [_Remembering(each, inputs) for each in ensembles[method]] for method in methods
+    }
+    if len(methods) > 1:
+        size, candidates = section.num_salient_features, section.candidates
+        votes = [
+            Vote(parts, vote_weights(parts, inputs, size, candidates))
+            for parts in zip(*ensembles.values(), strict=True)
+        ]
+        ensembles["vote"] = [_Remembering(vote, inputs) for vote in votes]
+    return ensembles
 
 
 class _Remembering:

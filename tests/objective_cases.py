@@ -12,7 +12,7 @@ from training.objective.advantage import group_advantages
 from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy
 from training.objective.importance import generator_log_ratio, truncated_importance_weights
-from training.objective.loss import LossDenominators, LossParts, policy_loss
+from training.objective.loss import LossDenominators, LossParts, SampledTokens, policy_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,15 @@ def loss_inputs(case: Case, section: GrpoSection) -> dict[str, Any]:
     }
 
 
+def flat_policy_loss(
+    logp: Tensor, old_logp: Tensor, advantage: Tensor, mask: Tensor, *rest: Any, **named: Any
+) -> LossParts:
+    """`policy_loss` with what is fixed of a batch as arguments of their own."""
+    fixed = {key: named.pop(key) for key in ("importance_weight", "sample_ids") if key in named}
+    sampled = SampledTokens(old_logp=old_logp, advantage=advantage, mask=mask, **fixed)
+    return policy_loss(logp, sampled, *rest, **named)
+
+
 def micro_batch(inputs: dict[str, Any], part: Tensor) -> dict[str, Any]:
     """The sequences `part` of `loss_inputs`, under the same denominators."""
     return {k: v[part] if isinstance(v, Tensor) else v for k, v in inputs.items()}
@@ -106,7 +115,7 @@ def micro_batch(inputs: dict[str, Any], part: Tensor) -> dict[str, Any]:
 def our_loss(case: Case, section: GrpoSection) -> tuple[LossParts, Tensor]:
     """Loss by `training.objective`, and its gradient with respect to `case.logp`."""
     logp = case.logp.clone().requires_grad_()
-    parts = policy_loss(**loss_inputs(replace(case, logp=logp), section))
+    parts = flat_policy_loss(**loss_inputs(replace(case, logp=logp), section))
     return parts, torch.autograd.grad(parts.loss, logp)[0]
 
 

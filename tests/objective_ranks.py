@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.golden.losses import VOCABULARY, TinyPolicy
-from tests.objective_cases import loss_inputs, micro_batch, random_case
+from tests.objective_cases import flat_policy_loss, loss_inputs, micro_batch, random_case
 from training.config.grpo import GrpoSection
-from training.objective.loss import policy_loss
 
 
 def loss_and_gradient(parts: Sequence[Tensor], section: GrpoSection) -> Tensor:
@@ -31,7 +30,7 @@ def loss_and_gradient(parts: Sequence[Tensor], section: GrpoSection) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for part in parts:
         ours = {**micro_batch(inputs, part), "logp": policy(tokens[part])[0].double()}
-        loss = policy_loss(**ours).loss
+        loss = flat_policy_loss(**ours).loss
         loss.backward()
         total += loss.detach()
     gradient = torch.cat([weight.grad.flatten() for weight in policy.parameters()])

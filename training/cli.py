@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from training.reader.command import DESCRIPTION, add_arguments, train_reader
 from training.run import stages
@@ -75,6 +76,10 @@ experiment in `eag-rl learn --help`.
 """
 
 
+_Commands = Any
+"""What `add_subparsers` returns, whose class argparse keeps private."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The argument parser; imports nothing heavy."""
     parser = argparse.ArgumentParser(
@@ -85,6 +90,21 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (
+        _add_stages,
+        _add_learn,
+        _add_reader,
+        _add_teacher,
+        _add_serve,
+        _add_export,
+        _add_doctor,
+    ):
+        add(commands)
+    return parser
+
+
+def _add_stages(commands: _Commands) -> None:
+    """Every stage, and `run` for all of them."""
     everything = {"run": "all stages, cohort to report", **STAGES}
     for name, text in everything.items():
         command = commands.add_parser(
@@ -101,6 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
             help="first delete this stage's results and all that follow from them; one of "
             + ", ".join(STAGES),
         )
+
+
+def _add_learn(commands: _Commands) -> None:
     learn = commands.add_parser(
         "learn",
         help="an experiment: several ways to train, each with several seeds, from one Stage 1",
@@ -115,6 +138,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="make this stage again, and all after it. One that all units share is made once; "
         "another one in every unit that the command names",
     )
+
+
+def _add_reader(commands: _Commands) -> None:
     reader = commands.add_parser(
         "reader",
         help="train the small model that experiments on two cores use",
@@ -122,6 +148,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(reader)
+
+
+def _add_teacher(commands: _Commands) -> None:
     teacher = commands.add_parser(
         "teacher",
         help="compare the search of one run with the plain answers of another",
@@ -133,6 +162,9 @@ def build_parser() -> argparse.ArgumentParser:
     teacher.add_argument("samples_run", metavar="SAMPLES_RUN", help="with search.method=samples")
     teacher.add_argument("--json", metavar="PATH", help="a file for the numbers, too")
     teacher.set_defaults(arguments=[])
+
+
+def _add_serve(commands: _Commands) -> None:
     serve = commands.add_parser(
         "serve",
         help="keep the expert's HTTP endpoint up until Ctrl-C",
@@ -141,6 +173,9 @@ def build_parser() -> argparse.ArgumentParser:
         "every field.",
     )
     _add_run_arguments(serve)
+
+
+def _add_export(commands: _Commands) -> None:
     export = commands.add_parser(
         "export",
         help="write a run's trajectories and patients as JSON lines for other trainers",
@@ -155,6 +190,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="all trajectories of the search, not only those kept for fine-tuning",
     )
     export.set_defaults(arguments=[])
+
+
+def _add_doctor(commands: _Commands) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check versions, models, data, ports and resources, and say what to do",
@@ -167,7 +205,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CONFIG | section.key=value",
         help="the run to check, as `eag-rl run` takes it (default: a synthetic cohort)",
     )
-    return parser
 
 
 def _description(stage: str, text: str) -> str:

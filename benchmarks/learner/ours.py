@@ -29,7 +29,7 @@ from training.config.learner import LearnerSection
 from training.learner.packing import TokenGroup, pack
 from training.learner.policy_model import PolicyModel, load_policy_model
 from training.objective.logprob import response_logprobs
-from training.objective.loss import LossDenominators, policy_loss
+from training.objective.loss import LossDenominators, SampledTokens, policy_loss
 
 Forward = Callable[[], Tensor]
 """Log-probabilities of some answers, [sequences, tokens]."""
@@ -81,9 +81,11 @@ def loss_of(cell: Cell, logprobs: Tensor, old_logprobs: Tensor, advantages: Tens
     section = GrpoSection()
     return policy_loss(
         logprobs,
-        old_logprobs,
-        advantages,
-        torch.ones_like(logprobs, dtype=torch.bool),
+        SampledTokens(
+            old_logp=old_logprobs,
+            advantage=advantages,
+            mask=torch.ones_like(logprobs, dtype=torch.bool),
+        ),
         section.clip_low,
         torch.full_like(advantages, section.clip_high_max),
         section.aggregation,

@@ -133,16 +133,7 @@ def load(section: CohortSection) -> Cohort:
     Raises:
         DataError: if the task is not mortality, or a file is missing, unreadable or another.
     """
-    if section.task is not Task.MORTALITY:
-        raise DataError(
-            "PhysioNet 2012 records deaths only: cohort.task must be 'mortality', got "
-            f"{str(section.task)!r}"
-        )
-    if section.min_visits > len(VISIT_LABELS):
-        raise DataError(
-            f"every stay of PhysioNet 2012 has {len(VISIT_LABELS)} visits, but cohort.min_visits="
-            f"{section.min_visits}. Use a smaller value."
-        )
+    _refuse_other_settings(section)
     stays, outcomes = _read(section.path, stamps(section.path))
     release()
     features = PHYSIONET2012_BENCHMARK if section.features == "benchmark" else PHYSIONET2012
@@ -185,6 +176,19 @@ def load(section: CohortSection) -> Cohort:
         has_dates=False,
         dropped=dropped,
     )
+
+
+def _refuse_other_settings(section: CohortSection) -> None:
+    if section.task is not Task.MORTALITY:
+        raise DataError(
+            "PhysioNet 2012 records deaths only: cohort.task must be 'mortality', got "
+            f"{str(section.task)!r}"
+        )
+    if section.min_visits > len(VISIT_LABELS):
+        raise DataError(
+            f"every stay of PhysioNet 2012 has {len(VISIT_LABELS)} visits, but cohort.min_visits="
+            f"{section.min_visits}. Use a smaller value."
+        )
 
 
 def source_hash(section: CohortSection) -> str:

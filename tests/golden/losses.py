@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
+from tests.objective_cases import flat_policy_loss
 from training.objective.advantage import group_advantages
 from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy
 from training.objective.logprob import response_logprobs
-from training.objective.loss import LossDenominators, policy_loss
+from training.objective.loss import LossDenominators
 
 NUM_GROUPS, GROUP_SIZE, NUM_TOKENS, VOCABULARY, WIDTH = 2, 4, 6, 13, 8
 
@@ -54,7 +55,7 @@ def tiny_learner_losses() -> list[dict[str, float]]:
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
     steps = []
     for _ in range(10):
-        parts = policy_loss(
+        parts = flat_policy_loss(
             policy(tokens)[0], old_logp, advantage, mask, 0.2, clip_high, "sequence_mean",
             denominators, clip_high_min=0.2,
         )  # fmt: skip

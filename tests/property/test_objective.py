@@ -3,9 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.objective_cases import flat_policy_loss
 from training.objective.advantage import group_advantages, is_dead
 from training.objective.clip import min_max_clip_high
-from training.objective.loss import LossDenominators, policy_loss
+from training.objective.loss import LossDenominators
 
 rewards = st.lists(
     st.floats(min_value=-4.7, max_value=0.7, allow_subnormal=False), min_size=2, max_size=16
@@ -69,8 +70,8 @@ def test_the_loss_does_not_depend_on_the_order_of_sequences(seed, aggregation):
     order = torch.randperm(6, generator=generator)
     counts = LossDenominators(num_sequences=6, num_tokens=max(1, int(mask.sum())))
 
-    one = policy_loss(logp, old_logp, advantage, mask, 0.2, clip_high, aggregation, counts)
-    other = policy_loss(
+    one = flat_policy_loss(logp, old_logp, advantage, mask, 0.2, clip_high, aggregation, counts)
+    other = flat_policy_loss(
         logp[order], old_logp[order], advantage[order], mask[order], 0.2, clip_high[order],
         aggregation, counts,
     )  # fmt: skip

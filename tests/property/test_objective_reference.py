@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.objective_cases import (
+    flat_policy_loss,
     loss_inputs,
     micro_batch,
     our_loss,
@@ -16,7 +17,6 @@ from tests.objective_cases import (
     reference_loss,
 )
 from training.config.loading import load_config
-from training.objective.loss import policy_loss
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = {
@@ -98,7 +98,7 @@ def test_the_upper_clip_changes_a_gradient_only_where_a_rewarded_token_rose_abov
     gradients = []
     for bound in (inputs["clip_high"], torch.full_like(inputs["clip_high"], 1e9)):
         logp = case.logp.clone().requires_grad_()
-        loss = policy_loss(**{**inputs, "logp": logp, "clip_high": bound}).loss
+        loss = flat_policy_loss(**{**inputs, "logp": logp, "clip_high": bound}).loss
         gradients.append(torch.autograd.grad(loss, logp)[0])
 
     changed = gradients[0] != gradients[1]
@@ -174,7 +174,8 @@ def test_one_batch_of_32_is_4_of_8_and_any_ragged_split(seed, section):
 
     for sizes in ([8] * 4, [1] * 32, [3, 14, 1, 9, 5]):
         losses = [
-            policy_loss(**micro_batch(inputs, part)).loss for part in torch.arange(32).split(sizes)
+            flat_policy_loss(**micro_batch(inputs, part)).loss
+            for part in torch.arange(32).split(sizes)
         ]
         total = torch.stack(losses).sum()
         torch.testing.assert_close(total, whole[0].loss)
@@ -204,7 +205,7 @@ def test_the_gradient_of_a_two_layer_policy_is_that_of_finite_differences(seed, 
         hidden = torch.tanh(features @ flat[:12].view(3, 4))
         # Differences to what was sampled, of the size at which clips begin.
         logp = case.old_logp + 0.4 * (hidden @ flat[12:])
-        return policy_loss(**loss_inputs(replace(case, logp=logp), section)).loss
+        return flat_policy_loss(**loss_inputs(replace(case, logp=logp), section)).loss
 
     flat = weights.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(flat), flat)

@@ -1,7 +1,7 @@
 """The evaluate stage: every method asked about the test patients, and the result table."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,12 +71,21 @@ def evaluate_methods(session: Session, on_progress: OnProgress) -> None:
         if other is not None:
             before = len(patients) * (1 + len(orders.orders))
             other.ask(name, asker, lambda done, tell=tell, before=before: tell(before + done))
-    predictions = concatenate(tables)
-    size, resamples, seed = (
-        config.expert.num_salient_features,
-        section.num_resamples,
-        section.seed,
-    )
+    _write_results(session, concatenate(tables), masked)
+    if section.feature_order_shuffle:
+        orders.write()
+    if other is not None:
+        on_progress(len(asked) * num_asked, len(asked) * num_asked, "models of the record")
+        other.write()
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+
+
+def _write_results(
+    session: Session, predictions: pd.DataFrame, masked: Sequence[pd.DataFrame]
+) -> None:
+    """Predictions, paired differences and the result table."""
+    config, folder = session.config, session.path("evaluate")
+    resamples, seed = config.evaluate.num_resamples, config.evaluate.seed
     faithfulness: dict[str, dict[str, Any]] = {}
     if masked:
         rows = concatenate(masked)
@@ -87,18 +96,14 @@ def evaluate_methods(session: Session, on_progress: OnProgress) -> None:
         folder / "differences.json",
         difference_rows(predictions, config.grpo.method, resamples, seed),
     )
-    results = result_rows(predictions, size, resamples, seed, faithfulness)
+    results = result_rows(
+        predictions, config.expert.num_salient_features, resamples, seed, faithfulness
+    )
     selection = read_selection(session.path("grpo")) if config.grpo.enabled else None
     for row in results:
         if selection is not None and row["method"] == config.grpo.method:
             row["selected_step"] = selection["step"]
     write_json(folder / "results.json", results)
-    if section.feature_order_shuffle:
-        orders.write()
-    if other is not None:
-        on_progress(len(asked) * num_asked, len(asked) * num_asked, "models of the record")
-        other.write()
-    shutil.rmtree(folder / "parts", ignore_errors=True)
 
 
 def _answer_rows(

@@ -110,15 +110,26 @@ class Answered:
         return np.mean(each, axis=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Known:
+    """What a unit's answers are compared with, beside labels and C_exp."""
+
+    constant: ConstantSet | None = None
+    """The best constant set for these patients' C_exp."""
+    truth: Truth | None = None
+    """What is known of the patients."""
+    faithfulness: pd.DataFrame | None = None
+    """The unit's answers with a feature deleted."""
+    rate: float | None = None
+    """Share of positives in the cohort, where the unit's model learned from balanced draws."""
+
+
 def answered(
     predictions: pd.DataFrame,
     patients: Sequence[str],
     section: RewardSection,
     resamples: Resamples,
-    constant: ConstantSet | None = None,
-    truth: Truth | None = None,
-    faithfulness: pd.DataFrame | None = None,
-    rate: float | None = None,
+    known: Known | None = None,
     *,
     has_every_name: bool = True,
 ) -> Answered:
@@ -134,13 +145,11 @@ def answered(
         patients: ids in the order of the arrays, each once.
         section: weight of the two rewards, threshold and margin bonus.
         resamples: of the patients.
-        constant: the best constant set for these patients' C_exp.
-        truth: what is known of the patients.
-        faithfulness: answers with a feature deleted.
-        rate: share of positives in the cohort, where the unit's model learned from balanced draws.
+        known: what they are compared with; measures of what is not known are left out.
         has_every_name: what is said of names is the mean over all answers, where the table has
             their names; else it is of the first answer, and there is no R of several.
     """
+    known = known or Known()
     table = predictions.set_index("patient_id").loc[list(patients)]
     labels = table["label"].to_numpy(int)
     probabilities = table["probability"].to_numpy(float)
@@ -148,31 +157,20 @@ def answered(
     cls = _classification_rewards(samples, failed, labels, section)
     none_read = np.asarray(failed.all(axis=1, keepdims=True))
     num_answers = samples.shape[1]
-    measured = {
-        "reward_cls": _classification_rewards(probabilities[:, None], none_read, labels, section)[
-            :, 0
-        ],
-        "parse_failure_rate": failed.mean(axis=1),
-    }
+    of_mean = _classification_rewards(probabilities[:, None], none_read, labels, section)
+    measured = {"reward_cls": of_mean[:, 0], "parse_failure_rate": failed.mean(axis=1)}
     if num_answers > 1:
         measured["reward_cls_one"] = cls.mean(axis=1)
     names: list[list[frozenset[str]]] = []
     salient: list[frozenset[str]] = []
     if np.isfinite(table["reward_att"].to_numpy(float)).all():  # None becomes NaN
         names, salient = named_sets(table, has_every_name=has_every_name), salient_sets(table)
-        att = _mean_overlap(names, salient)
-        measured["reward_att"] = att
+        measured |= _measures_of_names(names, salient, patients, known)
         if len(names) == num_answers:
             weight = section.accuracy_weight
-            measured["reward"] = weight * cls.mean(axis=1) + (1 - weight) * att
-        if constant is not None:
-            measured["reward_att_excess"] = att - overlaps([constant.names] * len(att), salient)
-        if truth is not None:
-            true_sets = [truth.salient[patient] for patient in patients]
-            measured["truth_overlap"] = _mean_overlap(names, true_sets)
-    if faithfulness is not None:
-        known = _moved(faithfulness)
-        moved = np.array([known.get(patient, np.nan) for patient in patients])
+            measured["reward"] = weight * cls.mean(axis=1) + (1 - weight) * measured["reward_att"]
+    if known.faithfulness is not None:
+        moved = _moved(known.faithfulness, patients)
         if np.isfinite(moved).any():
             measured["faithfulness"] = moved
     return Answered(
@@ -184,8 +182,26 @@ def answered(
         named=names,
         salient=salient,
         claims=_claims(table),
-        rate=rate,
+        rate=known.rate,
     )
+
+
+def _measures_of_names(
+    names: Sequence[Sequence[frozenset[str]]],
+    salient: Sequence[frozenset[str]],
+    patients: Sequence[str],
+    known: Known,
+) -> dict[str, np.ndarray]:
+    """R_att, and the overlap beyond the constant set and with the truth where they are known."""
+    att = _mean_overlap(names, salient)
+    measured = {"reward_att": att}
+    if known.constant is not None:
+        constant = [known.constant.names] * len(att)
+        measured["reward_att_excess"] = att - overlaps(constant, salient)
+    if known.truth is not None:
+        true_sets = [known.truth.salient[patient] for patient in patients]
+        measured["truth_overlap"] = _mean_overlap(names, true_sets)
+    return measured
 
 
 def every_answer(
@@ -300,12 +316,16 @@ def _share(weights: np.ndarray, part: np.ndarray, whole: np.ndarray) -> Values:
     return np.divide(weights @ part, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
-def _moved(faithfulness: pd.DataFrame) -> dict[str, float]:
-    """How much more each judged answer moves without a named feature than without another one."""
+def _moved(faithfulness: pd.DataFrame, patients: Sequence[str]) -> Float[np.ndarray, " patients"]:
+    """How much more each answer moves without a named feature than without another one.
+
+    NaN where that was not judged.
+    """
     judged = rows(faithfulness, faithfulness["unjudged"].isna())
     original = judged["original"].to_numpy(float)
     named = np.abs(judged["without_named"].to_numpy(float) - original)
     unnamed = np.abs(judged["without_unnamed"].to_numpy(float) - original)
     # written probabilities have two digits: .2 - .1 is not to be more than .3 - .2
     moved = (named - unnamed).round(9)
-    return dict(zip(judged["patient_id"].astype(str), moved.tolist(), strict=True))
+    of_judged = dict(zip(judged["patient_id"].astype(str), moved.tolist(), strict=True))
+    return np.array([of_judged.get(patient, np.nan) for patient in patients])

@@ -109,12 +109,7 @@ def comparison(
     Raises:
         ValueError: if the patients are not the same.
     """
-    if set(searched) != set(sampled) or not searched:
-        only = sorted(set(searched) ^ set(sampled))
-        raise ValueError(
-            f"expected searches and plain answers of the same patients, {len(only)} have only one "
-            f"({only[:5]}); use the same search.num_patients, balance and seed for both"
-        )
+    _refuse_other_patients(searched, sampled)
     patients = sorted(searched)
     tree = [top_value(searched[patient].answers, num_kept, floor) for patient in patients]
     budgets = [share * searched[patient].costs[cost] for patient in patients]
@@ -144,3 +139,14 @@ def comparison(
         "minimal_detectable": drawn.minimal_detectable(),
         "p": drawn.p_value(fmean(tree) - fmean(plain)),
     }
+
+
+def _refuse_other_patients(
+    searched: Mapping[str, Searched], sampled: Mapping[str, Sequence[Answer]]
+) -> None:
+    if set(searched) != set(sampled) or not searched:
+        only = sorted(set(searched) ^ set(sampled))
+        raise ValueError(
+            f"expected searches and plain answers of the same patients, {len(only)} have only one "
+            f"({only[:5]}); use the same search.num_patients, balance and seed for both"
+        )

@@ -24,6 +24,7 @@ from training.evaluation.other_patients import own_patients_sentence
 from training.experiments.answers import (
     Answered,
     ConstantSet,
+    Known,
     Resamples,
     answered,
     constant_set,
@@ -200,10 +201,12 @@ def _measure(records: ExperimentRecords) -> _Measured | None:
                 patients,
                 config.reward,
                 resamples,
-                constant,
-                records.truth,
-                unit.faithfulness,
-                rate=_rate_hidden_by_balance(unit.arm, records),
+                Known(
+                    constant=constant,
+                    truth=records.truth,
+                    faithfulness=unit.faithfulness,
+                    rate=_rate_hidden_by_balance(unit.arm, records),
+                ),
                 has_every_name=has_every_name,
             )
     return _Measured(

@@ -8,7 +8,7 @@ what makes a killed worker or run resume.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ehr.expert.member_file import (
     member_file,
     read_member,
 )
+from ehr.expert.opinions import SalienceEnsemble
 from ehr.expert.plans import (
     MemberPlan,
     all_patients,
@@ -29,11 +30,13 @@ from ehr.expert.plans import (
     whole_plans,
 )
 from ehr.expert.selection import (
+    Rule,
+    Selection,
     assembled,
     choose_rule,
     held_out_ids,
 )
-from ehr.expert.view import ExpertScaler
+from ehr.expert.view import ExpertInput, ExpertScaler
 from ehr.salience.deletion_json import own_deletion
 from ehr.salience.methods import salience_ensembles, save_scorers
 from ehr.salience.table import salience_table
@@ -90,30 +93,14 @@ def train_expert(
     # The networks' operators are small: threads cost more than they give, most on busy cores.
     torch.set_num_threads(1)
     data_sha256 = cohort_hash(cohort)
-    selection = choose_rule(section, cohort.splits["val"], cohort.labels)
-    if section.selection not in ("auto", selection.rule):
-        logger.warning("epochs are chosen by %s: %s", selection.rule, selection.reason)
-    section = section.model_copy(update={"selection": selection.rule})
+    selection, section = _with_rule(cohort, section)
     scaler = ExpertScaler.fit(cohort, cohort.splits["train"])
     inputs = {patient: scaler.transform(case) for patient, case in cohort.cases.items()}
     plans = halves(cohort.splits["train"], cohort.labels, section)
     plans += whole_plans(cohort.splits["train"], section)
-    missing = remove_stale(folder, plans, section, data_sha256)
-    training = all_patients(plans)
-    if missing:
-        seen = {*cohort.splits["train"], *cohort.splits["val"]}
-        work = MemberWork(
-            inputs={patient: inputs[patient] for patient in sorted(seen)},
-            labels={patient: cohort.labels[patient] for patient in sorted(seen)},
-            held_out=tuple(
-                held_out_ids(plan, training, cohort.splits["val"], selection.rule)
-                for plan in missing
-            ),
-            plans=tuple(missing),
-            section=section,
-            data_sha256=data_sha256,
-            folder=folder.absolute(),
-        )
+    if missing := remove_stale(folder, plans, section, data_sha256):
+        rule = selection.rule
+        work = _member_work(cohort, inputs, plans, missing, section, rule, data_sha256, folder)
         watch = partial(tell_progress, folder, plans, section.epochs, on_progress)
         fit_on_workers(work, storage, watch, reserved_cpus)
     settle_members(folder, plans)
@@ -122,26 +109,63 @@ def train_expert(
     save_ensembles(ensembles, folder)
     scorers = salience_ensembles(section.salience, ensembles, inputs, cohort.labels, section)
     save_scorers(scorers, folder)
-    ask = partial(
-        ask_on_workers,
-        cpus=section.cpus_per_worker,
-        at_a_time=room_for(section, len(inputs), reserved_cpus),
-        on_progress=on_progress,
-    )
+    room, cpus = room_for(section, len(inputs), reserved_cpus), section.cpus_per_worker
+    ask = partial(ask_on_workers, cpus=cpus, at_a_time=room, on_progress=on_progress)
     table = salience_table(cohort, scorers, section.salience, ask)
     predictions = predictions_table(cohort, inputs, ensembles[0])
     _write_parquet(out_dir / "salience.parquet", table)
     _write_parquet(out_dir / "predictions.parquet", predictions)
     if section.deletion_patients:
         on_progress(len(plans), len(plans), "deletion curves")
-        training_ids, most = cohort.splits["train"], section.deletion_patients
-        curves = own_deletion(scorers[0], inputs, cohort.labels, training_ids, most, section.seed)
-        whose = {"method": section.salience, "split": "train"}
-        write_json(out_dir / "deletion.json", whose | curves)
+        _write_deletion(out_dir, cohort, inputs, scorers[0], section)
     metrics = expert_metrics(cohort, section, ensembles, table, predictions)
-    write_json(
-        out_dir / "metrics.json", metrics | {"selection": selected_salience(selection, ensembles)}
+    metrics["selection"] = selected_salience(selection, ensembles)
+    write_json(out_dir / "metrics.json", metrics)
+
+
+def _with_rule(cohort: Cohort, section: ExpertSection) -> tuple[Selection, ExpertSection]:
+    """How epochs are chosen with these patients, and the section that says so."""
+    selection = choose_rule(section, cohort.splits["val"], cohort.labels)
+    if section.selection not in ("auto", selection.rule):
+        logger.warning("epochs are chosen by %s: %s", selection.rule, selection.reason)
+    return selection, section.model_copy(update={"selection": selection.rule})
+
+
+def _member_work(
+    cohort: Cohort,
+    inputs: Mapping[str, ExpertInput],
+    plans: Sequence[MemberPlan],
+    missing: Sequence[MemberPlan],
+    section: ExpertSection,
+    rule: Rule,
+    data_sha256: str,
+    folder: Path,
+) -> MemberWork:
+    """What workers need to fit the missing members: no test patient is in it."""
+    training, validation = all_patients(plans), cohort.splits["val"]
+    seen = sorted({*cohort.splits["train"], *validation})
+    return MemberWork(
+        inputs={patient: inputs[patient] for patient in seen},
+        labels={patient: cohort.labels[patient] for patient in seen},
+        held_out=tuple(held_out_ids(plan, training, validation, rule) for plan in missing),
+        plans=tuple(missing),
+        section=section,
+        data_sha256=data_sha256,
+        folder=folder.absolute(),
     )
+
+
+def _write_deletion(
+    out_dir: Path,
+    cohort: Cohort,
+    inputs: Mapping[str, ExpertInput],
+    scorer: SalienceEnsemble,
+    section: ExpertSection,
+) -> None:
+    training_ids, most = cohort.splits["train"], section.deletion_patients
+    curves = own_deletion(scorer, inputs, cohort.labels, training_ids, most, section.seed)
+    whose = {"method": section.salience, "split": "train"}
+    write_json(out_dir / "deletion.json", whose | curves)
 
 
 def _load_ensembles(

@@ -43,21 +43,7 @@ def train_grpo(inputs: GrpoInputs, on_progress: OnProgress) -> None:
         ServiceError: if the generator does not answer within its budget.
     """
     inputs.out_dir.mkdir(parents=True, exist_ok=True)
-    # Ray types its proxies, not what they answer: handles are Any here.
-    sampler: Any = RolloutActor.options(num_cpus=0).remote(
-        inputs.make_generator, inputs.make_tokenizer
-    )
-    # max_concurrency: one task a waiting rank, the loop, and reports.
-    controller: Any = (
-        ray.remote(GrpoControllerActor)
-        .options(
-            name=controller_name(inputs.run_id),
-            namespace=NAMESPACE,
-            num_cpus=0,
-            max_concurrency=inputs.learner.num_workers + 8,
-        )
-        .remote(inputs, sampler)
-    )
+    sampler, controller = _start_actors(inputs)
     group = WorkerGroup(
         name=f"grpo-{inputs.run_id}", section=inputs.learner, storage=inputs.storage
     )
@@ -89,6 +75,26 @@ def train_grpo(inputs: GrpoInputs, on_progress: OnProgress) -> None:
         ray.kill(controller)
         ray.kill(sampler)
     keep_policy(inputs.out_dir, inputs.grpo.steps)
+
+
+def _start_actors(inputs: GrpoInputs) -> tuple[Any, Any]:
+    """What samples rollouts, and the controller, which asks it for them."""
+    # Ray types its proxies, not what they answer: handles are Any here.
+    sampler: Any = RolloutActor.options(num_cpus=0).remote(
+        inputs.make_generator, inputs.make_tokenizer
+    )
+    # max_concurrency: one task a waiting rank, the loop, and reports.
+    controller: Any = (
+        ray.remote(GrpoControllerActor)
+        .options(
+            name=controller_name(inputs.run_id),
+            namespace=NAMESPACE,
+            num_cpus=0,
+            max_concurrency=inputs.learner.num_workers + 8,
+        )
+        .remote(inputs, sampler)
+    )
+    return sampler, controller
 
 
 def _train_rank(config: dict[str, Any]) -> None:

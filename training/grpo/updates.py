@@ -28,7 +28,7 @@ from training.objective.advantage import check_finite
 from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy
 from training.objective.importance import generator_log_ratio, truncated_importance_weights
-from training.objective.loss import LossDenominators, policy_loss
+from training.objective.loss import LossDenominators, SampledTokens, policy_loss
 
 logger = logging.getLogger(__name__)
 
@@ -208,16 +208,18 @@ class BatchTrainer:
             )
             parts = policy_loss(
                 work.row.padded(logprobs),
-                work.old_logprobs,
-                advantage,
-                work.row.mask.to(logprobs.device),
+                SampledTokens(
+                    old_logp=work.old_logprobs,
+                    advantage=advantage,
+                    mask=work.row.mask.to(logprobs.device),
+                    importance_weight=work.importance,
+                    sample_ids=_names(work.sequences),
+                ),
                 section.clip_low,
                 clip_high[work.numbers],
                 section.aggregation,
                 denominators,
                 clip_high_min=section.clip_high_min,
-                importance_weight=work.importance,
-                sample_ids=_names(work.sequences),
             )
             self._learner.backward(parts.loss)
             totals.add_loss(

@@ -120,18 +120,15 @@ class TrajectoryReward:
                 f"{self._max_completion_tokens} tells what was cut off; pass it, or leave the "
                 "limit out"
             )
-        columns = {
-            "label": label,
-            "salient_features": salient_features,
-            "salient_weights": salient_weights,
-            "completion_ids": completion_ids,
-        }
-        for name, column in columns.items():
-            if column is not None and len(column) != len(completions):
-                raise DataError(
-                    f"expected one value of column {name!r} for each of {len(completions)} "
-                    f"completions, got {len(column)}; `eag-rl export` writes all columns"
-                )
+        _refuse_other_lengths(
+            len(completions),
+            {
+                "label": label,
+                "salient_features": salient_features,
+                "salient_weights": salient_weights,
+                "completion_ids": completion_ids,
+            },
+        )
         rewards = [
             self._reward(
                 completion,
@@ -146,10 +143,7 @@ class TrajectoryReward:
             for index, completion in enumerate(completions)
         ]
         if log_metric is not None and rewards:
-            log_metric("reward_cls", fmean(each.cls for each in rewards))
-            log_metric("reward_att", fmean(each.att for each in rewards))
-            failures = [each.format_failure is not None for each in rewards]
-            log_metric("format_failure_rate", fmean(failures))
+            _log_means(rewards, log_metric)
         return [each.total for each in rewards]
 
     def _reward(
@@ -161,6 +155,24 @@ class TrajectoryReward:
         if is_cut_off and parsed.failure is None:
             parsed = replace(parsed, failure="truncated")
         return reward(parsed, context, self._section, self._matcher, self._accuracy_weight)
+
+
+def _refuse_other_lengths(
+    num_completions: int, columns: Mapping[str, Sequence[object] | None]
+) -> None:
+    for name, column in columns.items():
+        if column is not None and len(column) != num_completions:
+            raise DataError(
+                f"expected one value of column {name!r} for each of {num_completions} "
+                f"completions, got {len(column)}; `eag-rl export` writes all columns"
+            )
+
+
+def _log_means(rewards: Sequence[Reward], log_metric: Callable[[str, float], None]) -> None:
+    log_metric("reward_cls", fmean(each.cls for each in rewards))
+    log_metric("reward_att", fmean(each.att for each in rewards))
+    failures = [each.format_failure is not None for each in rewards]
+    log_metric("format_failure_rate", fmean(failures))
 
 
 def _context(

@@ -38,23 +38,34 @@ class LossParts:
     """Tokens without gradient because a rising ratio of a good trajectory met the upper bound."""
     num_adaptive: int
     """Tokens whose surrogate would differ under the smallest upper clip: the entropy decided."""
-    sum_log_ratio: float
-    """Sum of log(pi_old / pi) over tokens: divided by them, an estimate of KL(pi_old, pi)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTokens:
+    """What is fixed of a micro-batch while its policy is trained."""
+
+    old_logp: Float[Tensor, "sequences tokens"]
+    """Log-probability of each token under pi_old."""
+    advantage: Float[Tensor, " sequences"] | Float[Tensor, "sequences tokens"]
+    """A-hat of each trajectory, or of each of its tokens."""
+    mask: Bool[Tensor, "sequences tokens"]
+    """Tokens that the model wrote; whatever stands elsewhere is ignored."""
+    importance_weight: Float[Tensor, "sequences tokens"] | None = None
+    """Of each token (`importance.truncated_importance_weights`), constant; None = 1, Eq. 15 as it
+    stands."""
+    sample_ids: Sequence[str] | None = None
+    """Names of the trajectories for messages."""
 
 
 def policy_loss(
     logp: Float[Tensor, "sequences tokens"],
-    old_logp: Float[Tensor, "sequences tokens"],
-    advantage: Float[Tensor, " sequences"] | Float[Tensor, "sequences tokens"],
-    mask: Bool[Tensor, "sequences tokens"],
+    sampled: SampledTokens,
     clip_low: float,
     clip_high: Float[Tensor, " sequences"],
     aggregation: Aggregation,
     denominators: LossDenominators,
     *,
     clip_high_min: float | None = None,
-    importance_weight: Float[Tensor, "sequences tokens"] | None = None,
-    sample_ids: Sequence[str] | None = None,
 ) -> LossParts:
     """Negative clipped surrogate of a micro-batch, Eq. 15-18.
 
@@ -63,52 +74,37 @@ def policy_loss(
 
     Args:
         logp: log-probability of each token under the policy that is trained.
-        old_logp: the same under pi_old, frozen.
-        advantage: A-hat of each trajectory, or of each of its tokens.
-        mask: tokens that the model wrote; whatever stands elsewhere is ignored.
+        sampled: the same tokens under pi_old, their advantages, and which of them count.
         clip_low: epsilon of Eq. 16.
         clip_high: epsilon(tau) of each trajectory.
         aggregation: `sequence_mean` is Eq. 18, the mean over trajectories of their token means;
             `token_mean` (DAPO) weighs all tokens alike; `sum` is the mean over trajectories of
             Eq. 12's sum over tokens.
         denominators: of the whole optimizer step, so that micro-batches add up to its loss.
-        clip_high_min: smallest upper clip, to count where the adaptive bound decided; by default
-            nothing is counted.
-        importance_weight: of each token (`importance.truncated_importance_weights`), constant;
-            None = 1, Eq. 15 as it stands.
-        sample_ids: names of the trajectories for messages.
+        clip_high_min: smallest upper clip, to count where the entropy decided; None = no count.
 
     Raises:
         TrainingError: if a trajectory's ratio or loss is NaN or infinite.
 
     Paper gap: a trajectory without model-written tokens has no token mean; it adds 0.
     """
-    zero = torch.zeros_like(logp)
-    log_ratio = torch.where(mask, logp - old_logp, zero)
+    mask, zero = sampled.mask, torch.zeros_like(logp)
+    log_ratio = torch.where(mask, logp - sampled.old_logp, zero)
     # Before it is bounded: a log-probability of minus infinity would hide behind the bound.
-    check_finite("log-ratio", log_ratio.detach().sum(1), sample_ids)
+    check_finite("log-ratio", log_ratio.detach().sum(1), sampled.sample_ids)
     ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    a = advantage.to(logp.dtype)
+    a = sampled.advantage.to(logp.dtype)
     if a.dim() == 1:
         a = a[:, None]
     lower, upper = 1 - clip_low, (1 + clip_high.to(logp.dtype))[:, None]
     clipped = torch.minimum(ratio, upper).clamp(min=lower)
     surrogate = torch.minimum(ratio * a, clipped * a)
-    if importance_weight is not None:
-        surrogate = surrogate * importance_weight.detach()
+    if sampled.importance_weight is not None:
+        surrogate = surrogate * sampled.importance_weight.detach()
     surrogate = torch.where(mask, surrogate, zero)
-
     per_sequence = surrogate.sum(1)
-    check_finite("loss", per_sequence.detach(), sample_ids)
-    match aggregation:
-        case "sequence_mean":
-            lengths = mask.sum(1).clamp(min=1)
-            mean = (per_sequence / lengths).sum() / denominators.num_sequences
-        case "token_mean":
-            mean = per_sequence.sum() / denominators.num_tokens
-        case "sum":
-            mean = per_sequence.sum() / denominators.num_sequences
-    loss = -mean
+    check_finite("loss", per_sequence.detach(), sampled.sample_ids)
+    loss = -_mean(per_sequence, mask, aggregation, denominators)
     with torch.no_grad():
         num_adaptive = 0
         if clip_high_min is not None:
@@ -120,5 +116,21 @@ def policy_loss(
             num_clipped_low=int((mask & (a < 0) & (ratio < lower)).sum()),
             num_clipped_high=int((mask & (a > 0) & (ratio > upper)).sum()),
             num_adaptive=num_adaptive,
-            sum_log_ratio=-float(log_ratio.sum()),
         )
+
+
+def _mean(
+    per_sequence: Float[Tensor, " sequences"],
+    mask: Bool[Tensor, "sequences tokens"],
+    aggregation: Aggregation,
+    denominators: LossDenominators,
+) -> Float[Tensor, ""]:
+    """The micro-batch's share in the mean of the whole optimizer step."""
+    match aggregation:
+        case "sequence_mean":
+            lengths = mask.sum(1).clamp(min=1)
+            return (per_sequence / lengths).sum() / denominators.num_sequences
+        case "token_mean":
+            return per_sequence.sum() / denominators.num_tokens
+        case "sum":
+            return per_sequence.sum() / denominators.num_sequences

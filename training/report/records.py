@@ -37,7 +37,7 @@ SALIENCE_COLUMNS = (
 )
 TRAJECTORY_COLUMNS = ("patient_id", "text", "reward", "reward_cls", "reward_att", "kept")
 EXPERT_PREDICTION_COLUMNS = ("method", "patient_id", "split", "label", "probability")
-PREDICTION_COLUMNS = ("method", "patient_id", "label", "probability", "parse_failed")
+NEEDED_COLUMNS = ("method", "patient_id", "label", "probability", "parse_failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ def read_run(run_dir: Path) -> RunRecords:
         differences=reader.json_rows("evaluate/differences.json"),
         other_cohort=reader.json_object("evaluate/other_cohort.json"),
         feature_order=reader.json_object("evaluate/feature_order.json"),
-        predictions=reader.rows("evaluate/predictions.parquet", PREDICTION_COLUMNS),
+        predictions=reader.rows("evaluate/predictions.parquet", NEEDED_COLUMNS),
         stages={stage: record for stage, record in stages.items() if record is not None},
         problems=tuple(reader.problems),
     )

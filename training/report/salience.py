@@ -1,6 +1,7 @@
 """Salience in the report: what the expert looks at, patient by patient."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,10 +84,7 @@ def heat_map_figure(salience: Salience, expert: Scores | None) -> Figure:
     # A single feature left over gets its own line instead of one that stands for it.
     features = ordered if len(ordered) <= MAX_FEATURES + 1 else ordered[:MAX_FEATURES]
     others = frozenset(ordered[len(features) :])
-    patients = sorted(salience.patients, key=lambda patient: risks.get(patient, 0.0))
-    if len(patients) > MAX_PATIENTS:
-        spread = np.linspace(0, len(patients) - 1, MAX_PATIENTS).round().astype(int)
-        patients = [patients[index] for index in spread]
+    patients = _shown_patients(salience, risks)
     rows = [salience.patients.index(patient) for patient in patients]
     columns = [salience.features.index(feature) for feature in features]
     shown = salience.scores[np.ix_(rows, columns)]
@@ -121,30 +119,43 @@ def heat_map_figure(salience: Salience, expert: Scores | None) -> Figure:
     bottom = 20 + CELL_HEIGHT * len(features)
     if others:
         parts.append(_text(left - 8, bottom + 13, rest, MUTED, "end"))
-        for column, patient in enumerate(patients):
-            if count := len(others & salience.top[patient]):
-                middle = left + CELL_WIDTH * (column + 0.5)
-                parts.append(_text(middle, bottom + 13, str(count), MUTED, "middle"))
-        per_patient = np.mean([len(others & names) for names in salience.top.values()])
-        parts.append(_text(right + 8, bottom + 13, f"{per_patient:.1f} each", MUTED))
+        parts += _counts_of_others(salience, patients, others, left, bottom + 13)
         bottom += CELL_HEIGHT
     if labels:
         parts.append(_text(left - 8, bottom + 16, "outcome", MUTED, "end"))
-        for column, patient in enumerate(patients):
-            parts.append(
-                _outcome(left + CELL_WIDTH * (column + 0.5), bottom + 12, labels.get(patient))
-            )
-    parts.append(
-        _text(
-            left,
-            bottom + 36,
-            "test patients by rising predicted risk" if risks else "test patients",
-            MUTED,
-        )
-    )
+        middles = [left + CELL_WIDTH * (column + 0.5) for column in range(len(patients))]
+        parts += [
+            _outcome(middle, bottom + 12, labels.get(patient))
+            for middle, patient in zip(middles, patients, strict=True)
+        ]
+    axis = "test patients by rising predicted risk" if risks else "test patients"
+    parts.append(_text(left, bottom + 36, axis, MUTED))
     svg = document(right + 74, bottom + 44, "Salience by patient and feature", parts)
     note = _heat_map_note(salience, len(patients), len(features))
     return Figure(title="What the expert looks at", svg=svg, note=note, is_wide=True)
+
+
+def _shown_patients(salience: Salience, risks: Mapping[str, float]) -> list[str]:
+    """By rising risk; of many patients so many that are spread evenly."""
+    patients = sorted(salience.patients, key=lambda patient: risks.get(patient, 0.0))
+    if len(patients) <= MAX_PATIENTS:
+        return patients
+    spread = np.linspace(0, len(patients) - 1, MAX_PATIENTS).round().astype(int)
+    return [patients[index] for index in spread]
+
+
+def _counts_of_others(
+    salience: Salience, patients: Sequence[str], others: frozenset[str], left: float, y: float
+) -> list[Markup]:
+    """The line that stands for features without one: how many of them are salient."""
+    parts: list[Markup] = []
+    for column, patient in enumerate(patients):
+        if count := len(others & salience.top[patient]):
+            middle = left + CELL_WIDTH * (column + 0.5)
+            parts.append(_text(middle, y, str(count), MUTED, "middle"))
+    per_patient = np.mean([len(others & names) for names in salience.top.values()])
+    right = left + CELL_WIDTH * len(patients)
+    return [*parts, _text(right + 8, y, f"{per_patient:.1f} each", MUTED)]
 
 
 def _heat_map_note(salience: Salience, num_patients: int, num_features: int) -> str:

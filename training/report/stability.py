@@ -64,6 +64,16 @@ def stability_figure(points: Sequence[StabilityPoint], kappa_of_test: object) ->
                 radius=3 if len(points) > 1 else 5,
                 tip=f"{x} members each, {name}: {y:.3f}",
             )
+    legend = tuple(
+        LegendEntry(label=name, colour=colour, is_dashed=is_dashed)
+        for name, colour, is_dashed, _ in curves
+    )
+    note = _note(points, kappa_of_test)
+    return Figure(title=heading, svg=chart.render(), legend=legend, note=note)
+
+
+def _note(points: Sequence[StabilityPoint], kappa_of_test: object) -> str:
+    """What the figure is about, and the numbers of all members."""
     last = points[-1].agreement
     number = {
         name: format_number(value, 2, MISSING)
@@ -75,18 +85,17 @@ def stability_figure(points: Sequence[StabilityPoint], kappa_of_test: object) ->
             ("test", kappa_of_test),
         )
     }
-    whose = "each by members that did not see it" if sizes[-1] > 1 else "seen by the one member"
+    whose = (
+        "each by members that did not see it"
+        if points[-1].num_members > 1
+        else "seen by the one member"
+    )
     note = f"{last.num_patients} training patients, {whose}. "
     if any(each.num_choices > 1 for each in points):
         note += "Pale bars span the choices of members behind a mean. "
-    note += (
+    return note + (
         f"With all members: Jaccard {number['jaccard']}, best constant set "
         f"{number['constant']}, permuted "
         f"{number['permuted']}. Only what lies above the permuted patients is about the patient: "
         f"kappa {number['kappa']}, of test patients {number['test']}."
     )
-    legend = tuple(
-        LegendEntry(label=name, colour=colour, is_dashed=is_dashed)
-        for name, colour, is_dashed, _ in curves
-    )
-    return Figure(title=heading, svg=chart.render(), legend=legend, note=note)

@@ -17,6 +17,7 @@ from ehr.seeds import holm
 from tests.experiment_folder_sample import SampleExperiment
 from training.experiments.answers import (
     Answered,
+    Known,
     Resamples,
     answered,
     constant_set,
@@ -67,7 +68,7 @@ def test_every_measure_of_an_answer_is_what_it_is_by_hand() -> None:
     resamples = Resamples.draw(2, 100, seed=0)
     constant = constant_set([{"pH", "Weight"}, {"pH", "Weight"}], 5)
 
-    found = answered(predictions, ["a", "b"], section, resamples, constant)
+    found = answered(predictions, ["a", "b"], section, resamples, Known(constant=constant))
 
     readable = math.log(0.8) + 0.3
     floor = math.log(0.01)
@@ -228,7 +229,7 @@ def test_where_patients_were_asked_once_there_is_nothing_to_average(asked_once) 
 def test_risks_learned_from_balanced_draws_are_judged_at_the_cohorts_rate_too() -> None:
     resamples = Resamples.draw(2, 100, seed=0)
 
-    found = answered(ASKED_TWICE, ["a", "b"], BARE, resamples, rate=0.2)
+    found = answered(ASKED_TWICE, ["a", "b"], BARE, resamples, Known(rate=0.2))
 
     # means of the samples: .6 for the positive, .4 for the other; a quarter of their odds
     at_rate = [0.6 / (0.6 + 4 * 0.4), 0.4 / (0.4 + 4 * 0.6)]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ehr.errors import TrainingError
-from training.objective.loss import LossDenominators, policy_loss
+from tests.objective_cases import flat_policy_loss
+from training.objective.loss import LossDenominators
 
 
 def reference_loss(logp, old_logp, advantage, mask, clip_low, clip_high, aggregation):
@@ -52,8 +53,8 @@ def test_one_advantage_for_all_tokens_may_be_written_for_each(aggregation):
     inputs = batch()
     spread = inputs["advantage"][:, None].expand(-1, 6)
 
-    one = policy_loss(**inputs, aggregation=aggregation, denominators=whole(inputs))
-    each = policy_loss(
+    one = flat_policy_loss(**inputs, aggregation=aggregation, denominators=whole(inputs))
+    each = flat_policy_loss(
         **inputs | {"advantage": spread}, aggregation=aggregation, denominators=whole(inputs)
     )
 
@@ -67,7 +68,7 @@ def test_a_tokens_own_advantage_moves_that_token():
     advantage[:, 3:] *= -2
     counts = whole(inputs)
 
-    loss = policy_loss(
+    loss = flat_policy_loss(
         **inputs | {"advantage": advantage}, aggregation="token_mean", denominators=counts
     ).loss
     loss.backward()
@@ -80,7 +81,7 @@ def test_a_tokens_own_advantage_moves_that_token():
 def test_loss_equals_the_reference(aggregation):
     inputs = batch()
 
-    parts = policy_loss(**inputs, aggregation=aggregation, denominators=whole(inputs))
+    parts = flat_policy_loss(**inputs, aggregation=aggregation, denominators=whole(inputs))
 
     plain = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     assert parts.loss.item() == pytest.approx(
@@ -94,11 +95,11 @@ def test_micro_batches_add_up_to_the_whole(aggregation, size):
     inputs = batch()
     inputs["logp"].requires_grad_()
     denominators = whole(inputs)
-    full = policy_loss(**inputs, aggregation=aggregation, denominators=denominators).loss
+    full = flat_policy_loss(**inputs, aggregation=aggregation, denominators=denominators).loss
     (full_gradient,) = torch.autograd.grad(full, inputs["logp"])
 
     losses = [
-        policy_loss(
+        flat_policy_loss(
             **{k: v[i : i + size] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()},
             aggregation=aggregation,
             denominators=denominators,
@@ -116,7 +117,7 @@ def test_gradient_at_ratio_one_is_reinforce_for_any_clip():
     logp = inputs["old_logp"].clone().requires_grad_()
     inputs |= {"logp": logp, "clip_high": torch.full_like(inputs["advantage"], 0.3)}
 
-    loss = policy_loss(**inputs, aggregation="sequence_mean", denominators=whole(inputs)).loss
+    loss = flat_policy_loss(**inputs, aggregation="sequence_mean", denominators=whole(inputs)).loss
     (gradient,) = torch.autograd.grad(loss, logp)
 
     lengths = inputs["mask"].sum(1, keepdim=True).clamp(min=1)
@@ -126,7 +127,7 @@ def test_gradient_at_ratio_one_is_reinforce_for_any_clip():
 
 def one_token(ratio, advantage, clip_high=0.3, clip_high_min=0.2):
     logp = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
-    parts = policy_loss(
+    parts = flat_policy_loss(
         logp,
         torch.zeros(1, 1, dtype=torch.float64),
         torch.tensor([advantage], dtype=torch.float64),
@@ -171,10 +172,10 @@ def test_a_fixed_clip_decides_nothing_adaptively():
 
 def test_what_stands_outside_the_mask_is_ignored():
     inputs = batch()
-    clean = policy_loss(**inputs, aggregation="token_mean", denominators=whole(inputs))
+    clean = flat_policy_loss(**inputs, aggregation="token_mean", denominators=whole(inputs))
     inputs["logp"] = torch.where(inputs["mask"], inputs["logp"], math.nan).requires_grad_()
 
-    dirty = policy_loss(**inputs, aggregation="token_mean", denominators=whole(inputs))
+    dirty = flat_policy_loss(**inputs, aggregation="token_mean", denominators=whole(inputs))
     dirty.loss.backward()
 
     assert dirty.loss.item() == clean.loss.item()
@@ -187,7 +188,7 @@ def test_all_dead_groups_give_zero_loss_and_gradient():
     inputs |= {"advantage": torch.zeros(8, dtype=torch.float64)}
     inputs["logp"].requires_grad_()
 
-    loss = policy_loss(**inputs, aggregation="sequence_mean", denominators=whole(inputs)).loss
+    loss = flat_policy_loss(**inputs, aggregation="sequence_mean", denominators=whole(inputs)).loss
     loss.backward()
 
     assert loss.item() == 0
@@ -208,7 +209,7 @@ def test_a_log_probability_that_is_not_finite_stops_with_the_sample(bad):
     inputs["old_logp"][3, 2] = bad
 
     with pytest.raises(TrainingError, match="p1/3=nan"):
-        policy_loss(
+        flat_policy_loss(
             **inputs,
             aggregation="sequence_mean",
             denominators=whole(inputs),
@@ -222,7 +223,7 @@ def test_a_token_that_became_impossible_stops_with_the_sample_instead_of_hiding_
     inputs["logp"][3, 2] = -math.inf
 
     with pytest.raises(TrainingError, match=r"finite log-ratio.*p1/3=-inf"):
-        policy_loss(
+        flat_policy_loss(
             **inputs,
             aggregation="sequence_mean",
             denominators=whole(inputs),
@@ -235,8 +236,8 @@ def test_an_importance_weight_multiplies_a_tokens_share_and_gets_no_gradient():
     weight = torch.full_like(inputs["logp"], 1.5, requires_grad=True)
     inputs["logp"].requires_grad_()
 
-    plain = policy_loss(**inputs, aggregation="token_mean", denominators=whole(inputs)).loss
-    weighted = policy_loss(
+    plain = flat_policy_loss(**inputs, aggregation="token_mean", denominators=whole(inputs)).loss
+    weighted = flat_policy_loss(
         **inputs,
         aggregation="token_mean",
         denominators=whole(inputs),
@@ -246,13 +247,3 @@ def test_an_importance_weight_multiplies_a_tokens_share_and_gets_no_gradient():
 
     torch.testing.assert_close(weighted, 1.5 * plain)
     assert weight.grad is None
-
-
-def test_the_estimate_of_divergence_is_the_mean_fall_of_log_probability():
-    inputs = batch()
-
-    parts = policy_loss(**inputs, aggregation="sequence_mean", denominators=whole(inputs))
-
-    expected = (inputs["old_logp"] - inputs["logp"])[inputs["mask"]].sum()
-    assert parts.sum_log_ratio == pytest.approx(expected.item())
-    assert parts.num_tokens == inputs["mask"].sum()

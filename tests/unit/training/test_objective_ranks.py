@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
+from tests.objective_cases import flat_policy_loss
 from tests.objective_ranks import loss_and_gradient
 from training.config.grpo import GrpoSection
 from training.learner.packing import pack
 from training.learner.policy_model import load_policy_model
-from training.objective.loss import LossDenominators, policy_loss
+from training.objective.loss import LossDenominators
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "sum"])
@@ -65,7 +66,7 @@ def packed_gradient(model, groups, budget, aggregation):
     rows = pack(groups, budget)
     for row in rows:
         numbers = list(row.sequences)
-        loss = policy_loss(
+        loss = flat_policy_loss(
             row.padded(model(row)[0]),
             row.padded(torch.cat([old[i] for i in numbers])),
             advantage[numbers],
