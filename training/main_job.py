@@ -26,7 +26,7 @@ from training.grpo.stage import optimize_policy
 from training.preflight import require_fitting_inputs
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
-from training.run.progress import OnProgress, Reporter
+from training.run.progress import Display, OnProgress
 from training.run.session import Session
 from training.run.stages import STAGES, Stage, StageWork
 from training.search.stage import search
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str | None) -> list[str]:
     """Runs what is missing up to `target` (None = everything); returns the results as lines."""
     prepare_process(config.run.verbose)
-    reporter = Reporter()
+    display = Display()
     folder = RunFolder(run_dir)
     folder.create()
-    with folder.lock(), Session(config, folder, reporter) as session:
-        pipeline = Pipeline(STAGES, folder, config, reporter, lambda: session.model.content)
+    with folder.lock(), Session(config, folder, display) as session:
+        pipeline = Pipeline(STAGES, folder, config, display, lambda: session.model.content)
         todo = pipeline.check(target, redo)
         if todo:
             if any(stage.needs_cluster for stage in todo):
@@ -72,7 +72,7 @@ def _describe(pipeline: Pipeline, todo: list[Stage], session: Session) -> None:
     is_same_model = made.model == session.config.model
     session.folder.write_config(made, model if is_same_model else None)
     if kept := _unlike(made, session.config):
-        session.reporter.say(
+        session.display.say(
             f"config.json keeps what finished stages were made with, not this command's "
             f"{', '.join(kept[:5])}; stage.json of each stage has its own settings"
         )
@@ -112,13 +112,13 @@ class _GrowingReport:
             path = write_report(self._session.folder.path)
         except OSError as error:
             text = os_error_text(error, self._session.folder.path)
-            self._session.reporter.say(f"the report could not be written yet: {text}")
+            self._session.display.say(f"the report could not be written yet: {text}")
             return
         except Exception:  # a page is not worth a run; the last stage writes it again and raises
             logger.exception("the report could not be written yet")
             return
         if not self._told:
-            self._session.reporter.say(f"report, which grows with every stage: {path}")
+            self._session.display.say(f"report, which grows with every stage: {path}")
             self._told = True
 
 
@@ -173,7 +173,7 @@ def build(session: Session, on_progress: OnProgress) -> None:
     save_cohort(cohort, session.path("cohort"))
     write_json(session.path("cohort") / "summary.json", summary(cohort))
     counts = ", ".join(f"{split} {len(ids)}" for split, ids in cohort.splits.items())
-    session.reporter.say(f"cohort: {cohort.name}, {cohort.task}, patients: {counts}")
+    session.display.say(f"cohort: {cohort.name}, {cohort.task}, patients: {counts}")
 
 
 def fine_tune(session: Session, on_progress: OnProgress) -> None:
@@ -207,12 +207,12 @@ def report(session: Session, on_progress: OnProgress) -> None:
 def serve(config: RunConfig, run_dir: Path) -> None:
     """Keeps the expert's HTTP endpoint up until the process is interrupted."""
     run_stages(config, run_dir, target="expert", redo=None)
-    reporter = Reporter()
+    display = Display()
     folder = RunFolder(run_dir)
-    with folder.lock(), Session(config, folder, reporter) as session:
+    with folder.lock(), Session(config, folder, display) as session:
         address = session.start_http()
-        reporter.say(f"serving POST {address}/v1/expert/attention, described at {address}/docs")
-        reporter.say("Ctrl-C stops it")
+        display.say(f"serving POST {address}/v1/expert/attention, described at {address}/docs")
+        display.say("Ctrl-C stops it")
         while True:
             time.sleep(3600)
 

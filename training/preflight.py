@@ -69,7 +69,7 @@ def _tell_fewer_searched(session: Session) -> None:
     search = session.config.search
     num, found = search.num_patients, len(session.cohort.splits[search.split])
     if num is not None and num > found:
-        session.reporter.say(
+        session.display.say(
             f"search.num_patients is {num}, but the {search.split} split has {found} patients: all "
             "of them are searched"
         )
@@ -78,7 +78,7 @@ def _tell_fewer_searched(session: Session) -> None:
 def _tell_rows_left_out(session: Session) -> None:
     config = session.config
     if left_out := [row for row in config.evaluate.methods if not is_available(row, config)]:
-        session.reporter.say(
+        session.display.say(
             f"evaluate.methods: {', '.join(left_out)} left out, since sft.enabled or grpo.enabled "
             "is false"
         )

@@ -52,7 +52,7 @@ DAYS_WANTED = "dates (date cells, or text like 2020-01-27)"
 
 
 @dataclass(frozen=True, slots=True)
-class CellReader:
+class CellParser:
     """Reads columns of one file; its errors name the file.
 
     Args:

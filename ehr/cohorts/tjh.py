@@ -9,7 +9,7 @@ import pandas as pd
 
 from ehr.catalogue import TJH_LABS
 from ehr.catalogue.plausible import AGES
-from ehr.cohorts.cells import CellReader
+from ehr.cohorts.cells import CellParser
 from ehr.cohorts.cohort import (
     Cohort,
     PatientCase,
@@ -184,7 +184,7 @@ def _read(path: Path) -> pd.DataFrame:
     from ehr.cohorts.workbook import read_table
 
     table = read_table(path, columns, _ADVICE, carried=(_PATIENT,))
-    reader = CellReader(path)
+    reader = CellParser(path)
     read = {_PATIENT: _patients(path, reader, column(table, _PATIENT))}
     read |= {time: reader.days(column(table, time)) for time in _TIMES}
     read["age"] = reader.numbers(column(table, "age"))
@@ -204,7 +204,7 @@ def _read(path: Path) -> pd.DataFrame:
     return found
 
 
-def _patients(path: Path, reader: CellReader, column: pd.Series) -> pd.Series:
+def _patients(path: Path, reader: CellParser, column: pd.Series) -> pd.Series:
     """Every row's patient: the workbook writes an id into the first row of each."""
     ids = reader.ids(column)
     if len(ids) and pd.isna(ids.iloc[0]):

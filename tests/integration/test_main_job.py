@@ -14,7 +14,7 @@ import pytest
 from training.interop.export import patient_lines
 from training.interop.reward_function import TrajectoryReward
 from training.run.folder import RunFolder
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ def test_another_trainer_pays_what_stage_2_paid(finished):
     folder, _ = finished
     samples = pd.read_json(folder / "grpo" / "rollouts.jsonl", lines=True)
     whole = samples[samples["format_failure"].fillna("") != "truncated"].to_dict("records")
-    session = Session(RunFolder(folder).read_config(), RunFolder(folder), Reporter())
+    session = Session(RunFolder(folder).read_config(), RunFolder(folder), Display())
     lines = {
         line["patient_id"]: line
         for line in patient_lines(

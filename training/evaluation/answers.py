@@ -54,7 +54,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerReader:
+class AnswerParser:
     """Reads language model answers of one cohort into prediction rows."""
 
     cohort: Cohort

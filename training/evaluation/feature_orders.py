@@ -9,7 +9,7 @@ import pandas as pd
 
 from ehr.language.feature_order import FeatureOrder
 from ehr.whole_files import write_json
-from training.evaluation.answers import AnswerReader
+from training.evaluation.answers import AnswerParser
 from training.evaluation.asking import Asker, kept_or_made
 from training.evaluation.predictions import concatenate
 from training.evaluation.results import difference_rows, result_rows
@@ -32,7 +32,7 @@ class FeatureOrders:
         patients: test patients that every row is asked about.
     """
 
-    def __init__(self, session: Session, reader: AnswerReader, patients: list[str]) -> None:
+    def __init__(self, session: Session, reader: AnswerParser, patients: list[str]) -> None:
         self._section = session.config.evaluate
         self._size = session.config.expert.num_salient_features
         self._folder = session.path("evaluate")

@@ -17,7 +17,7 @@ from ehr.answers.faithfulness import (
     faithfulness,
 )
 from ehr.cohorts.cohort import PatientCase
-from training.evaluation.answers import AnswerReader, Answers
+from training.evaluation.answers import AnswerParser, Answers
 from training.evaluation.results import readable_probability
 
 MASKED_COLUMNS = (
@@ -41,7 +41,7 @@ AskCases = Callable[[Mapping[str, PatientCase]], Answers]
 
 
 def masked_rows(
-    reader: AnswerReader,
+    reader: AnswerParser,
     original: pd.DataFrame,
     shown: Mapping[str, PatientCase],
     ask: AskCases,
@@ -51,7 +51,7 @@ def masked_rows(
 
     Args:
         reader: reads answers of the cohort.
-        original: prediction rows of one method, as `AnswerReader.rows` makes them.
+        original: prediction rows of one method, as `AnswerParser.rows` makes them.
         shown: what the original prompt showed of each patient to ask about again.
         ask: asked twice, for all patients together; not at all if no answer can be tested.
         seed: of the choice of features.
@@ -110,7 +110,7 @@ def faithfulness_summary(
 
 
 def _read(
-    reader: AnswerReader,
+    reader: AnswerParser,
     rows: dict[str, dict[str, Any]],
     which: str,
     answers: Answers,

@@ -15,7 +15,7 @@ from ehr.catalogue.names import FeatureMatcher
 from ehr.cohorts.cohort import choose_patients, cohort_hash
 from ehr.cohorts.same_patients import same_patients
 from ehr.whole_files import write_json
-from training.evaluation.answers import AnswerReader
+from training.evaluation.answers import AnswerParser
 from training.evaluation.asking import Asker, kept_or_made
 from training.evaluation.other_patients import read_other_cohort, require_another_cohort
 from training.evaluation.predictions import OTHER_COHORT_FILE, concatenate, record_rows
@@ -48,7 +48,7 @@ class OtherCohort:
         self._session = session
         self._folder = session.path("evaluate")
         self._tables: list[pd.DataFrame] = []
-        self._reader = AnswerReader(
+        self._reader = AnswerParser(
             cohort=self.cohort,
             matcher=FeatureMatcher(self.cohort.features),
             salient=None,

@@ -49,7 +49,7 @@ def readable_probability(answer: Mapping[str, Any]) -> float | None:
     """Mean over a patient's answers that could be read, which is what was said; None without one.
 
     Args:
-        answer: a row of `AnswerReader.rows`.
+        answer: a row of `AnswerParser.rows`.
     """
     if answer["parse_failed"]:
         return None

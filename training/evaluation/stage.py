@@ -10,7 +10,7 @@ import pandas as pd
 from ehr.cohorts.cohort import choose_patients
 from ehr.whole_files import write_json
 from training.config.checks import is_available
-from training.evaluation.answers import NAMING_KINDS, AnswerReader
+from training.evaluation.answers import NAMING_KINDS, AnswerParser
 from training.evaluation.asking import Asker, kept_or_made
 from training.evaluation.feature_orders import FeatureOrders
 from training.evaluation.masking import faithfulness_summary, masked_rows
@@ -31,7 +31,7 @@ def evaluate_methods(session: Session, on_progress: OnProgress) -> None:
     patients = choose_patients(
         session.cohort, "test", section.num_patients, section.balance, section.seed
     )
-    reader = AnswerReader(
+    reader = AnswerParser(
         cohort=session.cohort, matcher=session.matcher, salient=session.salient(patients)
     )
     other = None if section.other_cohort is None else OtherCohort(session)
@@ -107,7 +107,7 @@ def _write_results(
 
 
 def _answer_rows(
-    reader: AnswerReader,
+    reader: AnswerParser,
     name: str,
     asker: Asker,
     patients: list[str],
@@ -118,7 +118,7 @@ def _answer_rows(
 
 def _masked_rows(
     session: Session,
-    reader: AnswerReader,
+    reader: AnswerParser,
     original: pd.DataFrame,
     asker: Asker,
     patients: list[str],

@@ -22,7 +22,7 @@ from training.experiments.table import (
     unfinished_lines,
 )
 from training.readable import aligned
-from training.run.files import RunReader, as_object
+from training.run.files import RunFiles, as_object
 
 CURVE_FILE = "curve.json"
 """In RUN/learn."""
@@ -149,7 +149,7 @@ def _headings(curve: Curve, first: str) -> list[str]:
 
 
 def _of_size(folder: Path) -> dict[str, Any]:
-    summary = as_object(RunReader(folder).json_object("cohort/summary.json"))
+    summary = as_object(RunFiles(folder).json_object("cohort/summary.json"))
     train = as_object(as_object(summary.get("splits")).get("train"))
     if not train:
         raise DataError(f"expected its training patients in {folder}/cohort/summary.json")

@@ -38,7 +38,7 @@ from training.preflight import require_fitting_inputs
 from training.report.page import write_report
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.session import Session
 from training.run.stages import STAGES, Stage
 
@@ -70,7 +70,7 @@ class Experiment:
             STAGES,
             session.folder,
             session.config,
-            session.reporter,
+            session.display,
             lambda: session.model.content,
         )
 
@@ -131,10 +131,10 @@ class Experiment:
 
     def run(self) -> None:
         """Shared stages first, then unit after unit."""
-        session, reporter = self._session, self._session.reporter
+        session, display = self._session, self._session.display
         shared, waiting = self.look()
         if not shared and not waiting:
-            reporter.say("every unit is done; nothing to run")
+            display.say("every unit is done; nothing to run")
             return
         session.require_cluster()
         model = describe_model(session)
@@ -155,12 +155,12 @@ class Experiment:
         self._folder.require_comparable(self._kept, _NAME_IT)
         waiting = [unit for unit in self._units if self._folder.todo(unit, None)]
         costs = self._costs()
-        reporter.say(cost_line(costs, self._finished()))
+        display.say(cost_line(costs, self._finished()))
         for unit in waiting:
             self._run_unit(unit)
             self._write_early(self._write)
             done = self._finished()
-            reporter.say(left_line(seconds_left(costs, done), len(costs) - len(done)))
+            display.say(left_line(seconds_left(costs, done), len(costs) - len(done)))
 
     def lines(self) -> list[str]:
         """The table of all finished units, and where the page is; both are written."""
@@ -174,9 +174,9 @@ class Experiment:
 
     def _run_unit(self, unit: Unit) -> None:
         session = self._session
-        session.reporter.say(f"unit {unit.name}: {unit.arm.text}")
+        session.display.say(f"unit {unit.name}: {unit.arm.text}")
         self._folder.link(unit)
-        pipeline, folder = self._folder.pipeline(unit, session.reporter), self._folder.unit(unit)
+        pipeline, folder = self._folder.pipeline(unit, session.display), self._folder.unit(unit)
         todo = pipeline.check("evaluate")
         folder.write_config(pipeline.config, describe_model(session))
         pipeline.run(todo, WORK, session.unit(pipeline.config, folder), _nothing)
@@ -210,7 +210,7 @@ class Experiment:
             write()
         except OSError as error:
             text = os_error_text(error, self._session.folder.path)
-            self._session.reporter.say(f"results could not be written yet: {text}")
+            self._session.display.say(f"results could not be written yet: {text}")
         except Exception:  # a page is not worth a run; `lines` writes the results again and raises
             logger.exception("results could not be written yet")
 
@@ -252,11 +252,11 @@ def _nothing() -> None:
 
 
 def one_experiment(
-    config: RunConfig, folder: RunFolder, reporter: Reporter, redo: str | None
+    config: RunConfig, folder: RunFolder, display: Display, redo: str | None
 ) -> list[str]:
     """Runs one experiment; returns its result as lines."""
     folder.create()
-    with folder.lock(), Session(config, folder, reporter) as session:
+    with folder.lock(), Session(config, folder, display) as session:
         experiment = Experiment(session, redo)
         experiment.run()
         return experiment.lines()

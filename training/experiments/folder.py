@@ -13,7 +13,7 @@ from training.experiments.arms import Unit, unit_config
 from training.experiments.records import OWN_STAGES
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.session import Session
 from training.run.stages import STAGES
 
@@ -53,9 +53,7 @@ class ExperimentFolder:
             if not link.is_symlink():
                 link.symlink_to(Path("..") / ".." / ".." / stage, target_is_directory=True)
 
-    def pipeline(
-        self, unit: Unit, reporter: Reporter, only: Sequence[str] = OWN_STAGES
-    ) -> Pipeline:
+    def pipeline(self, unit: Unit, display: Display, only: Sequence[str] = OWN_STAGES) -> Pipeline:
         """The unit's stages: its own ones, or those in `only`.
 
         Raises:
@@ -66,7 +64,7 @@ class ExperimentFolder:
             STAGES,
             self.unit(unit),
             unit_config(session.config, unit),
-            reporter,
+            display,
             lambda: session.model.content,
             only=only,
         )
@@ -85,7 +83,7 @@ class ExperimentFolder:
         """
         # without an arm that needs Stage 1 there is none, and no search for it
         shared = SHARED_STAGES if self._session.config.sft.enabled else SHARED_STAGES[:2]
-        pipeline = self.pipeline(unit, Reporter.silent(), only=(*shared, *OWN_STAGES))
+        pipeline = self.pipeline(unit, Display.silent(), only=(*shared, *OWN_STAGES))
         has_it = redo in {stage.name for stage in pipeline.wanted("evaluate")}
         try:
             stages = pipeline.check("evaluate", redo if has_it else None)
@@ -124,7 +122,7 @@ class ExperimentFolder:
                 if not pending & self.needs(unit):
                     self._whole(unit).check("evaluate")
                     # its own stages too where a shared one is missing that nobody will make
-                    self.pipeline(unit, Reporter.silent()).check("evaluate")
+                    self.pipeline(unit, Display.silent()).check("evaluate")
             except ConfigurationError as error:
                 raise RunFolderError(_unnamed(unit, error, f"Remove {path}")) from None
             except RunFolderError as error:
@@ -143,7 +141,7 @@ class ExperimentFolder:
             (self.unit(unit).path / "report.html").unlink(missing_ok=True)
 
     def _whole(self, unit: Unit) -> Pipeline:
-        return self.pipeline(unit, Reporter.silent(), only=[stage.name for stage in STAGES])
+        return self.pipeline(unit, Display.silent(), only=[stage.name for stage in STAGES])
 
 
 def _unnamed(unit: Unit, error: Exception, way: str) -> str:

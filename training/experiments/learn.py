@@ -10,7 +10,7 @@ from training.experiments.sizes import (
     over_sizes,
 )
 from training.run.folder import RunFolder
-from training.run.progress import Reporter
+from training.run.progress import Display
 
 
 def learn(config: RunConfig, run_dir: Path, redo: str | None = None) -> list[str]:
@@ -28,8 +28,8 @@ def learn(config: RunConfig, run_dir: Path, redo: str | None = None) -> list[str
         EagRlError: whatever stops a stage; what is finished is kept.
     """
     prepare_process(config.run.verbose)
-    reporter = Reporter()
+    display = Display()
     shared = shared_config(config)
     if not config.learn.train_patients:
-        return one_experiment(shared, RunFolder(run_dir), reporter, redo)
-    return over_sizes(shared, RunFolder(run_dir), reporter, redo)
+        return one_experiment(shared, RunFolder(run_dir), display, redo)
+    return over_sizes(shared, RunFolder(run_dir), display, redo)

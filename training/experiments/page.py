@@ -30,7 +30,7 @@ from training.report.chart import present
 from training.report.figures import bar_figure
 from training.report.html import write_page
 from training.report.text import shown
-from training.run.files import RunReader, as_object
+from training.run.files import RunFiles, as_object
 
 DARK_COLOURS = {
     "#1f2a37": "#e3e8ee",
@@ -62,7 +62,7 @@ def write_learn_page(run_dir: Path) -> Path:
     if not (run_dir / "learn" / RESULTS_FILE).is_file():
         write_learn_results(run_dir)
     results, records = read_learn_results(run_dir), collect(run_dir)
-    estimate = RunReader(run_dir).json_object("learn/estimate.json") or {}
+    estimate = RunFiles(run_dir).json_object("learn/estimate.json") or {}
     return write_page(
         run_dir / "learn.html", "learn.html.j2", _context(results, records, estimate, run_dir)
     )

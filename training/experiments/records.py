@@ -21,7 +21,7 @@ from training.evaluation.predictions import OTHER_COHORT_FILE, PREDICTION_COLUMN
 from training.experiments.arms import ARMS, Unit, units_of
 from training.readable import finite_number
 from training.report.records import EXPERT_PREDICTION_COLUMNS
-from training.run.files import RunReader, as_object
+from training.run.files import RunFiles, as_object
 from training.run.folder import RunFolder
 
 OWN_STAGES = ("grpo", "direct_sft", "evaluate")
@@ -144,7 +144,7 @@ def collect(run_dir: Path) -> ExperimentRecords:
         RunFolderError: if the folder has no configuration of this release.
     """
     config = RunFolder(run_dir).read_config()
-    reader = RunReader(run_dir)
+    reader = RunFiles(run_dir)
     expert = reader.table("expert/predictions.parquet", EXPERT_PREDICTION_COLUMNS)
     truth = _truth(run_dir, config, reader.problems)
     num_patients, num_positives = _train_counts(reader)
@@ -182,7 +182,7 @@ def _planned_and_found(run_dir: Path, config: RunConfig) -> list[tuple[str, int]
     return sorted(names, key=lambda name: (order.index(name[0]), name[1]))
 
 
-def _unit(reader: RunReader, config: RunConfig, arm: str, seed: int) -> UnitRecords:
+def _unit(reader: RunFiles, config: RunConfig, arm: str, seed: int) -> UnitRecords:
     place = f"arms/{arm}/seed-{seed}"
     records = {
         stage: record
@@ -224,7 +224,7 @@ def _unit(reader: RunReader, config: RunConfig, arm: str, seed: int) -> UnitReco
     )
 
 
-def _other_cohort(reader: RunReader, units: Sequence[UnitRecords]) -> Mapping[str, Any] | None:
+def _other_cohort(reader: RunFiles, units: Sequence[UnitRecords]) -> Mapping[str, Any] | None:
     """What a unit wrote about the other cohort: all units' alike."""
     asked = next((unit for unit in units if unit.other_predictions is not None), None)
     if asked is None:
@@ -255,7 +255,7 @@ def _truth(run_dir: Path, config: RunConfig, problems: list[str]) -> Truth | Non
     )
 
 
-def _train_counts(reader: RunReader) -> tuple[int | None, int | None]:
+def _train_counts(reader: RunFiles) -> tuple[int | None, int | None]:
     """Training patients and the positives among them, both or neither."""
     summary = as_object(reader.json_object("cohort/summary.json"))
     train = as_object(as_object(summary.get("splits")).get("train"))

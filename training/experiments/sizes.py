@@ -20,12 +20,12 @@ from training.experiments.experiment import Experiment, one_experiment, require_
 from training.experiments.folder import ExperimentFolder
 from training.experiments.records import found_units
 from training.run.folder import RunFolder
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.session import Session
 
 
 def over_sizes(
-    config: RunConfig, folder: RunFolder, reporter: Reporter, redo: str | None
+    config: RunConfig, folder: RunFolder, display: Display, redo: str | None
 ) -> list[str]:
     """Runs the experiment once for each number of training patients, and their curve."""
     folder.create()
@@ -37,9 +37,9 @@ def over_sizes(
     curve: list[str] = []
     for place, size in enumerate(sizes, 1):
         text = f"training patients: {'all' if size is None else f'{size:,}'}"
-        reporter.say(f"{text} (size {place} of {len(sizes)})")
+        display.say(f"{text} (size {place} of {len(sizes)})")
         of_size = RunFolder(folder.path / size_folder(size))
-        lines += [text, *one_experiment(_sized(config, size), of_size, reporter, None)]
+        lines += [text, *one_experiment(_sized(config, size), of_size, display, None)]
         found = write_learn_curve(folder.path)
         page = write_curve_page(folder.path, config.run.name or folder.path.name, found)
         curve = [*curve_lines(found), f"page: {page}"]
@@ -55,7 +55,7 @@ def _look_at_sizes(config: RunConfig, folder: RunFolder, redo: str | None) -> No
         if (of_size.path / "config.json").exists():
             with (
                 of_size.lock(),
-                Session(sized, of_size, Reporter.silent()) as session,
+                Session(sized, of_size, Display.silent()) as session,
                 _naming(size),
             ):
                 Experiment(session, redo).look()
@@ -65,7 +65,7 @@ def _look_at_sizes(config: RunConfig, folder: RunFolder, redo: str | None) -> No
         if size not in planned:
             of_size = RunFolder(folder.path / size_folder(size))
             with (
-                Session(_sized(config, size), of_size, Reporter.silent()) as session,
+                Session(_sized(config, size), of_size, Display.silent()) as session,
                 _naming(size),
             ):
                 ExperimentFolder(session).require_comparable(
@@ -96,7 +96,7 @@ def _remove_from_sizes(config: RunConfig, folder: RunFolder, redo: str) -> None:
             of_size = RunFolder(folder.path / size_folder(size))
             if (of_size.path / "config.json").exists():
                 stack.enter_context(of_size.lock())
-                session = Session(_sized(config, size), of_size, Reporter.silent())
+                session = Session(_sized(config, size), of_size, Display.silent())
                 stack.enter_context(session)
                 with _naming(size):
                     experiments.append(Experiment(session, redo))

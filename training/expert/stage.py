@@ -26,4 +26,4 @@ def train_the_expert(session: Session, on_progress: OnProgress) -> None:
     agreement = "" if kappa is None else f", salience kappa {kappa:.2f}"
     auroc = metrics["test"]["auroc"]  # null if the test patients lack a class
     reached = "not defined" if auroc is None else f"{auroc:.3f}"
-    session.reporter.say(f"expert: test AUROC {reached}{agreement}")
+    session.display.say(f"expert: test AUROC {reached}{agreement}")

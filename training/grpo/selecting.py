@@ -8,7 +8,7 @@ import pandas as pd
 
 from ehr.whole_files import write_json
 from services.types import PolicyVersion
-from training.evaluation.answers import AnswerReader
+from training.evaluation.answers import AnswerParser
 from training.evaluation.asking import (
     AnswerLimits,
     Question,
@@ -39,7 +39,7 @@ def select_policy(session: Session, on_progress: OnProgress) -> None:
     config, folder = session.config, session.path("grpo")
     patients = list(session.cohort.splits["val"])
     labels = [session.cohort.labels[patient] for patient in patients]
-    reader = AnswerReader(
+    reader = AnswerParser(
         cohort=session.cohort, matcher=session.matcher, salient=session.salient(patients)
     )
     steps = candidate_steps(config.grpo)
@@ -74,7 +74,7 @@ def select_policy(session: Session, on_progress: OnProgress) -> None:
 
 
 def _answers_of(
-    session: Session, reader: AnswerReader, step: int, patients: Sequence[str]
+    session: Session, reader: AnswerParser, step: int, patients: Sequence[str]
 ) -> pd.DataFrame:
     config = session.config
     stage = session.path("grpo")

@@ -30,7 +30,7 @@ def optimize_policy(session: Session, on_progress: OnProgress) -> None:
     if selects:
         select_policy(session, on_progress)
         session.stop_rollout_actor()
-        session.reporter.say(selection_text(read_selection(session.path("grpo")) or {}))
+        session.display.say(selection_text(read_selection(session.path("grpo")) or {}))
 
 
 def _grpo_inputs(session: Session) -> "GrpoInputs":

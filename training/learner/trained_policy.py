@@ -54,7 +54,7 @@ def serve_trained(
     checksum = adapter_checksum((policy.adapter / ADAPTER_FILE).read_bytes())
     learner = None if record is None else record.learner.get(checksum)
     if record is None or learner is None:
-        session.reporter.say(
+        session.display.say(
             f"the learner's canary of {name} was not kept (an earlier release trained it?): what "
             "is served is not compared with what was trained"
         )

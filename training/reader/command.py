@@ -127,7 +127,7 @@ def train_reader(parsed: argparse.Namespace, names: Sequence[str], overrides: li
     prepare_process(verbose=False)
     from training.config.loading import load_config
     from training.reader.train import write_reader
-    from training.run.progress import Reporter
+    from training.run.progress import Display
 
-    write_reader(load_config([config], overrides), folder, size, Reporter().say)
+    write_reader(load_config([config], overrides), folder, size, Display().say)
     return folder

@@ -13,7 +13,7 @@ from training.readable import finite_number
 from training.run import stages
 from training.run.files import (
     Rows,
-    RunReader,
+    RunFiles,
     as_object,
 )
 
@@ -96,7 +96,7 @@ class TreeFiles:
 
     def read(self, problems: list[str]) -> Iterator[dict[str, Any]]:
         """Every tree that can be read; a sentence for those that cannot joins `problems`."""
-        reader = RunReader(self.run_dir)
+        reader = RunFiles(self.run_dir)
         for name in self.names:
             tree = reader.json_object(name)
             if tree is not None:
@@ -109,7 +109,7 @@ class TreeFiles:
 
 def read_run(run_dir: Path) -> RunRecords:
     """Everything in a run folder that a report shows."""
-    reader = RunReader(run_dir)
+    reader = RunFiles(run_dir)
     trees = sorted((run_dir / "search" / "trees").glob("*.json"))
     stages = {stage: reader.json_object(f"{stage}/stage.json") for stage in STAGES}
     salience = reader.table("expert/salience.parquet", SALIENCE_COLUMNS)

@@ -22,7 +22,7 @@ def as_object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-class RunReader:
+class RunFiles:
     """Reads a run folder's files and notes those that cannot be read."""
 
     def __init__(self, run_dir: Path) -> None:

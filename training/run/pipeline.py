@@ -15,7 +15,7 @@ from ehr.whole_files import file_hash
 from training.config.loading import validated
 from training.config.run import RunConfig
 from training.run.folder import RunFolder
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.stages import Stage, StageWork
 from training.run.step_watch import watch_steps
 
@@ -63,7 +63,7 @@ class Pipeline:
         stages: Iterable[Stage],
         folder: RunFolder,
         config: RunConfig,
-        reporter: Reporter,
+        display: Display,
         describe_model: Callable[[], object],
         only: Collection[str] | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class Pipeline:
         self.stages = stages_by_name = {stage.name: stage for stage in stages}
         self.folder = folder
         self.config = config
-        self.reporter = reporter
+        self.display = display
         self._describe_model = describe_model
         self._only = frozenset(stages_by_name) if only is None else frozenset(only)
         self._stale: set[str] = set()
@@ -222,7 +222,7 @@ class Pipeline:
             record.begin(self.key(stage))
             steps = watch_steps(self.folder, stage.name) if stage.has_steps else None
             with record.timed():
-                with self.reporter.stage(stage.name, steps) as on_progress:
+                with self.display.stage(stage.name, steps) as on_progress:
                     if earlier is not None:
                         self._tell_resumed(stage.name, earlier)
                     work[stage.name](session, on_progress)
@@ -233,7 +233,7 @@ class Pipeline:
 
     def _tell_resumed(self, name: str, record: Mapping[str, Any]) -> None:
         told = f"{record['attempts']} so far, {record['seconds']:.0f} s"
-        self.reporter.say(f"{name}: resuming an interrupted attempt ({told})")
+        self.display.say(f"{name}: resuming an interrupted attempt ({told})")
 
     def _is_done(self, stage: Stage) -> bool:
         record = self.folder.stage(stage.name)
@@ -247,9 +247,9 @@ class Pipeline:
             )
         lost = [name for name in stage.outputs if not (record.folder / name).exists()]
         if record.done and lost:
-            self.reporter.say(f"{stage.name}: {', '.join(lost)} is gone; it runs again")
+            self.display.say(f"{stage.name}: {', '.join(lost)} is gone; it runs again")
         elif record.done:
-            self.reporter.say(f"{stage.name}: already done, same inputs; skipped")
+            self.display.say(f"{stage.name}: already done, same inputs; skipped")
         return record.done and not lost
 
     def downstream(self, name: str) -> set[str]:

@@ -59,7 +59,7 @@ class _StepProgress(Progress):
             yield self.steps
 
 
-class Reporter:
+class Display:
     """Prints the progress of stages to standard error; results go to standard output."""
 
     def __init__(self, console: Console | None = None) -> None:

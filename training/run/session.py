@@ -60,17 +60,17 @@ from services.types import BASE_POLICY, PolicyVersion
 from training.config.run import RunConfig
 from training.run.folder import RunFolder
 from training.run.interruption import raise_on_signals
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.requirements import requirements
 
 
 class Session:
     """One run's shared state; a context manager that leaves no process behind."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, reporter: Reporter) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, display: Display) -> None:
         self.config = config
         self.folder = folder
-        self.reporter = reporter
+        self.display = display
         self._lineage_suffix = ""
         self.run_id = folder.run_id
         """Names everything of this run on the cluster."""
@@ -247,7 +247,7 @@ class Session:
     def require_cluster(self) -> None:
         """Refuses a cluster that is to be joined and does not answer, before work goes into it."""
         if self._cluster is None:
-            require_named_cluster(self.config.cluster, self.reporter.say)
+            require_named_cluster(self.config.cluster, self.display.say)
 
     def connect(self, listen: bool = False) -> Cluster:
         """Starts Ray or joins a cluster, and checks that the configuration fits it.
@@ -256,12 +256,12 @@ class Session:
             listen: Ray Serve must answer HTTP.
         """
         if self._cluster is None:
-            self._cluster = connect(self.config.cluster, self.config.run.verbose, self.reporter.say)
+            self._cluster = connect(self.config.cluster, self.config.run.verbose, self.display.say)
             if self._cluster.dashboard_url:
                 # A Ray that `ray.init` starts lets nobody in without its token.
                 token = " (.venv/bin/ray get-auth-token prints the token it asks for)"
                 own = self._cluster.started_here
-                self.reporter.say(
+                self.display.say(
                     f"Ray dashboard: {self._cluster.dashboard_url}{token if own else ''}"
                 )
             raise_on_signals()

@@ -36,4 +36,4 @@ def search(session: Session, on_progress: OnProgress) -> None:
     view = SearchView(session.run_id, on_progress)
     result = run_search(session.cohort, patients, setup, session.path("search"), view)
     session.stop_expert()
-    session.reporter.say(search_result_line(result.ledger))
+    session.display.say(search_result_line(result.ledger))

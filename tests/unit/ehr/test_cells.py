@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ehr.cohorts.cells import CellReader
+from ehr.cohorts.cells import CellParser
 from ehr.errors import DataError
 
-READER = CellReader(Path("book.xlsx"))
+READER = CellParser(Path("book.xlsx"))
 NAN = float("nan")
 
 

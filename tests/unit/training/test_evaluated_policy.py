@@ -43,7 +43,7 @@ class FakeSession:
         self.folder, self.share, self.said = folder, share, []
         self.config = RunConfig()
         self.precision = Precision(parameter_type=dtype, reason="")
-        self.reporter = SimpleNamespace(say=self.said.append)
+        self.display = SimpleNamespace(say=self.said.append)
         self.published = None
 
     def path(self, stage):

@@ -12,7 +12,7 @@ from ehr.config import CohortSection, PromptSection
 from ehr.language.prompts import shown_case
 from ehr.metrics import paired_difference
 from ehr.seeds import holm
-from training.evaluation.answers import AnswerReader, Answers
+from training.evaluation.answers import AnswerParser, Answers
 from training.evaluation.predictions import expert_rows
 from training.evaluation.results import difference_rows, readable_probability, result_rows
 
@@ -28,7 +28,7 @@ GOOD = (
 @pytest.fixture(scope="module")
 def reader():
     cohort = build_cohort(CohortSection(num_patients=60))
-    return AnswerReader(
+    return AnswerParser(
         cohort=cohort,
         matcher=FeatureMatcher(cohort.features),
         salient=dict.fromkeys(cohort.splits["test"], SALIENT),

@@ -22,7 +22,7 @@ from training.experiments.learn import learn
 from training.experiments.records import OWN_STAGES, found_units
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.session import Session
 from training.run.stages import STAGES
 
@@ -41,7 +41,7 @@ class Folder:
         self.path = path
 
     def session(self, config: RunConfig, make: type[Session] = Session) -> Session:
-        session = make(config, RunFolder(self.path), Reporter(Console(file=io.StringIO())))
+        session = make(config, RunFolder(self.path), Display(Console(file=io.StringIO())))
         session.model = LocalModel(
             path=self.path,
             name="none",
@@ -68,7 +68,7 @@ class Folder:
         folder.create()
         folder.write_config(config, None)
         content = self.session(config).model.content
-        pipeline = Pipeline(STAGES, folder, config, Reporter(), lambda: content, only=only)
+        pipeline = Pipeline(STAGES, folder, config, Display(), lambda: content, only=only)
         for stage in pipeline.wanted(target):
             record = folder.stage(stage.name)
             record.begin(pipeline.key(stage))

@@ -14,7 +14,7 @@ from ehr.cohorts.cohort import Cohort
 from ehr.config import Task
 from services.types import BASE_POLICY
 from tests.scripted import CONTEXT, FEATURES, FRAME, CharTokenizer, ScriptedGenerator, case_of
-from training.evaluation.answers import AnswerReader, Answers
+from training.evaluation.answers import AnswerParser, Answers
 from training.evaluation.masking import MASKED_COLUMNS, faithfulness_summary, masked_rows
 
 PATIENTS = tuple(f"p{number}" for number in range(6))
@@ -43,7 +43,7 @@ def cohort():
 @pytest.fixture(scope="module")
 def reader():
     whole = cohort()
-    return AnswerReader(
+    return AnswerParser(
         cohort=whole,
         matcher=FeatureMatcher(whole.features),
         salient=dict.fromkeys(PATIENTS, frozenset(FEATURES[:5])),

@@ -12,7 +12,7 @@ from tests.expert_cohort import tiny_cohort
 from training.config.loading import load_config
 from training.preflight import require_fitting_cohort, require_fitting_inputs
 from training.run.folder import RunFolder
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.session import Session
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
@@ -65,7 +65,7 @@ def said(folder: Path, stage: str, *settings: str) -> str:
     console = Console(file=terminal, force_terminal=False, width=200)
     config = load_config([TINY], settings)
 
-    require_fitting_inputs(Session(config, RunFolder(folder), Reporter(console)), [stage])
+    require_fitting_inputs(Session(config, RunFolder(folder), Display(console)), [stage])
 
     return terminal.getvalue()
 

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from training.run.metrics_file import MetricsFile
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.step_table import step_line, step_table
 from training.run.step_watch import StepWatch
 
@@ -86,7 +86,7 @@ def test_a_log_has_a_line_a_step_and_none_of_an_earlier_attempt(tmp_path):
     file.append({"step": 1, "sft/loss": 3.0})
     stream, console = printed(force_terminal=False)
 
-    with Reporter(console).stage("sft", StepWatch(tmp_path / "metrics.jsonl")) as move:
+    with Display(console).stage("sft", StepWatch(tmp_path / "metrics.jsonl")) as move:
         move(1, 3, "")
         file.append({"step": 2, "sft/loss": 2.0})
         move(2, 3, "")
@@ -101,7 +101,7 @@ def test_a_terminal_shows_the_table_under_the_bar_and_keeps_it(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     stream, console = printed(force_terminal=True)
 
-    with Reporter(console).stage("sft", StepWatch(tmp_path / "metrics.jsonl")) as move:
+    with Display(console).stage("sft", StepWatch(tmp_path / "metrics.jsonl")) as move:
         file.append({"step": 1, "sft/loss": 2.125})
         move(1, 3, "training")
 
@@ -109,8 +109,8 @@ def test_a_terminal_shows_the_table_under_the_bar_and_keeps_it(tmp_path):
     assert stream.getvalue().rstrip().splitlines()[-1].startswith("sft: done in")
 
 
-def fail_after_a_step(reporter, path):
-    with reporter.stage("sft", StepWatch(path)) as move:
+def fail_after_a_step(display, path):
+    with display.stage("sft", StepWatch(path)) as move:
         move(0, 3, "")
         MetricsFile(path).append({"step": 1, "sft/loss": 2.0})
         raise RuntimeError
@@ -120,7 +120,7 @@ def test_the_steps_before_a_failure_are_told(tmp_path):
     stream, console = printed(force_terminal=False)
 
     with pytest.raises(RuntimeError):
-        fail_after_a_step(Reporter(console), tmp_path / "metrics.jsonl")
+        fail_after_a_step(Display(console), tmp_path / "metrics.jsonl")
 
     assert stream.getvalue().splitlines() == ["sft: started", "sft: step 1/3: loss 2"]
 
@@ -131,7 +131,7 @@ def test_the_time_left_in_a_log_leaves_out_what_an_earlier_attempt_did(monkeypat
     monkeypatch.setattr("training.run.progress.time", clock)
     stream, console = printed(force_terminal=False)
 
-    with Reporter(console).stage("search") as move:
+    with Display(console).stage("search") as move:
         move(80, 100, "rollouts")
         move(82, 100, "rollouts")
 

@@ -17,7 +17,7 @@ from training.interop.reward_function import TrajectoryReward
 from training.main_job import _describe
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.session import Session
 from training.run.stages import STAGES
 
@@ -34,7 +34,7 @@ class Made:
 
     def pipeline(self, *settings: str) -> Pipeline:
         config = load_config([TINY], [METHODS, *settings])
-        return Pipeline(STAGES, self.folder, config, Reporter.silent(), lambda: "weights")
+        return Pipeline(STAGES, self.folder, config, Display.silent(), lambda: "weights")
 
     def described(self, stages: tuple[str, ...], *settings: str) -> RunConfig:
         """config.json behind a command that runs these stages, which are recorded as done."""
@@ -161,7 +161,7 @@ def test_a_command_is_told_which_of_its_settings_change_nothing(finished):
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=False, width=300)
     config = load_config([TINY], [METHODS, "reward.accuracy_weight=1"])
-    session = Session(config, finished.folder, Reporter(console))
+    session = Session(config, finished.folder, Display(console))
     report = [stage for stage in STAGES if stage.name == "report"]
 
     _describe(finished.pipeline("reward.accuracy_weight=1"), report, session)

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from actors.search_totals import SearchTotals
 from tests.unit.actors.test_search_totals import progress, summary
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.search.view import SearchView, search_lines, search_result_line
 
 
@@ -66,7 +66,7 @@ def test_the_bar_counts_rollouts_and_the_rest_stands_under_it():
     stream = io.StringIO()
     console = Console(file=stream, width=110, force_terminal=True, soft_wrap=True)
 
-    with Reporter(console).stage("search") as move:
+    with Display(console).stage("search") as move:
         SearchView("run", move)(progress())
 
     shown = stream.getvalue()
@@ -80,7 +80,7 @@ def test_a_log_has_a_sign_of_life_in_one_line(monkeypatch):
     stream = io.StringIO()
     console = Console(file=stream, width=80, force_terminal=False, soft_wrap=True)
 
-    with Reporter(console).stage("search") as move:
+    with Display(console).stage("search") as move:
         SearchView("run", move)(progress())
 
     said = stream.getvalue().splitlines()

@@ -32,7 +32,7 @@ from training.grpo import selecting as selection_stage
 from training.grpo.patients import require_patients
 from training.grpo.selecting import select_policy
 from training.learner.checkpoints import ADAPTER_CONFIG_FILE, PolicyFolder, VersionRecord
-from training.run.progress import Reporter
+from training.run.progress import Display
 
 MATCHER = FeatureMatcher(BENCHMARK_17)
 COHORT = build_cohort(CohortSection(num_patients=100, num_visits=1))
@@ -160,7 +160,7 @@ class FakeSession:
         self.cohort = COHORT
         self.matcher = FeatureMatcher(COHORT.features)
         self.folder = folder
-        self.reporter = Reporter()
+        self.display = Display()
         self.served: list[int] = []
         policies = PolicyFolder(folder / "grpo" / "policies")
         for version in range(steps + 1):

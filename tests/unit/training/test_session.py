@@ -8,7 +8,7 @@ from ehr.rewards import Salience
 from services.cluster import check_requirements
 from training.config.loading import load_config
 from training.run.folder import RunFolder
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.requirements import requirements
 from training.run.session import Session
 
@@ -47,7 +47,7 @@ def test_rewards_get_the_salience_and_its_stability_from_the_stored_table(tmp_pa
     (tmp_path / "expert").mkdir()
     pd.DataFrame(rows, columns=columns).to_parquet(tmp_path / "expert" / "salience.parquet")
     config = load_config([CONFIGS / "tiny.yaml"], ["expert.num_salient_features=2"])
-    session = Session(config, RunFolder(tmp_path), Reporter())
+    session = Session(config, RunFolder(tmp_path), Display())
 
     salience = session.salience(["p"])["p"]
 
@@ -58,7 +58,7 @@ def test_rewards_get_the_salience_and_its_stability_from_the_stored_table(tmp_pa
 
 def session_of(folder, *overrides):
     config = load_config([CONFIGS / "tiny.yaml"], [*overrides])
-    return Session(config, RunFolder(folder), Reporter())
+    return Session(config, RunFolder(folder), Display())
 
 
 def written(folder, session, dtype):

@@ -17,7 +17,7 @@ from training.config.run import RunConfig
 from training.main_job import WORK
 from training.run.folder import RunFolder
 from training.run.pipeline import Pipeline
-from training.run.progress import Reporter
+from training.run.progress import Display
 from training.run.stages import STAGES, Stage
 
 
@@ -71,7 +71,7 @@ def pipeline(work, **sections):
     console = Console(file=io.StringIO(), force_terminal=False)
     config = RunConfig.model_validate(sections)
     return Pipeline(
-        work.stages(), RunFolder(work.path), config, Reporter(console), lambda: work.model
+        work.stages(), RunFolder(work.path), config, Display(console), lambda: work.model
     )
 
 
@@ -151,7 +151,7 @@ def test_the_seconds_of_all_attempts_add_up_and_are_said(work, monkeypatch):
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=False, width=200)
     told = Pipeline(
-        work.stages(), RunFolder(work.path), RunConfig(), Reporter(console), lambda: work.model
+        work.stages(), RunFolder(work.path), RunConfig(), Display(console), lambda: work.model
     )
     told._tell_resumed("first", record.read() or {})
     assert "first: resuming an interrupted attempt (2 so far, 10 s)" in terminal.getvalue()
@@ -337,7 +337,7 @@ def test_file_hash_sees_contents_and_names_but_not_the_place(tmp_path):
 def test_how_missing_values_are_shown_is_part_of_the_key_of_every_stage_that_shows_them(tmp_path):
     def keys(missing):
         config = RunConfig.model_validate({"prompt": {"missing": missing}})
-        whole = Pipeline(STAGES, RunFolder(tmp_path), config, Reporter(), lambda: "weights")
+        whole = Pipeline(STAGES, RunFolder(tmp_path), config, Display(), lambda: "weights")
         return {stage.name: whole.key(stage)["settings"] for stage in STAGES}
 
     as_is, locf = keys("as_is"), keys("locf")
@@ -391,7 +391,7 @@ def test_a_pipeline_of_some_stages_runs_those_and_is_keyed_by_the_others(work):
             work.stages(),
             RunFolder(work.path),
             config,
-            Reporter(console),
+            Display(console),
             lambda: work.model,
             only=("second",),
         )
@@ -413,7 +413,7 @@ def test_orders_of_test_prompts_key_the_evaluation_and_no_training(tmp_path):
     def keys(**evaluate):
         console = Console(file=io.StringIO(), force_terminal=False)
         config = RunConfig.model_validate({"evaluate": evaluate})
-        pipe = Pipeline(STAGES, RunFolder(tmp_path), config, Reporter(console), lambda: "model")
+        pipe = Pipeline(STAGES, RunFolder(tmp_path), config, Display(console), lambda: "model")
         return {stage.name: pipe.key(stage) for stage in STAGES}
 
     plain = keys()
