@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from actors.case_prompts import PromptKind
 from actors.rollouts import RolloutPlan
@@ -54,7 +54,7 @@ class GrpoInputs:
     features: tuple[Feature, ...]
     """Of the cohort, for matching names."""
     num_salient_features: int
-    format: str
+    format: Literal["free", "guided"]
     """`prompt.format`."""
     kind: PromptKind
     """`prompt.kind`."""
@@ -80,7 +80,7 @@ class GrpoInputs:
     def rollout_plan(self) -> RolloutPlan:
         """How rollouts are sampled."""
         return RolloutPlan(
-            format="guided" if self.format == "guided" else "free",
+            format=self.format,
             kind=self.kind,
             max_depth=self.grpo.max_depth,
             max_new_tokens=self.grpo.max_new_tokens,

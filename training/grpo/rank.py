@@ -100,7 +100,7 @@ class Rank:
                     assert order.batch is not None, "a training order has its batch"
                     metrics = trainer.train(order.batch)
                     metrics["tokens/useful_per_s"] = useful_tokens_per_s(order.batch, metrics)
-                    self._save(learner, order.batch.step)
+                    self._checkpoints.save(order.batch.step, learner.rank, learner.save)
                     if learner.rank == 0:
                         self._report("report_step", start, _new_policy(model), metrics)
 
@@ -124,13 +124,6 @@ class Rank:
                 "restore it, or run Stage-2 again with --redo grpo"
             )
         learner.load(self._checkpoints.path(step))
-
-    def _save(self, learner: Learner, step: int) -> None:
-        if learner.rank == 0:
-            self._checkpoints.begin(step)
-        learner.save(self._checkpoints.partial(step))
-        if learner.rank == 0:
-            self._checkpoints.finish(step)
 
     def _next_order(self, after: int) -> Order:
         deadline = time.monotonic() + self._section.start_timeout_s

@@ -10,6 +10,7 @@ Layout under a stage's folder:
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ class CheckpointFolder:
     def path(self, step: int) -> Path:
         """Where the checkpoint after `step` is, or will be."""
         return self._folder / f"step_{step}"
+
+    def save(self, step: int, rank: int, write: Callable[[Path], None]) -> None:
+        """Writes the checkpoint of `step`; every rank calls it.
+
+        Args:
+            step: of the learner.
+            rank: who calls.
+            write: fills the folder together with the other ranks, and waits for them.
+        """
+        if rank == 0:
+            self.begin(step)
+        write(self.partial(step))
+        if rank == 0:
+            self.finish(step)
 
     def begin(self, step: int) -> Path:
         """An empty folder to write the checkpoint of `step` into; one rank calls it."""

@@ -48,20 +48,12 @@ def train_rank(inputs: SftInputs) -> None:
         if learner.rank == 0:
             metrics.append(line)
         if step.ends_epoch or step.step % inputs.sft.checkpoint_steps == 0:
-            _save(learner, checkpoints, step.step)
+            checkpoints.save(step.step, learner.rank, learner.save)
     if learner.rank == 0:
         record = CanaryRecord(canary=inputs.canary, learner_before=untrained)
         checksum = adapter_checksum(adapter_bytes(model))
         record.trained(checksum, learner.scores(*scored)).write(inputs.out_dir)
         write_folder(inputs.out_dir / "adapter", lambda folder: save_adapter(model, folder))
-
-
-def _save(learner: Learner, checkpoints: CheckpointFolder, step: int) -> None:
-    if learner.rank == 0:
-        checkpoints.begin(step)
-    learner.save(checkpoints.partial(step))
-    if learner.rank == 0:
-        checkpoints.finish(step)
 
 
 def _train_step(learner: Learner, step: SftStep, inputs: SftInputs) -> dict[str, Any]:
