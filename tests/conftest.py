@@ -1,5 +1,6 @@
 """Settings of every test session."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from services.environment import prepare_process
 
 # Before any test imports torch, which reads some of it then.
 prepare_process()
+# Two test processes share the cores with what they start; runs set their own number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # An example's first call may build or load something, and the machine may be busy: no test has a
 # time of its own to keep.
@@ -22,6 +25,7 @@ _STARTED = time.monotonic()
 
 _OWN_FIXTURES = frozenset(
     {
+        "test_examples.py",
         "test_generator_adapter.py",
         "test_job_submission.py",
         "test_learn.py",
