@@ -1,6 +1,7 @@
 """Tokens a second of a bfloat16 engine, by how the policy is served.
 
-    python -m benchmarks.decode_rate [--other CHECKOUT] [--turns 3] [--quick] [--json PATH]
+    python -m benchmarks.decode_rate [--other CHECKOUT] [--ways base merged adapter] [--turns 3]
+        [--quick] [--json PATH]
 
 SmolLM2 in vLLM without Serve, a random adapter of rank 64 on all linear layers, `SEQUENCES` answers
 of `TOKENS` tokens together. `base` is the model as its file has it, `merged` the policy merged and
@@ -46,6 +47,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--other", type=Path, help="a checkout with an environment to compare with")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which to measure")
     parser.add_argument("--turns", type=int, default=3, help="processes of each cell")
     parser.add_argument("--quick", action="store_true", help="one turn")
     parser.add_argument("--json", type=Path, default=RESULTS / "decode_rate.json")
@@ -62,24 +64,31 @@ def main() -> None:
         adapter = Path(folder) / "adapter.safetensors"
         adapter.write_bytes(_random_adapter(resolve_model(ModelSection()).path))
         for _ in range(1 if given.quick else given.turns):
-            for way in WAYS:
+            for way in given.ways:
                 for name, checkout in checkouts.items():
                     rates.setdefault((name, way), []).append(_cell(checkout, way, adapter))
                     print(f"{name}, {way}: {rates[name, way][-1]:.0f} tokens/s", flush=True)
+                    _write(given.json, rates)
+
+
+def _write(path: Path, rates: dict[tuple[str, str], list[float]]) -> None:
+    """Writes what has been measured so far."""
+    medians = {key: median(each) for key, each in rates.items()}
     rows = [
-        {"checkout": name, "way": way, "tokens_per_s": each, "median": median(each)}
+        {"checkout": name, "way": way, "tokens_per_s": each, "median": medians[name, way]}
         for (name, way), each in rates.items()
     ]
-    write_result(given.json, rows, _ratios({key: median(each) for key, each in rates.items()}))
-
-
-def _ratios(rates: dict[tuple[str, str], float]) -> dict[str, float | None]:
-    ratios: dict[str, float | None] = {
-        f"{way}_vs_base": rates["ours", way] / rates["ours", "base"] for way in WAYS[1:]
+    compared = {
+        "merged_vs_base": (("ours", "merged"), ("ours", "base")),
+        "adapter_vs_base": (("ours", "adapter"), ("ours", "base")),
+        "merged_vs_other": (("ours", "merged"), ("other", "merged")),
     }
-    if ("other", "merged") in rates:
-        ratios["merged_vs_other"] = rates["ours", "merged"] / rates["other", "merged"]
-    return ratios
+    ratios = {
+        name: medians[of] / medians[to]
+        for name, (of, to) in compared.items()
+        if {of, to} <= medians.keys()
+    }
+    write_result(path, rows, ratios)
 
 
 def _cell(checkout: Path, way: str, adapter: Path) -> float:
