@@ -19,13 +19,7 @@ PACKAGES = ("ehr", "services", "actors", "training", "benchmarks", "tests")
 FOLDERS = (*PACKAGES, "examples", "configs", "docs", "requirements", r"\.ci")
 WIDTH = 100
 GENERATED = ROOT / "docs" / "configuration.md"
-LONG_LINES = (
-    GENERATED,
-    # Each has one section that is not wrapped yet.
-    ROOT / "docs" / "benchmarks.md",
-    ROOT / "docs" / "results.md",
-    ROOT / "docs" / "results" / "physionet2012_reader_2026.md",
-)
+LONG_LINES = (GENERATED,)
 FENCE = re.compile(r"^ *```.*?^ *```$", re.M | re.S)
 CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
