@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from ehr.errors import DataError
 FOLD_SEED = 0
 """Of folds that choose a setting shared by all members: ensembles on the same patients choose the
 same, so that their agreement is about the members."""
+
+_Input = TypeVar("_Input")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,15 @@ class MemberPlan:
     seed: int
     whole: bool = False
     """Trained on all training patients, for the risk of others: beside the half-samples."""
+
+    def training_set(
+        self, inputs: Mapping[str, _Input], labels: Mapping[str, int]
+    ) -> tuple[list[_Input], list[int]]:
+        """Inputs and outcomes of the member's own patients, in the order of the plan."""
+        return (
+            [inputs[patient] for patient in self.train_ids],
+            [labels[patient] for patient in self.train_ids],
+        )
 
 
 def halves(

@@ -206,9 +206,9 @@ def _fitted_judge(
 ) -> Judge:
     members: list[Any] = []
     for plan in plans:
-        x = last_visits([inputs[patient] for patient in plan.train_ids])
-        y = [labels[patient] for patient in plan.train_ids]
-        members.append(kind(plan, x.shape[1]).fit(x, y))
+        patients, outcomes = plan.training_set(inputs, labels)
+        x = last_visits(patients)
+        members.append(kind(plan, x.shape[1]).fit(x, outcomes))
 
     def risks(asked: Sequence[ExpertInput]) -> Float[np.ndarray, "members patients"]:
         x = last_visits(asked)

@@ -55,8 +55,7 @@ class LinearEnsemble:
 
         models = []
         for plan in plans:
-            patients = [inputs[patient] for patient in plan.train_ids]
-            outcomes = [labels[patient] for patient in plan.train_ids]
+            patients, outcomes = plan.training_set(inputs, labels)
             penalty = choose_inverse_penalty(patients, outcomes, FOLD_SEED)
             models.append(fitted_logistic_regression(patients, outcomes, penalty.stable))
         return cls(

@@ -143,8 +143,7 @@ class TreeEnsemble:
 
         members = []
         for plan in plans:
-            patients = [inputs[patient] for patient in plan.train_ids]
-            outcomes = [labels[patient] for patient in plan.train_ids]
+            patients, outcomes = plan.training_set(inputs, labels)
             num_trees = choose_num_trees(patients, outcomes, FOLD_SEED, MEMBER_TREES)
             model = fitted_gradient_boosting(patients, outcomes, num_trees, plan.seed)
             members.append(Boxes.of(model))
