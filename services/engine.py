@@ -39,7 +39,7 @@ _BLOCK_TOKENS = 32
 _IN_ENGINE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """Executor of CPU engines. vLLM's own choice there, a worker process, is for binding its OpenMP
 threads to cores, which is off here; the engine's core would wait for each of its steps in a loop
-that takes a whole core from everything else (docs/benchmarks.md)."""
+that takes a whole core from everything else (docs/benchmarks/rollouts.md)."""
 
 _PATTERNS_KEPT = 256
 """Compiled patterns that are kept: those of a run, several times over."""

@@ -26,7 +26,7 @@ _BEHAVIOUR = {
     "RAY_process_group_cleanup_enabled": "1",
     # OpenMP threads that wait spin a little, then give their core away. By default they spin for
     # milliseconds, which slows processes on the same cores (rollouts beside training); not at all
-    # would slow a process alone (docs/benchmarks.md, Threads that wait).
+    # would slow a process alone (docs/benchmarks/main_job.md, Threads that wait).
     "GOMP_SPINCOUNT": "1000",
     # The plugins that an environment happens to hold do not become part of an engine.
     "VLLM_PLUGINS": "",

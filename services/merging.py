@@ -5,7 +5,7 @@ larger than most of what a few updates add to a weight, and rounding to the near
 weight back where it was (SmolLM2 after 4 updates at 1e-4: two fifths of the change were served).
 There each weight is rounded up or down at random, with probabilities that make its expected value
 the exact one. A layer's output sums hundreds of weights, so the update is there and the rounding
-errors cancel (docs/benchmarks.md has the share of the change and what is left of the noise).
+errors cancel (docs/benchmarks/sync.md has the share of the change and what is left of the noise).
 """
 
 import hashlib
