@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` and `make test`.
-.PHONY: env demo test fast-tests test-slow lint bench serve clean
+.PHONY: env demo test check fast-tests quick-tests test-slow lint hooks bench serve clean
 
 PYTHON_ENV := .venv/bin/python
 # Two processes: what waits for Ray, the engine or a command leaves a core to the other tests. The
@@ -26,6 +26,17 @@ lint: env ## format check, lint, types, import layers
 # Side by side: tests that wait for Ray or the engine leave a core to the type check.
 test: env ## lint, types and all tests that are not marked slow
 	@$(MAKE) --no-print-directory --jobs=2 lint fast-tests
+
+# While one works: no Ray, no engine. About two minutes; nearly every test is below three seconds.
+check: env ## lint, types, unit and property tests; test has the integration tests too
+	@$(MAKE) --no-print-directory --jobs=2 lint quick-tests
+
+quick-tests: env
+	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu" $(TEST_PROCESSES) \
+		tests/unit tests/property
+
+hooks: env ## git looks at format, lint and import layers before a commit, and runs check before a push
+	@git config core.hooksPath .githooks
 
 fast-tests: env
 	@$(PYTHON_ENV) -m pytest -q -m "not slow and not gpu" --durations=15 $(TEST_PROCESSES)

@@ -3,8 +3,8 @@
 import json
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ehr.cohorts.cohort import save_cohort, summary
 from ehr.cohorts.loaders import build_cohort
@@ -31,9 +31,6 @@ from training.run.session import Session
 from training.run.stages import STAGES, Stage, StageWork
 from training.search.stage import search
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger(__name__)
 
 
@@ -50,15 +47,16 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
             if any(stage.needs_cluster for stage in todo):
                 session.require_cluster()
                 _look_at_other_cohort(session, {stage.name for stage in todo})
+            if redo is not None:
+                pipeline.remove(redo)
             _describe(pipeline, todo, session)
             # Wrong data is said before Ray and the engine take their time to start.
             first = [stage for stage in todo if not stage.needs]
             later = [stage for stage in todo if stage.needs]
-            session.stages = tuple(stage.name for stage in later)
             page = _GrowingReport(session)
             pipeline.run(first, WORK, session, page.write)
-            require_fitting_inputs(session, session.stages)
-            _start_early(session)
+            require_fitting_inputs(session, [stage.name for stage in later])
+            _start_early(session, later)
             pipeline.run(later, WORK, session, page.write)
     return _results(folder, config)
 
@@ -67,7 +65,6 @@ def _describe(pipeline: Pipeline, todo: list[Stage], session: Session) -> None:
     """Writes config.json, and says which settings of the command change nothing in this folder."""
     needs_model = any("model" in stage.sections for stage in todo)
     model = describe_model(session) if needs_model else None
-    pipeline.remove_stale()
     made = pipeline.described(todo)
     is_same_model = made.model == session.config.model
     session.folder.write_config(made, model if is_same_model else None)
@@ -135,9 +132,12 @@ def describe_model(session: Session) -> dict[str, str]:
     }
 
 
-def _start_early(session: Session) -> None:
-    """Loads the engine while the first stages work: it takes as long as they do."""
-    if {"search", "grpo", "evaluate"} & set(session.stages):
+def _start_early(session: Session, stages: Collection[Stage]) -> None:
+    """Joins the cluster, and loads the engine while the first stages work: it takes as long."""
+    names = {stage.name for stage in stages}
+    if any(stage.needs_cluster for stage in stages):
+        session.connect(names)
+    if {"search", "grpo", "evaluate"} & names:
         session.deploy_generator()
 
 

@@ -2,21 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ehr.config import ExpertSection
 from ehr.errors import DataError
-from ehr.expert.member import (
-    Member,
-    MemberState,
-)
-from ehr.expert.plans import (
-    MemberPlan,
-)
+from ehr.expert.member import Member, MemberState
+from ehr.expert.plans import MemberPlan
 from ehr.whole_files import write_bytes
 
 FORMAT_VERSION = 2
@@ -67,24 +64,46 @@ def write_member(path: Path, member: Member) -> None:
     write_bytes(path, data)
 
 
+def read_described(
+    path: Path, entry: str, content: str, framework: Literal["pt", "numpy"]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The description and the tensors by name of a safetensors file that the expert stage wrote.
+
+    Args:
+        path: of the file.
+        entry: of its metadata, which holds the description as JSON.
+        content: what the file holds, for the error.
+        framework: of the tensors: PyTorch or NumPy.
+
+    Raises:
+        DataError: if the file is missing or damaged, or of another format.
+    """
+    try:
+        with safe_open(path, framework=framework) as file:
+            described = json.loads((file.metadata() or {})[entry])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if described["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {described['format_version']!r}")
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path} must hold {content} in format version {FORMAT_VERSION}, but does not "
+            f"({error!r}). Run the expert stage again (--redo expert)."
+        ) from error
+    return described, tensors
+
+
+def plan_of(described: Mapping[str, Any]) -> MemberPlan:
+    """A member's plan from the JSON of `asdict`."""
+    return MemberPlan(**{**described, "train_ids": tuple(described["train_ids"])})
+
+
 def read_member(path: Path) -> Member:
     """The member that `write_member` wrote.
 
     Raises:
         DataError: if the file is missing or not a member of this format.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["member"])
-            parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if described["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {described['format_version']!r}")
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{path} must be an expert member of format version {FORMAT_VERSION}, but is not "
-            f"({error!r}). Train the expert again (--redo expert)."
-        ) from error
-    plan = described["plan"] | {"train_ids": tuple(described["plan"]["train_ids"])}
+    described, parameters = read_described(path, "member", "an expert member", "pt")
     state = MemberState(
         parameters=parameters,
         best_epoch=described["best_epoch"],
@@ -92,4 +111,4 @@ def read_member(path: Path) -> Member:
         validation_loss=described["validation_loss"],
         losses=tuple(described["losses"]),
     )
-    return Member(plan=MemberPlan(**plan), state=state, key=described["key"])
+    return Member(plan=plan_of(described["plan"]), state=state, key=described["key"])

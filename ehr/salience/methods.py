@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ehr.config import ExpertSection
 from ehr.errors import DataError
 from ehr.expert.ensemble import ExpertEnsemble
-from ehr.expert.member_file import FORMAT_VERSION
+from ehr.expert.member_file import FORMAT_VERSION, plan_of, read_described
 from ehr.expert.opinions import SalienceEnsemble
 from ehr.expert.plans import MemberPlan, all_patients, halves
 from ehr.expert.view import ExpertInput, ExpertScaler
@@ -164,20 +163,8 @@ def _read(
     folder: Path, method: str, index: int, scaler: ExpertScaler
 ) -> LinearEnsemble | TreeEnsemble:
     path = folder / _file(method, index)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            described = json.loads((file.metadata() or {})["salience"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if described["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {described['format_version']!r}")
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{path} must hold the members of {method} in format version {FORMAT_VERSION}, but "
-            f"does not ({error!r}). Run the expert stage again (--redo expert)."
-        ) from error
-    plans = [
-        MemberPlan(**plan | {"train_ids": tuple(plan["train_ids"])}) for plan in described["plans"]
-    ]
+    described, arrays = read_described(path, "salience", f"the members of {method}", "numpy")
+    plans = [plan_of(plan) for plan in described["plans"]]
     return CHEAP_METHODS[method].from_arrays(plans, scaler, arrays)
 
 

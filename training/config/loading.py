@@ -14,7 +14,7 @@ from training.config.run import RunConfig
 from training.config.strict_yaml import DuplicateKeyError, read_yaml
 
 _RENAMED = {"prompt.feature_order_shuffle": "evaluate.feature_order_shuffle"}
-"""Keys of earlier releases, with what they are called now."""
+"""Keys of earlier versions, with what they are called now."""
 
 _PRESETS = "presets"
 """Name of the folder of presets."""

@@ -53,7 +53,7 @@ def own_patients_sentence(described: Mapping[str, Any]) -> str:
     """Says how many of another cohort's test patients are the run's own; empty if none are.
 
     Args:
-        described: `cohort` of `other_cohort.json`; earlier releases did not count them.
+        described: `cohort` of `other_cohort.json`; earlier versions did not count them.
     """
     num = finite_number(described.get("own_test_patients"))
     if not num:

@@ -98,7 +98,6 @@ class Experiment:
             require_enough_patients_for(session.config, cohort, waiting)
             if (other := read_other_cohort(session.config)) is not None:
                 require_another_cohort(cohort, other)
-        session.stages = (*(stage.name for stage in shared), *OWN_STAGES)
         return shared, waiting
 
     def _require_a_unit_with_the_redone_stage(self) -> None:
@@ -126,8 +125,13 @@ class Experiment:
         kept = self._kept if self._redo in SHARED_STAGES else []
         for unit in (*self._units, *kept):
             self._folder.remove(unit, self._redo)
-        self._shared.remove_stale()
+        if self._redo in SHARED_STAGES:
+            self._shared.remove(self._redo)
         self._redo = None
+
+    def connect(self, shared: Sequence[Stage]) -> None:
+        """Joins the cluster, which must have room for these stages and for those of units."""
+        self._session.connect([*(stage.name for stage in shared), *OWN_STAGES])
 
     def run(self) -> None:
         """Shared stages first, then unit after unit."""
@@ -139,7 +143,7 @@ class Experiment:
         session.require_cluster()
         model = describe_model(session)
         if self._redo is not None:
-            session.connect()  # a cluster that is too small must not cost what is there
+            self.connect(shared)  # a cluster that is too small must not cost what is there
             self.remove()
         session.folder.write_config(session.config, model)
         built = [each for each in shared if each.name == "cohort"]
@@ -148,6 +152,7 @@ class Experiment:
         require_fitting_inputs(session, _looked_at(shared, waiting))
         if built and (other := read_other_cohort(session.config)) is not None:
             require_another_cohort(session.cohort, other)
+        self.connect(shared)
         session.deploy_generator()
         self._shared.run(
             [each for each in shared if each.name != "cohort"], WORK, session, _nothing

@@ -100,9 +100,9 @@ def _remove_from_sizes(config: RunConfig, folder: RunFolder, redo: str) -> None:
                 stack.enter_context(session)
                 with _naming(size):
                     experiments.append(Experiment(session, redo))
-                    experiments[-1].look()
+                    shared, _ = experiments[-1].look()
                 if len(experiments) == 1:
-                    session.connect()
+                    experiments[0].connect(shared)
         for experiment in experiments:
             experiment.remove()
 

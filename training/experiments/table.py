@@ -145,7 +145,7 @@ def facts(results: Results, *, has_training_patients: bool = True) -> list[str]:
     patients = f"{results['num_patients']:,} test patients, {results['num_positives']:,} positive"
     left_out = results["num_patients_left_out"]
     samples = results["num_samples"]
-    origin = results.get("data_origin")  # results of earlier releases have none
+    origin = results.get("data_origin")
     return [
         f"Model: {results['model']}.",
         f"Cohort: {results['cohort']}, {results['task']}; {trained}{patients}"
@@ -180,7 +180,7 @@ def _of_answers(results: Results) -> str:
 
 
 def _training_patients(results: Results) -> str:
-    num = finite_number(results.get("num_train_patients"))  # results of earlier releases have none
+    num = finite_number(results.get("num_train_patients"))
     num_positives = finite_number(results.get("num_train_positives"))
     if num is None or num_positives is None:
         return ""
@@ -189,7 +189,7 @@ def _training_patients(results: Results) -> str:
 
 def other_cohort(results: Results) -> Results | None:
     """The part about `evaluate.other_cohort`; None where there is none, or no unit is finished."""
-    found = as_object(results.get("other_cohort"))  # results of earlier releases have none
+    found = as_object(results.get("other_cohort"))
     return found if found.get("arms") else None
 
 
@@ -246,7 +246,7 @@ def difference_cells(results: Results) -> list[list[str]]:
             titles[row["measure"]],
             estimate_text({**row, "value": row["difference"]}, row["measure"], is_signed=True),
             format_number(row["minimal_detectable"]),
-            p_text(row.get("p")),  # results of earlier releases have none
+            p_text(row.get("p")),
             p_text(row.get("p_holm")),
             f"{len(row['seeds'])}{_note_behind(row)}",
             str(row["n"]),
@@ -268,7 +268,7 @@ def p_text(value: object) -> str:
 
 def _note_behind(row: Mapping[str, Any]) -> str:
     """`: too few for an interval over seeds ...`, behind the number of seeds; empty if enough."""
-    note = row.get("seeds_note")  # results of earlier releases have none
+    note = row.get("seeds_note")
     return "" if note is None else f": {str(note).partition(': ')[2]}"
 
 

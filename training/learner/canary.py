@@ -76,7 +76,7 @@ class CanaryRecord:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """What `write` wrote; None where an older release left none.
+        """What `write` wrote; None where an older version left none.
 
         Raises:
             RunFolderError: if the file is damaged.
@@ -86,7 +86,7 @@ class CanaryRecord:
             return None
         try:
             found = json.loads(path.read_text())
-            if set(found) == {"mean_abs"}:  # what earlier releases kept
+            if set(found) == {"mean_abs"}:  # what earlier versions kept
                 return None
             return cls(
                 canary=Canary(

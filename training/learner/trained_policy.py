@@ -55,7 +55,7 @@ def serve_trained(
     learner = None if record is None else record.learner.get(checksum)
     if record is None or learner is None:
         session.display.say(
-            f"the learner's canary of {name} was not kept (an earlier release trained it?): what "
+            f"the learner's canary of {name} was not kept (an earlier version trained it?): what "
             "is served is not compared with what was trained"
         )
         return policy.version

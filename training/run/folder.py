@@ -182,7 +182,7 @@ class RunFolder:
         asked = record.get("config", {}).get("model", {}).get("dtype")
         if asked != "auto" or model.get("dtype") not in ("bfloat16", "float32"):
             return None
-        reason = model.get("dtype_reason", "an earlier release chose it")
+        reason = model.get("dtype_reason", "an earlier version chose it")
         return Precision(parameter_type=model["dtype"], reason=reason)
 
     def stage(self, name: str) -> "StageRecord":

@@ -78,7 +78,6 @@ class Pipeline:
         self.display = display
         self._describe_model = describe_model
         self._only = frozenset(stages_by_name) if only is None else frozenset(only)
-        self._stale: set[str] = set()
 
     def wanted(self, target: str | None) -> list[Stage]:
         """The stages that lead to `target` in order; all of them for None."""
@@ -124,8 +123,7 @@ class Pipeline:
     def check(self, target: str | None, redo: str | None = None) -> list[Stage]:
         """The stages still to run, before any long work begins.
 
-        Nothing is removed yet: what `redo` names goes with `remove_stale`, or when the first stage
-        runs.
+        Nothing is removed: what is to be redone counts as not done here, and `remove` removes it.
 
         Raises:
             RunFolderError: if a stage was begun under another key; lists what differs.
@@ -137,23 +135,23 @@ class Pipeline:
                 f"--redo takes a stage of this command ({', '.join(names)}), got {redo!r}; "
                 "`eag-rl run` has them all"
             )
-        self._stale = self.downstream(redo) if redo is not None else set()
+        stale = self.downstream(redo) if redo is not None else set()
         todo: list[Stage] = []
         for stage in wanted:
             upstream_changes = any(before.name in stage.needs for before in todo)
-            if stage.name in self._stale or upstream_changes or not self._is_done(stage):
+            if stage.name in stale or upstream_changes or not self._is_done(stage):
                 self.key(stage)  # reads what it depends on: errors come before any work
                 todo.append(stage)
         if not any("cohort" in stage.sections for stage in todo):
             release_sources()
         return todo
 
-    def remove_stale(self) -> None:
-        """Removes what the last `check` was to redo, what follows before what it follows from."""
+    def remove(self, redo: str) -> None:
+        """Removes a stage that is made again and all that follows from it, which goes first."""
+        stale = self.downstream(redo)
         for name in reversed(self.stages):
-            if name in self._stale:
+            if name in stale:
                 self.folder.stage(name).remove()
-        self._stale = set()
 
     def described(self, todo: Collection[Stage]) -> RunConfig:
         """What the folder's stages are made with, once `todo` has run: config.json.
@@ -208,12 +206,11 @@ class Pipeline:
         """Runs the stages, marking each as running and then as done.
 
         Args:
-            todo: the stages.
+            todo: the stages; those to be redone are removed already.
             work: what each does, by its name.
             session: given to it.
             after: called after each.
         """
-        self.remove_stale()
         for stage in todo:
             if self._is_done(stage):  # its inputs came out as they were
                 continue

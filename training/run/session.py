@@ -5,9 +5,9 @@ is closed in one place.
 """
 
 import asyncio
-import copy
 import secrets
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -64,32 +64,48 @@ from training.run.progress import Display
 from training.run.requirements import requirements
 
 
+@dataclass(slots=True)
+class _Running:
+    """What a run has started; its units share it."""
+
+    cluster: Cluster | None = None
+    generator_asked: bool = False
+    generator_ready: bool = False
+    expert_ready: bool = False
+
+
 class Session:
     """One run's shared state; a context manager that leaves no process behind."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, display: Display) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        display: Display,
+        parent: "Session | None" = None,
+    ) -> None:
+        """A run of its own, or a unit of `parent`, whose services and cohort it uses."""
         self.config = config
         self.folder = folder
         self.display = display
-        self._lineage_suffix = ""
-        self.run_id = folder.run_id
+        self._lineage_suffix = "" if parent is None else f" {folder.run_id}"
+        self.run_id = folder.run_id if parent is None else parent.run_id
         """Names everything of this run on the cluster."""
-        self._cluster: Cluster | None = None
-        self._generator_asked = False
-        self._generator_ready = False
-        self._expert_ready = False
+        self._running = _Running() if parent is None else parent._running
         # Never written down: after a restart the caches are cold anyway.
-        self._routing_key = secrets.token_bytes(16)
-        self.stages: tuple[str, ...] = ()
-        """Stages that will run, for what they ask of the cluster."""
+        self._routing_key = secrets.token_bytes(16) if parent is None else parent._routing_key
+        if parent is not None:  # which read the same files
+            self.model, self.precision = parent.model, parent.precision
+            self.cohort, self.tokenizer = parent.cohort, parent.tokenizer
+            self.matcher = parent.matcher
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._cluster is None:
+        cluster, self._running.cluster = self._running.cluster, None
+        if cluster is None:
             return
-        cluster, self._cluster = self._cluster, None
         try:
             if not cluster.started_here:
                 # What others run on a shared cluster stays; this run's own goes, by name. All is
@@ -112,10 +128,7 @@ class Session:
         another unit is ever taken for one of this unit. Only this session closes anything.
         """
         self.start_generator()
-        unit = copy.copy(self)
-        unit.config, unit.folder = config, folder
-        unit._lineage_suffix = f" {folder.run_id}"
-        return unit
+        return Session(config, folder, self.display, parent=self)
 
     def lineage(self, stage: str) -> str:
         """Names the policies of a stage among all that the engine serves."""
@@ -246,35 +259,35 @@ class Session:
 
     def require_cluster(self) -> None:
         """Refuses a cluster that is to be joined and does not answer, before work goes into it."""
-        if self._cluster is None:
+        if self._running.cluster is None:
             require_named_cluster(self.config.cluster, self.display.say)
 
-    def connect(self, listen: bool = False) -> Cluster:
-        """Starts Ray or joins a cluster, and checks that the configuration fits it.
+    def connect(self, stages: Collection[str] = (), listen: bool = False) -> Cluster:
+        """Starts Ray or joins a cluster; does nothing where that was done.
 
         Args:
+            stages: names of those that will run; what they ask for must fit the cluster.
             listen: Ray Serve must answer HTTP.
         """
-        if self._cluster is None:
-            self._cluster = connect(self.config.cluster, self.config.run.verbose, self.display.say)
-            if self._cluster.dashboard_url:
+        cluster = self._running.cluster
+        if cluster is None:
+            cluster = connect(self.config.cluster, self.config.run.verbose, self.display.say)
+            self._running.cluster = cluster
+            if cluster.dashboard_url:
                 # A Ray that `ray.init` starts lets nobody in without its token.
                 token = " (.venv/bin/ray get-auth-token prints the token it asks for)"
-                own = self._cluster.started_here
-                self.display.say(
-                    f"Ray dashboard: {self._cluster.dashboard_url}{token if own else ''}"
-                )
+                told = token if cluster.started_here else ""
+                self.display.say(f"Ray dashboard: {cluster.dashboard_url}{told}")
             raise_on_signals()
-            for stage in self.stages:
+            for stage in stages:
                 preflight(requirements(self.config, stage))
-            shared = not self._cluster.started_here
-            start_serve(self.config.serve, listen=listen, shared=shared)
-        return self._cluster
+            start_serve(self.config.serve, listen=listen, shared=not cluster.started_here)
+        return cluster
 
     def deploy_generator(self) -> None:
         """Asks for the generator without waiting: the engine loads while other stages work."""
         self.connect()
-        if not self._generator_asked:
+        if not self._running.generator_asked:
             deploy_generator(
                 self.run_id,
                 self.folder.path,
@@ -282,14 +295,14 @@ class Session:
                 self.model_section,
                 self.config.generator,
             )
-            self._generator_asked = True
+            self._running.generator_asked = True
 
     def start_generator(self) -> None:
         """Returns when the generator answers."""
         self.deploy_generator()
-        if not self._generator_ready:
+        if not self._running.generator_ready:
             wait_for_generator(self.run_id, self.config.generator)
-            self._generator_ready = True
+            self._running.generator_ready = True
 
     @cached_property
     def cache_tokens(self) -> int:
@@ -311,14 +324,14 @@ class Session:
     def start_expert(self) -> None:
         """Returns when the expert service answers."""
         self.connect()
-        if not self._expert_ready:
+        if not self._running.expert_ready:
             start_expert(self.run_id, self.folder.path, self.config.generator.startup_timeout_s)
-            self._expert_ready = True
+            self._running.expert_ready = True
 
     def stop_expert(self) -> None:
         """Ends the expert service, whose share of the cluster others need."""
         stop_expert(self.run_id)
-        self._expert_ready = False
+        self._running.expert_ready = False
 
     def serve_base(self) -> PolicyVersion:
         """Makes the generator serve the model without an adapter."""

@@ -303,7 +303,7 @@ def test_a_broken_member_file_is_refused(
     path = tmp_path / member_file(trained[0].members[0].plan)
     path.write_bytes(content)
 
-    with pytest.raises(DataError, match="must be an expert member"):
+    with pytest.raises(DataError, match="must hold an expert member"):
         read_member(path)
 
 

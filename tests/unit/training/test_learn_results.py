@@ -579,7 +579,7 @@ def test_the_facts_say_where_the_data_came_from(tmp_path: Path) -> None:
 
     assert "Data: a mirror." in told
     assert "Data:" not in learn_markdown(silent)
-    del silent["data_origin"]  # as results of earlier releases
+    del silent["data_origin"]  # as results of earlier versions
     assert "Data:" not in learn_markdown(silent)
 
 
@@ -704,5 +704,5 @@ def test_without_another_cohort_nothing_is_said_of_one(sample: SampleExperiment)
     results = write_learn_results(sample.folder)
 
     assert results["other_cohort"] is None
-    del results["other_cohort"]  # as results of earlier releases
+    del results["other_cohort"]  # as results of earlier versions
     assert "Another test cohort" not in learn_markdown(results)

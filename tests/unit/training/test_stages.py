@@ -76,7 +76,10 @@ def pipeline(work, **sections):
 
 
 def run(work, pipe, target=None, redo=None, after=lambda: None):
-    pipe.run(pipe.check(target, redo), work.functions(), session=None, after=after)
+    todo = pipe.check(target, redo)
+    if redo is not None:
+        pipe.remove(redo)
+    pipe.run(todo, work.functions(), session=None, after=after)
 
 
 def test_a_second_run_with_the_same_inputs_does_nothing(work):
