@@ -1,7 +1,8 @@
 """A finished run folder with pandas: `python examples/read_run.py RUN [--plot FILE.png]`.
 
-Needs nothing of the project: the files are JSON, JSON lines and Parquet (docs/running.md, "The run
-folder"). The plot needs matplotlib, which is no dependency; the tables are printed without it.
+Needs nothing of the project: the files are JSON, JSON lines and Parquet
+(docs/running/run_folder.md). The plot needs matplotlib, which is no dependency; the tables are
+printed without it.
 """
 
 # pandas annotates results of indexing too widely for the checker; matplotlib is not there.

@@ -1,6 +1,7 @@
 """What somebody writes who has the package and nothing else: `python stranger.py RUN_FOLDER`.
 
-Uses public names only (docs/running.md, "What other projects may import"). Prints one JSON object.
+Uses public names only (docs/running/other_software.md, "What other projects may import"). Prints
+one JSON object.
 """
 
 import json

@@ -30,8 +30,8 @@ PUBLIC = (
 
 
 def documented() -> dict[str, list[str]]:
-    """Names by module, from the table of docs/running.md."""
-    page = (ROOT / "docs" / "running.md").read_text()
+    """Names by module, from the table of docs/running/other_software.md."""
+    page = (ROOT / "docs" / "running" / "other_software.md").read_text()
     section = page.split("## What other projects may import\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \|", section, re.M)
     return {module: sorted(re.findall(r"`(\w+)`", names)) for module, names in rows}
