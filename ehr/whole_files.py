@@ -72,7 +72,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+def write_folder(target: Path, write: Callable[[Path], object]) -> None:
     """Writes a folder that appears at `target` whole or not at all; the disk has it then.
 
     Args:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from types import SimpleNamespace
 
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
@@ -12,6 +13,7 @@ from ehr.cohorts.cohort import PatientCase
 from ehr.expert.ensemble import Opinion
 from services.expert import ExpertAnswer
 from services.http_app import app
+from tests.typed import known
 
 PATH = "/v1/expert/attention"
 
@@ -45,9 +47,9 @@ async def _get_replica() -> SimpleNamespace:
     return _REPLICA.get()
 
 
-_route = next(route for route in app.routes if getattr(route, "path", "") == PATH)
+_route = next(route for route in app.routes if isinstance(route, APIRoute) and route.path == PATH)
 # What Serve injects as `self`.
-app.dependency_overrides[_route.dependant.dependencies[0].call] = _get_replica
+app.dependency_overrides[known(_route.dependant.dependencies[0].call)] = _get_replica
 
 
 def client_of(expert: RecordingExpert, features: Sequence[Feature]) -> TestClient:

@@ -26,7 +26,7 @@ from training.grpo.patients import GrpoPatient
 from training.learner.canary import Canary
 from training.learner.packing import TokenGroup
 
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,

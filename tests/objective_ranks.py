@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.golden.losses import VOCABULARY, TinyPolicy
 from tests.objective_cases import flat_policy_loss, loss_inputs, micro_batch, random_case
+from tests.typed import known
 from training.config.grpo import GrpoSection
 
 
@@ -33,7 +34,7 @@ def loss_and_gradient(parts: Sequence[Tensor], section: GrpoSection) -> Tensor:
         loss = flat_policy_loss(**ours).loss
         loss.backward()
         total += loss.detach()
-    gradient = torch.cat([weight.grad.flatten() for weight in policy.parameters()])
+    gradient = torch.cat([known(weight.grad).flatten() for weight in policy.parameters()])
     return torch.cat([total[None], gradient.double()])
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from tests.objective_cases import flat_policy_loss
+from tests.typed import known
 from training.objective.advantage import group_advantages
 from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy
@@ -29,7 +30,7 @@ class TinyPolicy(nn.Module):
         logp, entropy = response_logprobs(
             hidden.flatten(0, 1), self.head.weight, tokens.flatten(), chunk=7, with_entropy=True
         )
-        return logp.view_as(tokens), entropy.view_as(tokens)
+        return logp.view_as(tokens), known(entropy).view_as(tokens)
 
 
 def tiny_learner_losses() -> list[dict[str, float]]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.learner.random_model import write_random_model
 from ehr.cohorts.cohort import save_cohort
 from ehr.salience.table import salience_table, salient_sets
+from ehr.tables import rows
 from tests.expert_cohort import fit_in_process, tiny_cohort, tiny_section
 from tests.integration.test_wheel import run, unreachable
 from tests.run_folder_sample import write_sample_run
@@ -74,7 +75,7 @@ def test_a_csv_of_ones_own_is_read(tmp_path: Path):
     number = opinions["patient"].astype(int)
     told = opinions.assign(known=number % 6 != 0, outcome_of_file=number % 2)
     assert len(told) == 24
-    assert (told["outcome"] == told["outcome_of_file"]).all()
+    assert list(told["outcome"]) == list(told["outcome_of_file"])
     assert not told.loc[~told["known"], "salient"].str.contains("Ferritin").any()
     assert told.loc[told["known"], "salient"].str.startswith("Ferritin").mean() > 0.8
 
@@ -137,8 +138,8 @@ def check_tables(printed: str, folder: Path) -> None:
     results = json.loads((folder / "evaluate" / "results.json").read_text())
     predictions = pd.read_parquet(folder / "evaluate" / "predictions.parquet")
     for row in results:
-        own = predictions[predictions["method"] == row["method"]]
-        readable = own[~own["parse_failed"]]
+        own = rows(predictions, predictions["method"] == row["method"])
+        readable = rows(own, ~own["parse_failed"])
         risks = [readable.loc[readable["label"] == each, "probability"].mean() for each in (0, 1)]
         wanted = [row["auroc"], row["auroc_low"], row["auroc_high"], *risks]
         wanted.append(own["parse_failed"].mean())
@@ -146,7 +147,7 @@ def check_tables(printed: str, folder: Path) -> None:
         assert int(shown[0]) == row["n"]
         assert [float(each) for each in shown[1].split()] == pytest.approx(wanted, abs=6e-4)
     salience = pd.read_parquet(folder / "expert" / "salience.parquet")
-    sets = salient_sets(salience[salience["split"] == "test"], 5, "observed")
+    sets = salient_sets(rows(salience, salience["split"] == "test"), 5, "observed")
     share = pd.Series([name for names in sets.values() for name in names]).value_counts() / len(
         sets
     )

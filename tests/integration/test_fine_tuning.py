@@ -13,6 +13,7 @@ from ehr.language.prompts import PromptContext
 from services.models import LocalModel
 from tests.learner_fakes import LEARNER, tiny_model
 from tests.scripted import FRAME, CharTokenizer
+from tests.typed import untyped
 from training.config.run import RunConfig
 from training.run.folder import RunFolder
 from training.run.session import chosen_precision
@@ -69,7 +70,7 @@ class CohortSession:
 def test_the_sft_row_trains_an_adapter_on_probabilities_alone(local_ray, tmp_path):
     session = CohortSession(tmp_path)
 
-    fine_tune_on_predictions(session, lambda *_: None)
+    fine_tune_on_predictions(untyped(session), lambda *_: None)
 
     text = (tmp_path / "direct_sft" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]

@@ -21,6 +21,7 @@ from services.generator import (
 from services.policy_store import BASE_RECORD, PolicyRecord
 from services.types import BASE_POLICY, GenerateRequest, PolicyVersion, Sampling, Scored
 from tests.fakes import REFUSED_ADAPTER, fake_model, load_fake, load_never
+from tests.typed import untyped
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -53,7 +54,7 @@ def record(folder: Path, version: PolicyVersion, content: bytes = b"") -> Policy
 
 
 def replica_actors(run_id: str) -> list[str]:
-    named = ray.util.list_named_actors(all_namespaces=True)
+    named = untyped(ray.util.list_named_actors(all_namespaces=True))
     return [each["name"] for each in named if f"generator-{run_id}#" in each["name"]]
 
 

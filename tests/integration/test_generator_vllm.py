@@ -299,7 +299,7 @@ def merged_scores(
     parameters = dict(model.named_parameters())
     with torch.inference_mode():
         for name, pair in read_pairs(policy.adapter or b"").items():
-            parameters[name] += policy.scaling * (pair.b @ pair.a)
+            parameters[name].add_(policy.scaling * (pair.b @ pair.a))
         ids = torch.tensor([prompt + response])
         logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
     return torch.log_softmax(logits, -1).gather(1, ids[0, len(prompt) :, None])[:, 0]

@@ -22,6 +22,7 @@ from tests.fakes import fake_model
 from tests.learner_fakes import grpo_inputs, tiny_model
 from tests.policy_engines import load_deaf, load_learner_killer, load_scripted
 from tests.scripted import CharTokenizer, ScriptedGenerator
+from tests.typed import known, untyped
 from training.config.grpo import GrpoSection
 from training.grpo.controller_actor import ActorSampler
 from training.grpo.train import train_grpo
@@ -109,7 +110,7 @@ def test_steps_train_commit_publish_and_sample_from_what_was_published(undisturb
     served = read_ledger(undisturbed / "policy.json").current
     assert served.version == PolicyVersion(lineage="grpo", version=3)
     final = adapter(undisturbed)
-    committed = load_file(served.adapter_path)
+    committed = load_file(known(served.adapter_path))
     assert all(torch.equal(final[name], committed[name]) for name in final)
     assert any(weight.any() for name, weight in final.items() if "lora_B" in name)
 
@@ -173,7 +174,7 @@ def test_rollouts_and_updates_overlap_by_one_version_and_survive_a_killed_learne
 
 @pytest.mark.slow
 def test_rollouts_that_nobody_waits_for_any_more_are_ended_in_their_actor(local_ray):
-    actor = RolloutActor.options(num_cpus=0).remote(HangsOnPatient0, CharTokenizer)
+    actor = untyped(RolloutActor.options(num_cpus=0).remote(HangsOnPatient0, CharTokenizer))
     plan = RolloutPlan(
         format="guided",
         kind="question_decomposition",

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from actors.rollouts import PatternSpan
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
+from tests.typed import untyped
 from training.config.grpo import GrpoSection
 from training.grpo.batch import TrainedSequence, TrainingBatch
 from training.learner.allowed_tokens import AllowedTokens
@@ -306,10 +307,10 @@ def test_the_entropy_of_a_salient_token_is_that_of_the_logits_before_it(path):
     one = batch()
     dense = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     # With its first weights every entropy is about log 256, which would hide a slip by one.
-    dense.get_output_embeddings().weight.data.mul_(20)
+    untyped(dense.get_output_embeddings()).weight.data.mul_(20)
     found, shifted = [], []
     training = trainer(path)
-    base = training._learner.model.peft_model.get_base_model()
+    base = untyped(training._learner.model.peft_model).get_base_model()
     base.get_output_embeddings().weight.data.mul_(20)
     for group in one.groups:
         for response, trained in zip(group.responses, group.trained, strict=True):

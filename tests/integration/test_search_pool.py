@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -41,6 +42,7 @@ from tests.scripted import (
     unreadable_scores,
 )
 from tests.scripted_engine import load_scripted
+from tests.typed import untyped
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -102,7 +104,7 @@ def _search(
     return pd.read_parquet(out_dir / "trajectories.parquet")
 
 
-def _ledger(out_dir: Path) -> dict[str, object]:
+def _ledger(out_dir: Path) -> dict[str, Any]:
     return json.loads((out_dir / "ledger.json").read_text())
 
 
@@ -123,7 +125,7 @@ def test_the_search_folder_has_what_the_contract_says(undisturbed: Path) -> None
     columns = {"patient_id", "rank", "text", "token_ids", "reward", "reward_cls", "reward_att"}
     assert columns | {"kept", "prompt_token_ids", "model_written"} <= set(table.columns)
     assert table["patient_id"].unique().tolist() == list(PATIENTS)
-    assert table.groupby("patient_id")["kept"].sum().tolist() == [2] * 6
+    assert [of_one["kept"].sum() for _, of_one in table.groupby("patient_id")] == [2] * 6
     assert {
         "patients", "requests", "prefill_tokens", "prefill_computed_tokens", "decode_tokens",
         "seconds", "invalid_scores",
@@ -241,10 +243,10 @@ def test_a_label_free_search_needs_no_label_and_says_what_it_maximised(
     table = _search(replace(cohort, labels={}), setup, tmp_path)
 
     assert set(table["value_kind"]) == {_ledger(tmp_path)["value"]} == {"label_free"}
-    assert table[["correct", "reward_cls"]].isna().all(axis=None)
+    assert table[["correct", "reward_cls"]].isna().to_numpy().all()
     rewarded = pd.read_parquet(undisturbed / "trajectories.parquet")
     assert set(rewarded["value_kind"]) == {_ledger(undisturbed)["value"]} == {"reward"}
-    assert rewarded[["correct", "reward_cls"]].notna().all(axis=None)
+    assert rewarded[["correct", "reward_cls"]].notna().to_numpy().all()
 
 
 def test_a_finished_search_starts_no_actor(cohort: Cohort, undisturbed: Path) -> None:
@@ -278,7 +280,7 @@ def test_a_replica_that_dies_in_the_middle_changes_nothing(
 
     def kill_once(progress: SearchProgress) -> None:
         if progress.requests >= 20 and not killed:
-            named = ray.util.list_named_actors(all_namespaces=True)
+            named = untyped(ray.util.list_named_actors(all_namespaces=True))
             names = [each["name"] for each in named if f"{two_replicas}#" in each["name"]]
             ray.kill(ray.get_actor(names[0], namespace="serve"))
             killed.append(progress.num_finished)
@@ -342,7 +344,7 @@ def test_the_rollout_actor_samples_what_the_sampler_does() -> None:
     )
     prompts = (RolloutPrompt(patient_id="p", token_ids=(65, 66)),)
     batch = RolloutBatch(prompts=prompts, group_size=3, least=BASE_POLICY, seed=5)
-    actor = RolloutActor.options(num_cpus=0.1).remote(ScriptedGenerator, CharTokenizer)
+    actor = untyped(RolloutActor.options(num_cpus=0.1).remote(ScriptedGenerator, CharTokenizer))
 
     groups = ray.get(actor.sample_groups.remote(plan, batch), timeout=60)
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from statistics import fmean
 
 import pytest
@@ -12,6 +13,7 @@ from ehr.errors import TrainingError
 from services.adapters import adapter_checksum
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from tests.rank_functions import die_once, refuse
+from tests.typed import known
 from training.config.sft import SftSection
 from training.learner.canary import Canary, CanaryRecord
 from training.learner.worker_group import WorkerGroup
@@ -125,10 +127,10 @@ def test_the_canary_is_what_stock_peft_gives_the_adapter_and_transformers_the_ba
     finished, model_path
 ):
     stage = finished[0] / "sft"
-    record = CanaryRecord.read(stage)
+    record = known(CanaryRecord.read(stage))
     prompt, response = record.canary.prompt_token_ids, record.canary.response_token_ids
     # float32 of two layers: what is left are sums in another order
-    close = {"atol": 1e-5, "rtol": 0.0}
+    assert_close = partial(torch.testing.assert_close, atol=1e-5, rtol=0.0)
     base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     before = dense_logprobs(base, prompt, response)
     after = dense_logprobs(PeftModel.from_pretrained(base, stage / "adapter"), prompt, response)
@@ -136,8 +138,8 @@ def test_the_canary_is_what_stock_peft_gives_the_adapter_and_transformers_the_ba
     checksum = adapter_checksum((stage / "adapter" / "adapter_model.safetensors").read_bytes())
 
     assert list(record.learner) == [checksum]
-    torch.testing.assert_close(torch.tensor(record.learner_before), before, **close)
-    torch.testing.assert_close(torch.tensor(record.learner[checksum]), after, **close)
+    assert_close(torch.tensor(record.learner_before), before)
+    assert_close(torch.tensor(record.learner[checksum]), after)
     # far above that tolerance: an adapter that is not applied would be seen
     assert float((after - before).abs().mean()) > 0.01
 

@@ -103,7 +103,7 @@ def test_the_weighted_reward_is_bounded_and_one_only_for_equal_sets(named, salie
 
 @given(feature_sets, feature_sets, st.just(0.0) | st.floats(1e-3, 1))
 def test_equal_weights_give_the_plain_jaccard(named, salient, weight):
-    value = weighted_attention_reward(named, salient, dict.fromkeys(NAMES, weight))
+    value = weighted_attention_reward(named, salient, dict.fromkeys(NAMES, float(weight)))
 
     assert math.isclose(value, attention_reward(named, salient), rel_tol=1e-9)
 

@@ -16,6 +16,7 @@ from actors.reading import same_question_key
 from tests.scripted import (
     FEATURES,
     GARBAGE,
+    Script,
     ScriptedGenerator,
     SearchPlan,
     SearchRun,
@@ -49,7 +50,7 @@ def _shape(run: SearchRun) -> object:
 
 @few
 @given(plans, scripts)
-def test_visit_counts_are_conserved_and_depth_is_bounded(plan: SearchPlan, script: object) -> None:
+def test_visit_counts_are_conserved_and_depth_is_bounded(plan: SearchPlan, script: Script) -> None:
     run = _run(plan, ScriptedGenerator(script=script))
 
     assert run.root.visit_count == plan.section.num_rollouts
@@ -62,7 +63,7 @@ def test_visit_counts_are_conserved_and_depth_is_bounded(plan: SearchPlan, scrip
 
 @few
 @given(plans, scripts)
-def test_values_and_usefulness_stay_within_their_bounds(plan: SearchPlan, script: object) -> None:
+def test_values_and_usefulness_stay_within_their_bounds(plan: SearchPlan, script: Script) -> None:
     run = _run(plan, ScriptedGenerator(script=script))
 
     rewards = [node.reward for node in run.root.subtree() if node.reward is not None]
@@ -76,7 +77,7 @@ def test_values_and_usefulness_stay_within_their_bounds(plan: SearchPlan, script
 @few
 @given(plans, scripts, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.0, 2.5]))
 def test_values_stay_within_the_bounds_of_any_reward(
-    plan: SearchPlan, script: object, weight: float, bonus: float
+    plan: SearchPlan, script: Script, weight: float, bonus: float
 ) -> None:
     run = _run(
         replace(plan, accuracy_weight=weight, margin_bonus=bonus), ScriptedGenerator(script=script)
@@ -92,7 +93,7 @@ def test_values_stay_within_the_bounds_of_any_reward(
 @few
 @given(plans, scripts)
 def test_no_question_is_asked_twice_under_a_parent_or_on_a_path(
-    plan: SearchPlan, script: object
+    plan: SearchPlan, script: Script
 ) -> None:
     run = _run(plan, ScriptedGenerator(script=script))
 
@@ -106,7 +107,7 @@ def test_no_question_is_asked_twice_under_a_parent_or_on_a_path(
 @few
 @given(plans, scripts)
 def test_a_terminal_is_written_once_and_only_terminals_are_rewarded(
-    plan: SearchPlan, script: object
+    plan: SearchPlan, script: Script
 ) -> None:
     run = _run(plan, ScriptedGenerator(script=script))
 
@@ -121,7 +122,7 @@ def test_a_terminal_is_written_once_and_only_terminals_are_rewarded(
 
 @few
 @given(plans, scripts)
-def test_a_childs_prompt_tokens_start_with_its_parents(plan: SearchPlan, script: object) -> None:
+def test_a_childs_prompt_tokens_start_with_its_parents(plan: SearchPlan, script: Script) -> None:
     run = _run(plan, ScriptedGenerator(script=script))
 
     for trajectory in run.result.trajectories:
@@ -137,7 +138,7 @@ def test_a_childs_prompt_tokens_start_with_its_parents(plan: SearchPlan, script:
 
 @few
 @given(plans, scripts)
-def test_the_counts_equal_what_the_engine_was_asked(plan: SearchPlan, script: object) -> None:
+def test_the_counts_equal_what_the_engine_was_asked(plan: SearchPlan, script: Script) -> None:
     run = _run(plan, ScriptedGenerator(script=script))
 
     engine = run.generator
@@ -152,7 +153,7 @@ def test_the_counts_equal_what_the_engine_was_asked(plan: SearchPlan, script: ob
 
 @few
 @given(plans, scripts)
-def test_latency_does_not_change_the_tree(plan: SearchPlan, script: object) -> None:
+def test_latency_does_not_change_the_tree(plan: SearchPlan, script: Script) -> None:
     at_once = _run(plan, ScriptedGenerator(script=script))
     delayed = _run(plan, ScriptedGenerator(script=script, latency_s=0.002))
 
@@ -162,7 +163,7 @@ def test_latency_does_not_change_the_tree(plan: SearchPlan, script: object) -> N
 @few
 @given(plans, scripts, st.integers(0, 40))
 def test_an_interrupted_search_replays_its_log_and_ends_the_same(
-    plan: SearchPlan, script: object, fail_at: int
+    plan: SearchPlan, script: Script, fail_at: int
 ) -> None:
     whole = _run(plan, ScriptedGenerator(script=script))
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +182,7 @@ def test_an_interrupted_search_replays_its_log_and_ends_the_same(
 @few
 @given(plans, scripts)
 def test_a_replay_asks_nothing_even_of_an_engine_that_answers_otherwise(
-    plan: SearchPlan, script: object
+    plan: SearchPlan, script: Script
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.jsonl"
@@ -220,7 +221,7 @@ def test_the_weights_of_salient_features_never_reach_a_prompt(
 @few
 @given(plans, scripts, st.none() | st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
 def test_a_label_changes_nothing_in_a_label_free_search(
-    plan: SearchPlan, script: object, risk: float | None, weight: float
+    plan: SearchPlan, script: Script, risk: float | None, weight: float
 ) -> None:
     plan = replace(plan.with_section(value="label_free", usefulness_weight=weight), risk=risk)
     one, other = (
@@ -269,7 +270,7 @@ def test_lazy_and_eager_answers_grow_the_same_tree(plan: SearchPlan) -> None:
 
 @few
 @given(plans, scripts)
-def test_kept_trajectories_are_readable_and_best_first(plan: SearchPlan, script: object) -> None:
+def test_kept_trajectories_are_readable_and_best_first(plan: SearchPlan, script: Script) -> None:
     run = _run(plan, ScriptedGenerator(script=script))
 
     rows = run.result.trajectories

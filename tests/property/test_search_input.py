@@ -22,6 +22,7 @@ from tests.scripted import (
     sensible,
     wide,
 )
+from tests.typed import known
 
 some = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 few = settings(some, max_examples=5)
@@ -119,7 +120,7 @@ def _check_counts(logged: Logged, plan: SearchPlan) -> None:
     assert counts.scores == len(scored)
     assert counts.invalid_scores == sum(node.content.score_is_neutral for node in scored)
     assert counts.unreadable_finals == sum(
-        node.content.verdict.format_failure is not None for node in terminals
+        known(node.content.verdict).format_failure is not None for node in terminals
     )
     assert counts.forced_finals == sum(node.content.forced for node in run.root.subtree())
     assert counts.resample_requests == logged.num_resamples

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+from tests.typed import known
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("ehr", "services", "actors", "training", "benchmarks")
 MAX_LINES = 60
@@ -27,7 +29,7 @@ def num_parameters(node):
 
 
 def test_no_function_is_longer_than_a_screen():
-    long = {name: node.end_lineno - node.lineno + 1 for name, node in functions()}
+    long = {name: known(node.end_lineno) - node.lineno + 1 for name, node in functions()}
 
     assert len(long) > 1000
     assert {name: lines for name, lines in long.items() if lines > MAX_LINES} == {}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.case_prompts import case_prompt
+from actors.case_prompts import PromptKind, case_prompt
 from ehr.errors import DataError
 from ehr.language.prompts import PromptContext
 from tests.scripted import CONTEXT, FRAME, CharTokenizer, case_of
@@ -16,13 +16,13 @@ KINDS = (
 )
 
 
-def _limited(max_prompt_tokens: int) -> object:
+def _limited(max_prompt_tokens: int) -> PromptContext:
     section = CONTEXT.section.model_copy(update={"max_prompt_tokens": max_prompt_tokens})
     return replace(CONTEXT, section=section)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_prompt_is_the_message_inside_the_chat_template(kind: str) -> None:
+def test_the_prompt_is_the_message_inside_the_chat_template(kind: PromptKind) -> None:
     prompt = case_prompt(case_of(), kind, CONTEXT, CharTokenizer(), FRAME)
 
     text = "".join(map(chr, prompt.token_ids))

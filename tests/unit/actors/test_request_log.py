@@ -4,6 +4,7 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from services.types import BASE_POLICY, Completion, GenerateRequest, Sampling
 from tests.scripted import ScriptedGenerator
 
 
-def _request(text: str = "Is pH low?", **sampling: object) -> GenerateRequest:
+def _request(text: str = "Is pH low?", **sampling: Any) -> GenerateRequest:
     return GenerateRequest(
         prompt_token_ids=tuple(map(ord, text)),
         sampling=Sampling(max_tokens=20, temperature=1.0, regex="100|", **sampling),

@@ -1,6 +1,8 @@
 """Rollouts: exactly what was sampled, and who wrote it."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -55,7 +57,9 @@ def _sample(plan: RolloutPlan, generator: ScriptedGenerator, index: int = 0) -> 
         ("think_then_answer_json", parse_think_json),
     ],
 )
-def test_every_guided_kind_gives_a_readable_probability(kind: str, parse: object) -> None:
+def test_every_guided_kind_gives_a_readable_probability(
+    kind: str, parse: Callable[[str], Any]
+) -> None:
     rollout = _sample(_plan(kind=kind), ScriptedGenerator())
 
     assert parse(rollout.text).probability is not None

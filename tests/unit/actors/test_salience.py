@@ -11,11 +11,12 @@ from ehr.errors import ServiceError
 from ehr.expert.ensemble import Opinion
 from services.expert import ExpertAnswer
 from tests.scripted import case_of
+from tests.typed import untyped
 
 
 class _Expert:
     def __init__(self, source: Literal["stored", "computed"]) -> None:
-        self._source = source
+        self._source: Literal["stored", "computed"] = source
 
     async def opinion(self, case: PatientCase, data_sha256: str) -> ExpertAnswer:
         return ExpertAnswer(
@@ -28,7 +29,7 @@ class _Expert:
 
 
 def test_a_stored_opinion_is_taken() -> None:
-    ask = ServedSalience(_Expert("stored"), "abc")
+    ask = ServedSalience(untyped(_Expert("stored")), "abc")
 
     answer = asyncio.run(ask(case_of()))
 
@@ -38,7 +39,7 @@ def test_a_stored_opinion_is_taken() -> None:
 
 
 def test_an_opinion_that_members_which_saw_the_patient_may_have_computed_is_refused() -> None:
-    ask = ServedSalience(_Expert("computed"), "abc")
+    ask = ServedSalience(untyped(_Expert("computed")), "abc")
 
     with pytest.raises(ServiceError, match="computed"):
         asyncio.run(ask(case_of()))

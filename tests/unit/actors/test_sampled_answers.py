@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.case_prompts import case_prompt
+from actors.case_prompts import PromptKind, case_prompt
 from actors.config import SearchSection
 from actors.request_log import RequestLog
 from actors.sampled_answers import SampledAnswers, samples_tokens, sampling_plan
@@ -40,7 +40,7 @@ KINDS = ("short_answer", "question_decomposition")
 def sample(
     folder: Path,
     generator: ScriptedGenerator,
-    kind: str = "short_answer",
+    kind: PromptKind = "short_answer",
     layout: str = "guided",
     label: int = 1,
     salient: frozenset[str] | None = None,
@@ -69,7 +69,7 @@ def asked(kind: str, layout: str = "guided", **settings: str) -> PromptContext:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_best_unique_answers_are_kept(kind: str, tmp_path: Path) -> None:
+def test_the_best_unique_answers_are_kept(kind: PromptKind, tmp_path: Path) -> None:
     result = sample(tmp_path, ScriptedGenerator(), kind)
 
     rewards = [row.reward for row in result.trajectories]
@@ -94,7 +94,9 @@ def test_the_record_is_a_tree_of_one_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_finished_log_gives_the_same_answers_and_asks_nothing(kind: str, tmp_path: Path) -> None:
+def test_a_finished_log_gives_the_same_answers_and_asks_nothing(
+    kind: PromptKind, tmp_path: Path
+) -> None:
     first = sample(tmp_path, ScriptedGenerator(latency_s=0.002), kind)
     silent = ScriptedGenerator(fail_at=0)
 

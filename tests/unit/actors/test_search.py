@@ -24,6 +24,7 @@ from tests.scripted import (
     sensible,
     untagged,
 )
+from tests.typed import known
 
 FLOOR = 0.6 * math.log(0.01)
 
@@ -133,8 +134,8 @@ def test_a_final_that_the_model_opens_is_sampled_and_a_revisit_asks_nothing(path
 
     run = _run(plan, path, lambda c: "Final subquestion>" if c.kind == "step" else sensible(c))
 
-    final = run.root.children[0]
-    assert (len(run.root.children), final.terminal, final.visit_count) == (1, True, 6)
+    final = known(run.root.children)[0]
+    assert (len(known(run.root.children)), final.terminal, final.visit_count) == (1, True, 6)
     assert run.calls.by_kind["final"] == 1
     request = next(r for r in run.generator.requests if r.sampling.stop == ("</Final answer",))
     assert request.sampling.temperature == 0.2
@@ -144,7 +145,7 @@ def test_a_final_that_the_model_opens_is_sampled_and_a_revisit_asks_nothing(path
 def test_duplicates_are_resampled_twice_at_most(path: Path) -> None:
     run = _run(SearchPlan().with_section(max_depth=2, num_rollouts=1), path, repeating)
 
-    assert len(run.root.children) == 1
+    assert len(known(run.root.children)) == 1
     assert run.calls.by_kind["question"] == 3
     assert run.result.counts.resample_requests == 2
     assert run.result.counts.duplicate_questions == 2 + 2 + 2
@@ -169,8 +170,8 @@ def test_an_unreadable_score_is_asked_again_then_counts_as_fifty_with_a_flag(pat
 
     assert run.calls.by_kind["score"] == 6
     assert (run.result.counts.scores, run.result.counts.invalid_scores) == (3, 3)
-    assert [c.usefulness for c in run.root.children] == [49 / 99] * 3
-    assert all(c.content.score_is_neutral for c in run.root.children)
+    assert [c.usefulness for c in known(run.root.children)] == [49 / 99] * 3
+    assert all(c.content.score_is_neutral for c in known(run.root.children))
 
 
 def test_a_score_cut_at_its_limit_is_invalid(path: Path) -> None:
@@ -188,7 +189,7 @@ def test_no_readable_final_is_retried_once_then_gets_the_floor_and_is_never_kept
 
     run = _run(plan, path, _script("final", "I cannot say."))
 
-    final = run.root.children[0]
+    final = known(run.root.children)[0]
     assert run.calls.by_kind["final"] == 2
     assert (final.reward, final.visit_count) == (FLOOR, 2)
     assert run.root.value == FLOOR
@@ -239,8 +240,8 @@ def test_cut_questions_and_answers_are_counted(path: Path) -> None:
 
     assert run.result.counts.cut_questions == 3
     assert run.result.counts.cut_answers == 1
-    assert all(child.content.question.endswith("?") for child in run.root.children)
-    assert [c.content.answer for c in run.root.children if c.visit_count] == ["It rose."]
+    assert all(child.content.question.endswith("?") for child in known(run.root.children))
+    assert [c.content.answer for c in known(run.root.children) if c.visit_count] == ["It rose."]
 
 
 def test_endless_questions_are_dropped_and_the_final_is_forced(path: Path) -> None:
@@ -342,7 +343,7 @@ def test_the_tree_record_is_parents_first_and_marks_the_best_path(path: Path) ->
 
     nodes = run.result.nodes
     assert nodes[0].parent is None
-    assert all(node.parent < node.id for node in nodes[1:])
+    assert all(known(node.parent) < node.id for node in nodes[1:])
     best = [node for node in nodes if node.on_best_path]
     assert best[-1].reward == run.result.trajectories[0].reward
     assert [node.parent for node in best[1:]] == [node.id for node in best[:-1]]

@@ -1,5 +1,7 @@
 """Settings of the search that exclude each other."""
 
+from typing import Any, Literal
+
 import pytest
 from pydantic import ValidationError
 
@@ -8,7 +10,7 @@ from training.config.run import RunConfig
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_labels_of_reported_patients_steer_no_search(split: str) -> None:
+def test_labels_of_reported_patients_steer_no_search(split: Literal["val", "test"]) -> None:
     with pytest.raises(ValidationError, match=r"use search\.value=label_free"):
         SearchSection(split=split)
 
@@ -17,7 +19,7 @@ def test_labels_of_reported_patients_steer_no_search(split: str) -> None:
 
 @pytest.mark.parametrize("setting", ["balance", "only_correct"])
 def test_a_label_free_search_chooses_nothing_by_the_label(setting: str) -> None:
-    settings = {"balance": False, "only_correct": False, setting: True}
+    settings: dict[str, Any] = {"balance": False, "only_correct": False, setting: True}
 
     with pytest.raises(ValidationError, match="set both to false"):
         SearchSection(value="label_free", **settings)
@@ -27,6 +29,7 @@ def test_stage_1_does_not_train_on_a_label_free_search() -> None:
     search = {"value": "label_free", "balance": False}
 
     with pytest.raises(ValidationError, match=r"set sft\.enabled=false"):
-        RunConfig(search=search)
+        RunConfig.model_validate({"search": search})
 
-    assert RunConfig(search=search, sft={"enabled": False}).search.value == "label_free"
+    config = RunConfig.model_validate({"search": search, "sft": {"enabled": False}})
+    assert config.search.value == "label_free"

@@ -1,6 +1,7 @@
 """The SFT set: top k, unique, readable, then shorter."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from actors.config import SearchSection
 from actors.trajectories import COLUMNS, SearchedTrajectory, rank_trajectories, trajectories_table
 
 
-def _row(text: str, reward: float, **changes: object) -> SearchedTrajectory:
+def _row(text: str, reward: float, **changes: Any) -> SearchedTrajectory:
     row = SearchedTrajectory(
         patient_id="p",
         text=text,
@@ -30,7 +31,7 @@ def _row(text: str, reward: float, **changes: object) -> SearchedTrajectory:
     return replace(row, **changes)
 
 
-def _kept(rows: list[SearchedTrajectory], **section: object) -> list[str]:
+def _kept(rows: list[SearchedTrajectory], **section: Any) -> list[str]:
     ranked = rank_trajectories(rows, SearchSection(**section))
     return [row.text for row in ranked if row.kept]
 

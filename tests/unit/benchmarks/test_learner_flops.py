@@ -1,5 +1,7 @@
 """The counted operations against torch's own counter, and by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,7 +20,7 @@ SHAPE = ModelShape(
     vocabulary=96,
     lora_rank=4,
 )
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -34,7 +36,7 @@ def test_the_shape_is_read_from_a_configuration() -> None:
 
 
 def test_linear_layers_and_head_are_counted_as_torch_counts_them() -> None:
-    base = LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
+    base = LlamaForCausalLM(LlamaConfig(**{**CONFIG, "attn_implementation": "eager"}))
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
     ids = torch.arange(PROMPT + ANSWER)[None]
 
@@ -51,7 +53,9 @@ def test_linear_layers_and_head_are_counted_as_torch_counts_them() -> None:
     assert _products(forward) == counted.forward - scores
     assert _products(backward) == counted.backward - 2 * scores - first_inputs
     assert counted.total == counted.forward + counted.backward
-    assert model.peft_config["default"].r == SHAPE.lora_rank
+    lora = model.peft_config["default"]
+    assert isinstance(lora, LoraConfig)
+    assert lora.r == SHAPE.lora_rank
 
 
 def _products(counter: FlopCounterMode) -> int:

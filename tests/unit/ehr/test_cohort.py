@@ -21,6 +21,7 @@ from ehr.cohorts.loaders import build_cohort
 from ehr.cohorts.schema import check_table, patients_schema
 from ehr.config import CohortSection
 from ehr.errors import DataError
+from tests.typed import known
 
 COHORT = build_cohort(CohortSection(num_patients=60))
 
@@ -100,7 +101,7 @@ def test_a_saved_cohort_is_read_back_equal(tmp_path: Path):
     assert restored.splits == COHORT.splits
     assert restored.labels == COHORT.labels
     assert list(restored.cases) == list(COHORT.cases)
-    pd.testing.assert_frame_equal(restored.truth, COHORT.truth)
+    pd.testing.assert_frame_equal(known(restored.truth), known(COHORT.truth))
 
 
 def test_a_missing_folder_is_refused_with_the_fix(tmp_path: Path):

@@ -138,8 +138,8 @@ def test_instructions_are_the_same_for_all_patients_and_come_first(build):
 
     instructions, case = one.split("\n\nPatient:\n")
     assert other.split("\n\nPatient:\n")[0] == instructions
-    options = {"units": True, "reference_ranges": True} if build is think_json_prompt else {}
-    assert case == case_lines(a_case(), context(**options))
+    whole = build is think_json_prompt
+    assert case == case_lines(a_case(), context(units=whole, reference_ranges=whole))
 
 
 def test_the_worked_example_is_a_readable_trajectory():

@@ -8,6 +8,7 @@ from ehr.errors import DataError
 from ehr.salience.agreement import agreement
 from ehr.salience.stability import stability_curve
 from ehr.salience.table import salient_sets
+from ehr.tables import rows
 
 TOKENS = ("d", "a", "c", "b", "Age & Sex")
 """Not in the alphabet's order: equal scores stay in the table's."""
@@ -97,7 +98,7 @@ def test_the_order_of_the_rows_does_not_matter(seed: int, members: int) -> None:
 
 def test_one_pair_of_two_is_the_mean_over_both_pairs() -> None:
     table = salience(4)
-    parts = [table[table["member"] // 2 == pair] for pair in (0, 1)]
+    parts = [rows(table, table["member"] // 2 == pair) for pair in (0, 1)]
     alone = [measured(part, 2, "observed", "train").jaccard for part in parts]
 
     first, last = stability_curve(table, 2, "observed")
@@ -123,8 +124,8 @@ def test_one_ensemble_or_no_patient_has_no_curve() -> None:
 
 def test_a_missing_score_and_different_patients_are_refused() -> None:
     table = salience()
-    gap = table.drop(index=table.index[table["patient_id"] == "p1"][3])
-    one_sided = table[(table["ensemble"] == 0) | (table["patient_id"] != "p1")]
+    gap = table.drop(index=rows(table, table["patient_id"] == "p1").index[3])
+    one_sided = rows(table, (table["ensemble"] == 0) | (table["patient_id"] != "p1"))
 
     with pytest.raises(DataError, match="'b' for patient 'p1'"):
         stability_curve(gap, 2, "observed")

@@ -8,6 +8,7 @@ from ehr.language.trajectory import (
     parse_vanilla,
     reasoning_of,
 )
+from tests.typed import known
 
 WHOLE = """<Subquestion 1>
 Is the glucose high?
@@ -49,7 +50,7 @@ def test_the_features_span_holds_the_contents_of_the_last_block():
 
     parsed = parse_trajectory(text)
 
-    start, end = parsed.features_span
+    start, end = known(parsed.features_span)
     assert text[start:end] == "Weight"
     assert parsed.features == ("Weight",)
 

@@ -16,7 +16,7 @@ def not_asked():
     raise AssertionError("nothing is to be measured here")
 
 
-def chosen(tmp_path, ratio, dtype="auto", on_gpu=False):
+def chosen(tmp_path, ratio, dtype: precision.Dtype = "auto", on_gpu=False):
     measure = not_asked if ratio is None else lambda: ratio
     return choose_precision(dtype, on_gpu=on_gpu, cache_dir=str(tmp_path), measure=measure)
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from actors.rollouts import PatternSpan
 from ehr.language.guided_format import PROBABILITY_REGEX, features_regex
 from services.models import load_tokenizer
+from tests.typed import known
 from training.learner.allowed_tokens import AllowedTokens
 
 NAMES = ("Heart Rate", "pH")
@@ -41,6 +42,10 @@ def folder(tmp_path_factory):
     return folder
 
 
+def allowed(folder, ids, trained, spans):
+    return known(AllowedTokens(folder).of(ids, trained, spans))
+
+
 @pytest.mark.parametrize("regex", TEXTS)
 def test_the_allowed_tokens_are_those_that_some_text_goes_on_with(folder, regex):
     tokenizer = load_tokenizer(folder)
@@ -50,7 +55,7 @@ def test_the_allowed_tokens_are_those_that_some_text_goes_on_with(folder, regex)
         ids = tuple(tokenizer.encode(text))
         span = PatternSpan(start=0, stop=len(ids), regex=regex)
 
-        words = AllowedTokens(folder).of(ids, (True,) * len(ids), (span,))
+        words = allowed(folder, ids, (True,) * len(ids), (span,))
 
         for place in range(len(ids)):
             written = tokenizer.decode(ids[:place])
@@ -70,11 +75,14 @@ def test_a_word_that_ends_the_pattern_is_not_in_the_way_of_what_follows(folder):
     trained = (*[False] * len(before), *[True] * len(line), *[False] * len(after))
     span = PatternSpan(start=len(before), stop=len(before) + len(line), regex=PROBABILITY_REGEX)
 
-    words = AllowedTokens(folder).of(ids, trained, (span,))
+    words = allowed(folder, ids, trained, (span,))
 
     assert words.shape == (len(line), 11)
-    alone = AllowedTokens(folder).of(
-        line, (True,) * len(line), (PatternSpan(start=0, stop=len(line), regex=PROBABILITY_REGEX),)
+    alone = allowed(
+        folder,
+        line,
+        (True,) * len(line),
+        (PatternSpan(start=0, stop=len(line), regex=PROBABILITY_REGEX),),
     )
     assert torch.equal(words, alone)
 
@@ -83,7 +91,7 @@ def test_trained_tokens_outside_of_patterns_come_from_every_token(folder):
     ids = tuple(load_tokenizer(folder).encode("0.25\n"))
     span = PatternSpan(start=1, stop=1, regex=PROBABILITY_REGEX)
 
-    words = AllowedTokens(folder).of(ids, (True,) * len(ids), (span,))
+    words = allowed(folder, ids, (True,) * len(ids), (span,))
 
     assert (words == -1).all()
 
@@ -97,7 +105,7 @@ def test_a_token_off_the_pattern_is_said_and_claims_nothing(folder, caplog):
     ids = tuple(tokenizer.encode("0.") + tokenizer.encode("p") + tokenizer.encode("1"))
     span = PatternSpan(start=0, stop=len(ids), regex=PROBABILITY_REGEX)
 
-    words = AllowedTokens(folder).of(ids, (True,) * len(ids), (span,))
+    words = allowed(folder, ids, (True,) * len(ids), (span,))
 
     place = ids.index(tokenizer.encode("p")[0])
     assert (words[place:] == -1).all()

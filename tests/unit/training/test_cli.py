@@ -112,7 +112,9 @@ def test_what_a_worker_could_not_write_is_one_line_without_the_workers_traceback
     cause = OSError(errno.EACCES, "Permission denied", "/data/x")
     error = RayTaskError("search", "Traceback (most recent call last): ...", cause)
 
-    text = cli._system_error_text(error.as_instanceof_cause(), Namespace(run_dir="runs/x"))
+    raised = error.as_instanceof_cause()
+    assert isinstance(raised, OSError)
+    text = cli._system_error_text(raised, Namespace(run_dir="runs/x"))
 
     assert text.startswith("a file or connection failed at '/data/x': Permission denied; let this")
 

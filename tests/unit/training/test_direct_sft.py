@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from ehr.cohorts.loaders import build_cohort
@@ -67,10 +69,7 @@ def test_a_handful_of_patients_is_not_held_out():
 
 def test_a_cohort_of_one_class_is_refused():
     negatives = COHORT.labels | dict.fromkeys(TRAIN, 0)
-    cohort = type(COHORT)(
-        **{name: getattr(COHORT, name) for name in COHORT.__dataclass_fields__}
-        | {"labels": negatives}
-    )
+    cohort = replace(COHORT, labels=negatives)
 
     with pytest.raises(DataError, match="0 positives"):
         choose_predictions(cohort, DirectSftSection())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from actors.case_prompts import case_prompt
+from actors.case_prompts import PromptKind, case_prompt
 from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, RolloutSampler
 from ehr.catalogue.names import FeatureMatcher
 from ehr.cohorts.loaders import build_cohort
@@ -104,7 +104,7 @@ class FakeAsker:
 
     def __init__(self, session, method):
         self.session, self.method = session, method
-        self.kind = prompt_kind(method, session.config.prompt.kind)
+        self.kind: PromptKind = prompt_kind(method, session.config.prompt.kind)
 
     def patients(self, patients, tell):
         return self._ask("patients", self.session.case_prompts(patients, self.kind))

@@ -7,7 +7,7 @@ import pytest
 
 from ehr.errors import RunFolderError, TrainingError
 from services.adapters import adapter_checksum
-from services.precision import Precision
+from services.precision import ParameterType, Precision
 from services.types import BASE_POLICY, Scored
 from training.config.run import RunConfig
 from training.evaluation.asking import Asker
@@ -39,7 +39,7 @@ class Client:
 class FakeSession:
     """What an asker needs to have a policy served."""
 
-    def __init__(self, folder, share=1.0, dtype="float32"):
+    def __init__(self, folder, share=1.0, dtype: ParameterType = "float32"):
         self.folder, self.share, self.said = folder, share, []
         self.config = RunConfig()
         self.precision = Precision(parameter_type=dtype, reason="")

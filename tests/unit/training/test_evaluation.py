@@ -179,15 +179,15 @@ def test_a_claim_about_a_carried_value_is_in_the_record_that_was_shown(reader):
     recorded = replace(case, values=values, **two)
     text = "<think>Heart rate was 88, then 88. Heart rate is stable.</think><answer>0.5</answer>"
 
-    def rows(section: PromptSection) -> pd.Series:
+    def row(section: PromptSection) -> dict:
         answers = Answers(
             kind="think_then_answer",
             texts={patient: (text, False)},
             shown={patient: shown_case(recorded, section)},
         )
-        return reader.rows("eag_rl", answers).iloc[0]
+        return reader.rows("eag_rl", answers).iloc[0].to_dict()
 
-    carried, as_is = rows(PromptSection(missing="locf")), rows(PromptSection())
+    carried, as_is = row(PromptSection(missing="locf")), row(PromptSection())
 
     assert (list(carried["wrong_claims"]), list(as_is["wrong_claims"])) == ([], [])
     assert carried["num_claims"] == as_is["num_claims"] + 1, (

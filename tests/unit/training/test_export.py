@@ -14,6 +14,7 @@ from ehr.cohorts.cohort import save_cohort
 from ehr.errors import DataError, RunFolderError
 from ehr.language.chat import ChatFrame, encode_chat
 from ehr.salience.table import stored_salience
+from ehr.tables import column
 from services.types import BASE_POLICY
 from tests.expert_cohort import tiny_cohort
 from tests.scripted import FRAME
@@ -31,8 +32,8 @@ TRAIN = COHORT.splits["train"]
 TOKENIZER = ByteTokenizer()
 
 
-def trajectory(patient: str, rank: int, **changes: object) -> SearchedTrajectory:
-    fields: dict = {
+def trajectory(patient: str, rank: int, **changes: Any) -> SearchedTrajectory:
+    fields: dict[str, Any] = {
         "patient_id": patient,
         "text": f"<Final answer>\n0.{rank}\n</Final answer>",
         "token_ids": (1, 2),
@@ -127,7 +128,7 @@ def test_patients_have_the_columns_that_the_reward_reads(run_dir: Path) -> None:
     assert lines[0]["salient_features"] == ["Weight", "pH"]
     assert lines[0]["salient_weights"] == [0.5, 1.0]
     answer = "<Important Features>pH, Weight</Important Features><Final answer>0.9</Final answer>"
-    rows = {name: [line[name] for line in lines] for name in lines[0]}
+    rows: dict[str, Any] = {name: [line[name] for line in lines] for name in lines[0]}
     values = TrajectoryReward.of_run(run_dir)(completions=[answer] * len(lines), **rows)
     assert {value > 0 for value, line in zip(values, lines, strict=True) if line["label"]} == {True}
 
@@ -146,7 +147,7 @@ VARIED_SCORES = {patient: index for index, patient in enumerate(TRAIN)}
 def varied_salience() -> pd.DataFrame:
     """As `salience_table`, with a second feature that differs between patients."""
     table = salience_table()
-    number = table["patient_id"].map(VARIED_SCORES)
+    number = column(table, "patient_id").map(VARIED_SCORES)
     table.loc[(table["feature"] == "Glucose") & (number % 3 == 0), "score"] = 0.5
     table.loc[(table["feature"] == "Heart Rate") & (number % 4 == 1), "score"] = 0.9
     return table
@@ -205,7 +206,7 @@ def test_other_trainers_pay_what_stage_2_paid(run_dir: Path, settings: dict[str,
     ]
     reward = TrajectoryReward.of_run(run_dir)
     for place, answer in enumerate(ANSWERS):
-        rows = {name: [line[name] for line in lines] for name in lines[0]}
+        rows: dict[str, Any] = {name: [line[name] for line in lines] for name in lines[0]}
         assert reward(completions=[answer] * len(lines), **rows) == [
             paid[line["patient_id"]][place] for line in lines
         ]

@@ -14,6 +14,7 @@ from services.types import PolicyVersion, Scored
 from tests.learner_fakes import grpo_inputs, grpo_patients
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
+from tests.typed import known
 from training.config.grpo import GrpoSection
 from training.grpo.batch import score_group, training_batch
 from training.grpo.controller import GrpoController, GrpoState
@@ -58,6 +59,9 @@ class Parts:
         self.controller.report_canary(start.attempt, EXACT)
         await self.advance()
 
+    def order(self):
+        return known(self.controller.order(0))
+
     def lines(self):
         text = (self.inputs.out_dir / "metrics.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
@@ -100,8 +104,10 @@ async def test_with_stage1_its_adapter_is_published_before_a_learner_is_up(tmp_p
 
     await parts.advance()
 
-    assert parts.served.published[0].adapter_path.endswith("policies/v0/adapter/" + ADAPTER_FILE)
-    assert parts.controller.order(0).kind is OrderKind.PROBE
+    assert known(parts.served.published[0].adapter_path).endswith(
+        "policies/v0/adapter/" + ADAPTER_FILE
+    )
+    assert parts.order().kind is OrderKind.PROBE
 
 
 async def test_rollouts_of_the_first_step_are_sampled_while_the_canary_waits_for_the_learner(
@@ -187,7 +193,7 @@ async def test_a_learner_that_is_lost_right_after_its_commit_does_not_repeat_the
     await parts.advance()
 
     assert again.step == 1
-    assert parts.controller.order(0).batch.step == 2
+    assert known(parts.order().batch).step == 2
 
 
 async def test_a_late_report_of_a_replaced_learner_is_ignored(tmp_path):
@@ -240,7 +246,7 @@ async def test_a_canary_that_disagrees_stops_the_stage(tmp_path):
     parts.controller.report_canary(start.attempt, tuple(value - 1.0 for value in EXACT))
 
     assert parts.controller.state is GrpoState.FAILED
-    assert parts.controller.order(0).kind is OrderKind.STOP
+    assert parts.order().kind is OrderKind.STOP
     assert "at most 0.250, got 1.000" in str(parts.controller.failure)
 
 
@@ -348,7 +354,7 @@ async def test_a_resumed_stage_compares_with_version_0_again(tmp_path):
 async def test_the_canary_is_kept_for_who_serves_the_policy_later(tmp_path):
     parts = await after_one_step(tmp_path, share=1.0)
 
-    record = CanaryRecord.read(parts.inputs.out_dir)
+    record = known(CanaryRecord.read(parts.inputs.out_dir))
 
     assert record.canary == parts.inputs.canary
     assert record.learner_before == record.served_before[0] == EXACT
@@ -404,7 +410,7 @@ async def test_the_batch_has_whole_groups_in_every_update_and_masks_the_callers_
     parts = Parts(tmp_path)
     await parts.to_training()
 
-    batch = parts.controller.order(0).batch
+    batch = known(parts.order().batch)
 
     assert sorted(i for update in batch.updates for i in update) == [0, 1]
     assert len(batch.updates) == 2

@@ -15,6 +15,7 @@ from services.types import PolicyVersion
 from tests.learner_fakes import grpo_inputs
 from tests.policy_engines import ScriptedPolicy
 from tests.scripted import CharTokenizer
+from tests.typed import known
 from training.config.grpo import GrpoSection
 from training.grpo.controller import GrpoController, GrpoState
 from training.grpo.orders import NewPolicy, OrderKind
@@ -105,11 +106,11 @@ class Run:
             return
         self.last_order = order.number
         if order.kind is OrderKind.PROBE:
-            self.controller.report_canary(self.learner.attempt, EXACT)
+            self.controller.report_canary(known(self.learner).attempt, EXACT)
             return
         self.look_at(order.batch)
         step = self.learner_step + 1
-        self.controller.report_step(self.learner.attempt, new_policy(step), {"loss": 0.5})
+        self.controller.report_step(known(self.learner).attempt, new_policy(step), {"loss": 0.5})
 
     @property
     def learner_step(self):
@@ -160,7 +161,7 @@ async def test_the_next_batch_is_sampled_while_the_learner_trains_this_one(tmp_p
     run.obey()  # the canary of version 1
 
     assert run.controller.state is GrpoState.TRAINING
-    assert run.controller.order(0).batch.step == 2
+    assert known(known(run.controller.order(0)).batch).step == 2
     line = run.lines()[0]
     assert (line["policy_version"], line["rollout/staleness"]) == (0, 0)
     run.obey()

@@ -1,5 +1,6 @@
 import pytest
 
+from tests.typed import known
 from tests.unit.training.test_arms import config, unit
 from training.config.run import RunConfig
 from training.experiments.arms import unit_config
@@ -23,7 +24,7 @@ def test_tokens_of_a_unit_are_counted_from_its_settings() -> None:
     section = config()
     found = cost("eag_rl")
     groups = section.grpo.steps * section.grpo.patients_per_step
-    answers = section.evaluate.num_patients + 2 * section.evaluate.faithfulness_patients
+    answers = known(section.evaluate.num_patients) + 2 * section.evaluate.faithfulness_patients
 
     assert found.prefill_tokens == 100 * (groups + answers)
     assert found.decode_tokens == (

@@ -3,6 +3,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from tests.typed import untyped
 from training.learner.lora_linear import FrozenBaseLinear
 
 
@@ -78,7 +79,7 @@ def share_of_a_small_update(*, rounds_once, bias):
     x = torch.randn(256, 64).to(torch.bfloat16)
     before = model(x)
     layer.lora_B["default"].weight.data = 4e-4 * torch.randn(128, 4)
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    a, b = (untyped(each["default"]).weight for each in (layer.lora_A, layer.lora_B))
     exact = (x.float() @ a.t() @ b.t()).double().detach()
     change = (model(x).double() - before.double()).detach()
     return float((change * exact).sum() / (exact**2).sum())

@@ -1,5 +1,7 @@
 """Log-probabilities of the learner are those of the model's own logits, or the model is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,12 +27,13 @@ from transformers import (
 )
 
 from ehr.errors import ModelError
+from services.precision import ParameterType
 from tests.learner_fakes import LEARNER
 from training.learner.own_logits import probe_row, require_same
 from training.learner.policy_model import load_policy_model
 
 VOCABULARY = 64
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -39,9 +42,14 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-FULL = {"layer_types": ["full_attention"] * 2}
-ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-ATTENTION = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+FULL: dict[str, Any] = {"layer_types": ["full_attention"] * 2}
+ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+ATTENTION: dict[str, Any] = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+}
 TRAINED = {
     "llama": LlamaConfig(**SIZES),
     "qwen2": Qwen2Config(**SIZES),
@@ -91,7 +99,7 @@ def save(config, folder):
     return folder
 
 
-def load(folder, dtype="float32", **changes):
+def load(folder, dtype: ParameterType = "float32", **changes):
     section = LEARNER.model_copy(update=changes)
     return load_policy_model(folder, section, dtype=dtype, seed=3)
 

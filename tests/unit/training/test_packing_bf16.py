@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
+from tests.typed import known
 from training.learner.packing import pack
 from training.learner.policy_model import load_policy_model, save_adapter
 
@@ -52,7 +53,7 @@ def dense(path, dtype):
         weight_of(number, line).backward()
         lines.append(line.detach())
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    return torch.cat(lines), torch.cat([weight.grad.flatten().float() for weight in weights])
+    return torch.cat(lines), torch.cat([known(weight.grad).flatten().float() for weight in weights])
 
 
 def packed(path, adapter):
@@ -63,10 +64,10 @@ def packed(path, adapter):
     lines = {}
     for row in pack(GROUPS, 80):
         parts = policy(row)[0].split(row.lengths)
-        loss = sum(weight_of(n, part) for n, part in zip(row.sequences, parts, strict=True))
-        loss.backward()
+        losses = [weight_of(n, part) for n, part in zip(row.sequences, parts, strict=True)]
+        torch.stack(losses).sum().backward()
         lines |= {n: part.detach() for n, part in zip(row.sequences, parts, strict=True)}
-    gradient = torch.cat([weight.grad.flatten() for weight in policy.parameters()])
+    gradient = torch.cat([known(weight.grad).flatten() for weight in policy.parameters()])
     return torch.cat([lines[number] for number in sorted(lines)]), gradient
 
 

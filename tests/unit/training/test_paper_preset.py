@@ -3,10 +3,12 @@
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.typed import known
 from training.config.loading import load_config
 from training.config.run import RunConfig
 from training.experiments.arms import shared_config
@@ -118,7 +120,7 @@ def configured(model: str, *presets: str) -> RunConfig:
     )
 
 
-def setting(config: RunConfig, name: str) -> object:
+def setting(config: RunConfig, name: str) -> Any:
     section, _, key = name.partition(".")
     return getattr(getattr(config, section), key)
 
@@ -193,7 +195,8 @@ def test_the_paper_preset_leaves_no_setting_of_the_method_to_a_default(section: 
         *(f"{section}.seed", "direct_sft.validation_share"),
     }
 
-    fields = {f"{section}.{key}" for key in RunConfig.model_fields[section].annotation.model_fields}
+    model = known(RunConfig.model_fields[section].annotation)
+    fields = {f"{section}.{key}" for key in model.model_fields}
 
     assert fields - OPERATIONAL - elsewhere <= set_in("paper").keys()
 

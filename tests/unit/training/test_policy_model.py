@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from ehr.errors import ModelError
 from services.adapters import read_pairs
+from services.precision import ParameterType
 from tests.learner_fakes import LEARNER, TINY, tiny_model, token_groups
 from training.learner.packing import pack
 from training.learner.policy_model import (
@@ -23,7 +24,7 @@ def path(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("m"))
 
 
-def load(path, seed=3, section=LEARNER, dtype="float32"):
+def load(path, seed=3, section=LEARNER, dtype: ParameterType = "float32"):
     return load_policy_model(path, section, dtype=dtype, seed=seed)
 
 

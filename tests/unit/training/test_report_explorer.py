@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.report_page import EVIL
+from tests.typed import known
 from training.report.search_explorer import (
     MAX_TEXT,
     ExplorerTrees,
@@ -51,7 +52,7 @@ def explorer(trees, rows=(), **more):
     gathered = ExplorerTrees(rows, letter="R", name="R", kept="kept", **more)
     for patient, nodes in trees:
         gathered.add(patient, nodes)
-    return gathered.finish()
+    return known(gathered.finish())
 
 
 def test_a_node_holds_what_the_script_reads():
@@ -114,7 +115,7 @@ def test_the_tree_that_the_page_opens_with_is_never_left_out():
 
     for index in range(6):
         gathered.add(f"p{index}", nodes, is_first=index == 4)
-    made = gathered.finish()
+    made = known(gathered.finish())
     data = json.loads(made.data)
 
     assert [patient for patient, _ in data["trees"]] == ["p4", "p0", "p1"]
@@ -126,7 +127,7 @@ def test_a_tree_larger_than_the_budget_is_shown_alone():
     gathered = ExplorerTrees((), letter="R", name="R", kept="kept", max_bytes=10)
 
     gathered.add("p", read_tree(TREE), is_first=True)
-    made = gathered.finish()
+    made = known(gathered.finish())
 
     assert (made.num_trees, made.num_left_out) == (1, 0)
 

@@ -8,6 +8,7 @@ import pytest
 from ehr.salience.table import stored_salience
 from tests.report_page import EVIL, read_page
 from tests.run_folder_sample import write_sample_run
+from tests.typed import known
 from training.report.overview import switched_off
 from training.report.records import RunRecords, TreeFiles, read_run
 from training.report.search import (
@@ -309,7 +310,7 @@ def test_the_experts_features_are_those_that_rewards_were_made_of(tmp_path):
 
     salient = salient_of(records, ["S0001", "S0003", "nobody"])
 
-    stored = stored_salience(records.salience, ["S0001", "S0003"], 5, "observed")
+    stored = stored_salience(known(records.salience), ["S0001", "S0003"], 5, "observed")
     assert {patient: frozenset(names) for patient, names in salient.items()} == {
         patient: salience.features for patient, salience in stored.items()
     }

@@ -15,6 +15,7 @@ from ehr.errors import DataError
 from ehr.language.trajectory import ParsedTrajectory
 from ehr.rewards import RewardContext, reward
 from services.adapters import adapter_checksum
+from tests.typed import untyped
 from training.config.grpo import GrpoSection
 from training.config.run import RunConfig
 from training.evaluation.answers import Answers
@@ -219,7 +220,7 @@ def test_the_chosen_policy_becomes_the_stages_adapter_and_the_curve_is_kept(
     session = FakeSession(tmp_path, steps=4)
     monkeypatch.setattr(selection_stage, "ask_policy", asked_of(2, 3, 4))
 
-    select_policy(session, lambda done, total, text: None)
+    select_policy(untyped(session), lambda done, total, text: None)
 
     found = read_selection(tmp_path / "grpo")
     assert session.served == [1, 2, 3, 4]
@@ -251,9 +252,9 @@ def test_an_interrupted_choice_asks_only_the_policies_that_were_not_asked(
 
     monkeypatch.setattr(selection_stage, "ask_policy", stopped)
     with pytest.raises(KeyboardInterrupt):
-        select_policy(session, lambda done, total, text: None)
+        select_policy(untyped(session), lambda done, total, text: None)
     monkeypatch.setattr(selection_stage, "ask_policy", answer)
-    select_policy(session, lambda done, total, text: None)
+    select_policy(untyped(session), lambda done, total, text: None)
 
     assert session.served == [1, 2, 2, 3]
     assert json.loads((tmp_path / "grpo" / "selection.json").read_text())["step"] == 1

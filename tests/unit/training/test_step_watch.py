@@ -3,6 +3,7 @@ import json
 import pytest
 from tensorboardX.proto import event_pb2
 
+from tests.typed import untyped
 from training.run.metrics_file import MetricsFile
 from training.run.step_watch import StepWatch, TensorBoardLog
 
@@ -34,7 +35,7 @@ def read_events(folder):
         while content:
             # A record: its length (8 bytes), a checksum (4), the event, a checksum (4).
             size = int.from_bytes(content[:8], "little")
-            event = event_pb2.Event.FromString(content[12 : 12 + size])
+            event = untyped(event_pb2).Event.FromString(content[12 : 12 + size])
             found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             content = content[16 + size :]
     return found

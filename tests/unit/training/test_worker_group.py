@@ -2,6 +2,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError
 
+from tests.typed import untyped
 from training.run.ray_train import fit_and_watch
 
 
@@ -19,7 +20,7 @@ class Trainer:
 
 def run(*endings, max_failures=1):
     left = list(endings)
-    fit_and_watch(lambda: Trainer(left), lambda: None, max_failures=max_failures)
+    fit_and_watch(lambda: untyped(Trainer(left)), lambda: None, max_failures=max_failures)
     return left
 
 
