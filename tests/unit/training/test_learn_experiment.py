@@ -2,7 +2,9 @@
 
 import io
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -190,14 +192,14 @@ def test_a_folder_without_a_stage_is_no_unit(folder: Folder) -> None:
 class NoRoom(Session):
     """A session whose cluster is too small."""
 
-    def connect(self, listen: bool = False):
+    def connect(self, stages: Collection[str] = (), listen: bool = False) -> Any:
         raise ResourceError("the cluster is too small")
 
 
 class Room(NoRoom):
     """A session whose cluster is asked for nothing."""
 
-    def connect(self, listen: bool = False):  # pyright: ignore[reportIncompatibleMethodOverride] none
+    def connect(self, stages: Collection[str] = (), listen: bool = False) -> Any:
         return None
 
 
