@@ -26,6 +26,7 @@ from services.policy_store import (
 )
 from services.types import Acknowledgement, Completion, GenerateRequest, Policy
 from tests.fakes import FakeEngine
+from tests.typed import untyped
 
 TIMEOUT_S = 1e9
 """No call gives up: a schedule may hold any message back."""
@@ -192,7 +193,7 @@ class StoreActor:
     def _call(self, method: str, *arguments: Any) -> asyncio.Future[Any]:
         future = self._network.loop.create_future()
         if method == "publish":
-            self.published.append(arguments)  # pyright: ignore[reportArgumentType]
+            self.published.append(untyped(arguments))
         self._ask(future, method, arguments)
         return future
 

@@ -7,6 +7,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 import ehr.expert.recurrence
 from ehr.expert.recurrence import FeatureRecurrence
+from tests.typed import untyped
 
 FEATURES, HIDDEN, BATCH, VISITS = 5, 8, 3, 4
 
@@ -126,7 +127,7 @@ def test_gradient_passes_torchs_own_check() -> None:
 @pytest.mark.parametrize("same_values", [True, False])
 def test_members_as_one_recurrence_equal_members_one_by_one(same_values: bool) -> None:
     members = [recurrence(seed=seed) for seed in (1, 2, 3)]
-    parameters, _ = stack_module_state(members)  # pyright: ignore[reportArgumentType]
+    parameters, _ = stack_module_state(untyped(members))
     values = torch.randn(3, BATCH, VISITS, FEATURES, dtype=torch.float64)
     if same_values:
         values = values[:1].expand(3, -1, -1, -1)
