@@ -1,12 +1,17 @@
 """The Ray actor that samples rollouts, so that neither driver nor controller does."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import ray
 
 from actors.rollouts import Rollout, RolloutBatch, RolloutPlan, RolloutSampler
 from ehr.language.pieces import TextTokenizer
-from services.types import Generator
+from services.types import Generator, RiskTeller
+
+
+class RolloutGenerator(Generator, RiskTeller, Protocol):
+    """What the actor asks: answers, and risks where they are read."""
 
 
 @ray.remote(max_restarts=1, max_task_retries=1)  # a batch is safe to repeat: seeds are its own
@@ -20,7 +25,7 @@ class RolloutActor:
 
     def __init__(
         self,
-        make_generator: Callable[[], Generator],
+        make_generator: Callable[[], RolloutGenerator],
         make_tokenizer: Callable[[], TextTokenizer],
     ) -> None:
         self._generator = make_generator()
@@ -33,7 +38,9 @@ class RolloutActor:
         self._num_done = 0
         # One sampler a plan: batches that are sampled at the same time share its limit.
         if plan not in self._samplers:
-            self._samplers[plan] = RolloutSampler(self._generator, self._tokenizer, plan)
+            self._samplers[plan] = RolloutSampler(
+                self._generator, self._tokenizer, plan, self._generator
+            )
         return await self._samplers[plan].sample_groups(batch, self._count)
 
     async def num_done(self) -> int:

@@ -24,7 +24,16 @@ from ehr.language.guided_writers import (
     Writer,
 )
 from ehr.language.pieces import TextTokenizer
-from services.types import Completion, GenerateRequest, Generator, PolicyVersion, Sampling
+from services.types import (
+    Completion,
+    GenerateRequest,
+    Generator,
+    PolicyVersion,
+    RiskReading,
+    RiskRequest,
+    RiskTeller,
+    Sampling,
+)
 
 _STOPS: dict[str, tuple[str, ...]] = {
     "question_decomposition": ("</Final answer>",),
@@ -34,6 +43,11 @@ _STOPS: dict[str, tuple[str, ...]] = {
     # A brace beside a line end or a fence closes the object; one inside its text seldom does.
     "think_then_answer_json": ("\n}", "}\n", "}`"),
 }
+
+
+Reading = Literal["sampled", "expected"]
+"""The risk of an answer: `sampled` token by token, or the `expected` one, the mean over the hundred
+numbers that the policy may write there."""
 
 
 MAX_IN_FLIGHT = 256
@@ -55,6 +69,8 @@ class RolloutPlan:
     """Budget of a guided Think-then-Answer's reasoning, in either form."""
     feature_names: tuple[str, ...] = ()
     """Names that guided answers may use for features; none = any."""
+    reading: Reading = "sampled"
+    """How the risk of a guided answer comes about; rollouts that are trained are sampled whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +116,9 @@ class Rollout:
     num_requests: int
     num_cut_lines: int
     """Guided lines that the caller closed at their token limit."""
+    risk: RiskReading | None = None
+    """The distribution that the risk was read from; the text then has its mean, written by the
+    caller. None = the risk was sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +163,21 @@ class RolloutSampler:
         generator: the served policy.
         tokenizer: its tokenizer.
         plan: format, kind and limits.
+        risks: the same policy's risks, which a plan with `reading: expected` asks for.
     """
 
-    def __init__(self, generator: Generator, tokenizer: TextTokenizer, plan: RolloutPlan) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: TextTokenizer,
+        plan: RolloutPlan,
+        risks: RiskTeller | None = None,
+    ) -> None:
+        if plan.reading == "expected" and (risks is None or plan.format == "free"):
+            raise ValueError("expected risks need a guided format and somebody who tells them")
         self._generator = generator
+        self._risks = risks
+        self._tokenizer = tokenizer
         self._plan = plan
         is_guided = plan.format == "guided"
         self._layout = GuidedFormat(tokenizer, plan.feature_names) if is_guided else None
@@ -216,7 +246,14 @@ class RolloutSampler:
         constrained: list[bool] = []
         patterns: list[PatternSpan] = []
         truncated = False
+        risk: RiskReading | None = None
         while (call := writer.next_request()) is not None:
+            if call.kind is CallKind.PROBABILITY and self._plan.reading == "expected":
+                assert self._risks is not None, "looked at in the beginning"
+                risk = await calls.read_risk(self._risks, writer.token_ids)
+                text = f"{risk.mean:.2f}\n"
+                writer.write(text, self._tokenizer.encode(text))
+                continue
             sampling = Sampling(
                 max_tokens=call.max_tokens,
                 temperature=self._plan.temperature,
@@ -251,6 +288,7 @@ class RolloutSampler:
             text=writer.text,
             truncated=truncated,
             num_cut_lines=writer.num_cut_lines,
+            risk=risk,
         )
 
     async def _free(self, calls: "_Calls") -> "_Response":
@@ -325,6 +363,17 @@ class _Calls:
         self._versions.append(completion.policy_version)
         return completion
 
+    async def read_risk(self, risks: RiskTeller, written: tuple[int, ...]) -> RiskReading:
+        """The distribution of the risk after the prompt and everything written so far."""
+        request = RiskRequest(
+            prompt_token_ids=(*self._prompt.token_ids, *written),
+            least=self._least,
+            session=self._prompt.patient_id,
+        )
+        reading = await risks.read_risk(request)
+        self._versions.append(reading.policy_version)
+        return reading
+
     def rollout(self, response: "_Response") -> Rollout:
         """The finished rollout."""
         return Rollout(
@@ -341,6 +390,7 @@ class _Calls:
             newest_policy=max(self._versions),
             num_requests=len(self._versions),
             num_cut_lines=response.num_cut_lines,
+            risk=response.risk,
         )
 
 
@@ -354,3 +404,4 @@ class _Response:
     truncated: bool
     patterns: tuple[PatternSpan, ...] = ()
     num_cut_lines: int = 0
+    risk: RiskReading | None = None

@@ -24,6 +24,8 @@ from services.types import (
     GenerateRequest,
     GeneratorStats,
     PolicyVersion,
+    RiskReading,
+    RiskRequest,
     Scored,
 )
 
@@ -126,16 +128,17 @@ class GeneratorClient:
             StalePolicyError: if the run does not serve a policy that the request accepts.
             ServiceError: if no replica answers in time.
         """
-        session = routing_session(self._routing_key, request.session)
-        hidden = replace(request, session=session)
+        return await self._asked("generate", request)
 
-        async def attempt() -> list[Completion]:
-            handle = self._application.handle().options(
-                method_name="generate", session_id=session, **_BY_VALUE
-            )
-            return await _unless_ended(handle.remote(hidden))
+    async def read_risk(self, request: RiskRequest) -> RiskReading:
+        """How likely each of the hundred risks is to be written next.
 
-        return await self._application.retried(attempt)
+        Raises:
+            ModelError: if the engine does not know the whole distribution; says what to set.
+            StalePolicyError: if the run does not serve a policy that the request accepts.
+            ServiceError: if no replica answers in time.
+        """
+        return await self._asked("read_risk", request)
 
     async def score(
         self,
@@ -170,6 +173,18 @@ class GeneratorClient:
                 f"{others[:5]}; is something else publishing under this run's name?"
             )
         return replies
+
+    async def _asked(self, method: str, request: GenerateRequest | RiskRequest) -> Any:
+        session = routing_session(self._routing_key, request.session)
+        hidden = replace(request, session=session)
+
+        async def attempt() -> Any:
+            handle = self._application.handle().options(
+                method_name=method, session_id=session, **_BY_VALUE
+            )
+            return await _unless_ended(handle.remote(hidden))
+
+        return await self._application.retried(attempt)
 
     async def _broadcast(self, method: str, *arguments: object) -> list[Any]:
         async def attempt() -> list[Any]:
@@ -226,7 +241,7 @@ class ExpertClient:
         return await self._application.retried(attempt)
 
 
-async def _unless_ended(answer: Awaitable[list[Completion]]) -> list[Completion]:
+async def _unless_ended(answer: Awaitable[Any]) -> Any:
     """The answer; a replica's own cancellation must not pass for one of this task."""
     try:
         return await answer

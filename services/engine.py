@@ -6,24 +6,33 @@ they import it when an engine starts, so that the types here cost nothing.
 
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import safe_open
 
 from ehr.errors import ModelError, ServiceError
+from ehr.language.pieces import TextTokenizer
 from services.adapters import read_pairs, verify_policy, write_peft_folder
 from services.config import GeneratorSection, ModelSection
 from services.environment import prepare_cpu_engine
-from services.models import LocalModel
+from services.models import LocalModel, load_tokenizer
 from services.precision import parameter_type
-from services.types import BASE_POLICY, Completion, GenerateRequest, Policy, PolicyVersion
+from services.types import (
+    BASE_POLICY,
+    Completion,
+    GenerateRequest,
+    NextToken,
+    Policy,
+    PolicyVersion,
+)
 
 if TYPE_CHECKING:
     from vllm.logprobs import Logprob
@@ -40,6 +49,10 @@ _IN_ENGINE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """Executor of CPU engines. vLLM's own choice there, a worker process, is for binding its OpenMP
 threads to cores, which is off here; the engine's core would wait for each of its steps in a loop
 that takes a whole core from everything else (docs/benchmarks/rollouts.md)."""
+
+_MOST_ALTERNATIVES = 256
+"""Tokens that a question for the next ones may get: under the pattern of a risk there are a dozen,
+or 110 where two digits are one token."""
 
 _PATTERNS_KEPT = 256
 """Compiled patterns that are kept: those of a run, several times over."""
@@ -63,6 +76,12 @@ class Engine(Protocol):
         self, prompt_token_ids: tuple[int, ...], response_token_ids: tuple[int, ...]
     ) -> tuple[float, ...]:
         """Log-probability of each response token, given all before it."""
+        ...
+
+    async def next_tokens(
+        self, prompt_token_ids: tuple[int, ...], regex: str
+    ) -> tuple[NextToken, ...]:
+        """Every token that a pattern allows behind a prompt."""
         ...
 
     async def load_policy(self, policy: Policy) -> None:
@@ -176,6 +195,33 @@ class VllmEngine:
             _logprob(row, token) for row, token in zip(rows, response_token_ids, strict=True)
         )
 
+    async def next_tokens(
+        self, prompt_token_ids: tuple[int, ...], regex: str
+    ) -> tuple[NextToken, ...]:
+        """Every token that a pattern allows behind a prompt, with its log-probability among them.
+
+        At most `_MOST_ALTERNATIVES` of them, the likeliest: whoever asks checks that they sum to 1.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        sampling = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            structured_outputs=StructuredOutputsParams(regex=regex),
+            logprobs=_MOST_ALTERNATIVES,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(prompt_token_ids, sampling)
+        rows = output.outputs[0].logprobs
+        assert rows, "log-probabilities were asked for"
+        return tuple(
+            NextToken(token_id=token, text=self._tokenizer.decode([token]), logprob=found.logprob)
+            for token, found in rows[0].items()
+            if found.logprob > -math.inf
+        )
+
     async def load_policy(self, policy: Policy) -> None:
         """Serve `policy` from the next request on.
 
@@ -201,6 +247,10 @@ class VllmEngine:
             self._llm = None
         shutil.rmtree(self._scratch, ignore_errors=True)
 
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer:
+        return load_tokenizer(self._model.path)
+
     @property
     def _running(self) -> "AsyncLLM":
         if self._llm is None:
@@ -218,6 +268,7 @@ class VllmEngine:
             "enable_prefix_caching": True,
             # Unmasked and before temperature: the policy's own distribution, as the learner has it.
             "logprobs_mode": "raw_logprobs",
+            "max_logprobs": _MOST_ALTERNATIVES,
             # Sampling comes from the request alone, never from the model folder's defaults.
             "generation_config": "vllm",
             "disable_log_stats": True,

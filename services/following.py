@@ -10,6 +10,7 @@ from typing import Self
 
 from ehr.errors import ModelError, ServiceError, StalePolicyError
 from services.engine import Engine
+from services.risk_reading import RiskReader
 from services.types import (
     Acknowledgement,
     Completion,
@@ -17,6 +18,8 @@ from services.types import (
     GeneratorStats,
     Policy,
     PolicyVersion,
+    RiskReading,
+    RiskRequest,
     Scored,
 )
 
@@ -72,6 +75,7 @@ class PolicyFollower:
             replica: name of this replica, for acknowledgements.
         """
         self._engine = engine
+        self._risks = RiskReader(engine.next_tokens)
         self._fetch = fetch
         self._gate = PolicyGate()
         # Fetch and load are one step: two of them mixed up could load the older policy last.
@@ -99,6 +103,27 @@ class PolicyFollower:
             completions = await self._engine.generate(request)
         self._count(completions)
         return completions
+
+    async def read_risk(self, request: RiskRequest) -> RiskReading:
+        """The distribution of the risk that comes next, all of it by one policy.
+
+        Raises:
+            StalePolicyError: if the run's current policy is not one that the request accepts.
+            ModelError: if the engine does not know the pattern's whole distribution.
+        """
+        async with self._serving(request.least):
+            found = await self._risks.read(request.prompt_token_ids)
+            reading = RiskReading(
+                probabilities=found.probabilities,
+                policy_version=self._engine.version,
+                num_requests=found.num_requests,
+            )
+        self._stats = replace(
+            self._stats,
+            requests=self._stats.requests + found.num_requests,
+            decode_tokens=self._stats.decode_tokens + found.num_requests,
+        )
+        return reading
 
     async def score(
         self,

@@ -24,6 +24,8 @@ from services.types import (
     GenerateRequest,
     GeneratorStats,
     PolicyVersion,
+    RiskReading,
+    RiskRequest,
     Scored,
 )
 
@@ -63,6 +65,10 @@ class GeneratorReplica:
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """The completions of a request."""
         return await self._follower.generate(request)
+
+    async def read_risk(self, request: RiskRequest) -> RiskReading:
+        """The distribution of the risk that comes next."""
+        return await self._follower.read_risk(request)
 
     async def score(
         self,

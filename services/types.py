@@ -1,5 +1,6 @@
 """What crosses the boundary between a caller and a generator: frozen, picklable values."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +86,51 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NextToken:
+    """A token that a pattern allows next, and how likely it is there."""
+
+    token_id: int
+    text: str
+    logprob: float
+    """Among the tokens that the pattern allows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskRequest:
+    """Asks for the distribution of the risk that a model would write next."""
+
+    prompt_token_ids: tuple[int, ...]
+    """Everything before the number's first character."""
+    least: PolicyVersion
+    """The oldest policy that may answer."""
+    session: str
+    """Routing hint, as in `GenerateRequest`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskReading:
+    """How likely a policy is to write each of the risks 0.00, 0.01, ..., 0.99."""
+
+    probabilities: tuple[float, ...]
+    """Of the hundred numbers in order; they sum to 1."""
+    policy_version: PolicyVersion
+    num_requests: int
+    """Requests to the engine, one decoded token each."""
+
+    @property
+    def mean(self) -> float:
+        """The expected risk."""
+        return math.fsum(p * n for n, p in enumerate(self.probabilities)) / 100
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the written risk around its mean."""
+        mean = self.mean
+        square = math.fsum(p * (n / 100 - mean) ** 2 for n, p in enumerate(self.probabilities))
+        return math.sqrt(square)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledgement:
     """What a replica serves after a sync."""
 
@@ -124,4 +170,12 @@ class Generator(Protocol):
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """The `sampling.n` completions of a request, in sample order."""
+        ...
+
+
+class RiskTeller(Protocol):
+    """Anything that tells the distribution of the risk that a model would write next."""
+
+    async def read_risk(self, request: RiskRequest) -> RiskReading:
+        """How likely each of the hundred risks is to be written next."""
         ...

@@ -11,12 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.characters import next_characters
 from ehr.errors import ModelError
 from ehr.language.chat import ChatFrame
 from services.adapters import adapter_checksum
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel
-from services.types import BASE_POLICY, Completion, GenerateRequest, Policy, PolicyVersion
+from services.types import (
+    BASE_POLICY,
+    Completion,
+    GenerateRequest,
+    NextToken,
+    Policy,
+    PolicyVersion,
+)
 
 REFUSED_ADAPTER = b"not an adapter"
 """Bytes that the fake engine refuses, as vLLM's refuses what is not LoRA."""
@@ -52,6 +60,7 @@ class FakeEngine:
     scaling: float = 0.0
     prefixes: set[tuple[int, ...]] = field(default_factory=set)
     is_broken: bool = False
+    num_next_tokens: int = 0
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         sampling = request.sampling
@@ -80,6 +89,19 @@ class FakeEngine:
         self, prompt_token_ids: tuple[int, ...], response_token_ids: tuple[int, ...]
     ) -> tuple[float, ...]:
         return tuple(-1.0 - self.scaling for _ in response_token_ids)
+
+    async def next_tokens(
+        self, prompt_token_ids: tuple[int, ...], regex: str
+    ) -> tuple[NextToken, ...]:
+        """A distribution over what a risk may go on with; it depends on prompt and policy."""
+        allowed = next_characters(regex)
+        self.num_next_tokens += 1
+        digest = hashlib.sha256(f"{prompt_token_ids}{self.scaling}".encode()).digest()
+        weights = [1 + digest[place] for place in range(len(allowed))]
+        return tuple(
+            NextToken(token_id=ord(text), text=text, logprob=math.log(weight / sum(weights)))
+            for text, weight in zip(allowed, weights, strict=True)
+        )
 
     async def load_policy(self, policy: Policy) -> None:
         if policy.adapter == REFUSED_ADAPTER:

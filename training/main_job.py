@@ -18,7 +18,7 @@ from training.evaluation.other_patients import (
     read_other_cohort,
     require_another_cohort,
 )
-from training.evaluation.predictions import OTHER_COHORT_FILE
+from training.evaluation.predictions import OTHER_COHORT_FILE, reading_text
 from training.evaluation.selection import read_selection, selection_text
 from training.evaluation.table import order_table, result_table
 from training.expert.stage import train_the_expert
@@ -156,9 +156,14 @@ def _results(folder: RunFolder, config: RunConfig) -> list[str]:
         if orders.exists():
             lines.append("with features of the test prompts at other places:")
             lines.append(order_table(json.loads(orders.read_text())))
+        readings = sorted({row["reading"] for row in rows if row.get("reading")})
         num = config.evaluate.num_samples
-        reading = "greedy" if num == 1 else f"mean of {num} samples"
-        lines.append(f"answers in the {config.prompt.format} format, {reading}")
+        how = "greedy" if num == 1 else f"mean of {num} samples"
+        told = [
+            f"answers in the {config.prompt.format} format, {how}",
+            *map(reading_text, readings),
+        ]
+        lines.append("; ".join(told))
     selection = read_selection(folder.path / "grpo")
     if selection is not None and folder.stage("grpo").done:
         lines.append(selection_text(selection))

@@ -4,12 +4,14 @@ Ray workers import them by name.
 """
 
 import asyncio
+import math
 import random
 
+from benchmarks.characters import next_characters
 from ehr.language.guided_format import USEFULNESS_REGEX, final_regex, step_regex
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel
-from services.types import BASE_POLICY, Completion, GenerateRequest, Policy
+from services.types import BASE_POLICY, Completion, GenerateRequest, NextToken, Policy
 
 _STEPS = {step_regex(depth): depth for depth in range(1, 65)}
 _NAMES = ("Heart Rate", "Glucose", "pH", "Temperature", "Weight", "Oxygen saturation")
@@ -90,6 +92,14 @@ class InstantEngine:
     ) -> tuple[float, ...]:
         """A constant."""
         return (-1.0,) * len(response_token_ids)
+
+    async def next_tokens(
+        self, prompt_token_ids: tuple[int, ...], regex: str
+    ) -> tuple[NextToken, ...]:
+        """Every character that a risk may go on with, all alike."""
+        allowed = next_characters(regex)
+        logprob = -math.log(len(allowed))
+        return tuple(NextToken(token_id=ord(c), text=c, logprob=logprob) for c in allowed)
 
     async def load_policy(self, policy: Policy) -> None:
         """Serve another policy: only its name changes."""

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.characters import next_characters
 from services.adapters import read_pairs, verify_policy
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel
-from services.types import BASE_POLICY, Completion, GenerateRequest, Policy
+from services.types import BASE_POLICY, Completion, GenerateRequest, NextToken, Policy
 
 VOCABULARY = 256
 """Tokens are characters."""
@@ -58,6 +59,17 @@ class TinyEngine:
         ids = prompt_token_ids + response_token_ids
         rows = self._logprobs(ids)[len(prompt_token_ids) - 1 : -1]
         return tuple(row[token].item() for row, token in zip(rows, response_token_ids, strict=True))
+
+    async def next_tokens(
+        self, prompt_token_ids: tuple[int, ...], regex: str
+    ) -> tuple[NextToken, ...]:
+        """Every character that a risk may go on with."""
+        allowed = next_characters(regex)
+        row = self._logprobs(prompt_token_ids)[-1][[ord(text) for text in allowed]].log_softmax(-1)
+        return tuple(
+            NextToken(token_id=ord(text), text=text, logprob=logprob)
+            for text, logprob in zip(allowed, row.tolist(), strict=True)
+        )
 
     async def load_policy(self, policy: Policy) -> None:
         """Serve another policy."""

@@ -180,6 +180,13 @@ class Writer(ABC):
             self._pieces.append(self._layout.caller(end))
         self._after_line(self._next)
 
+    def write(self, text: str, token_ids: Sequence[int]) -> None:
+        """Writes the line that `next_request` asks for in the caller's own words."""
+        if self._next is None:
+            raise ValueError("expected no further text: everything is written")
+        self._pieces.append(Piece(text, tuple(token_ids), Author.CALLER))
+        self._after_line(self._next)
+
     def _end_of(self, kind: CallKind) -> str:
         """What ends a piece of this kind: nearly always a line end."""
         return LINE_STOP

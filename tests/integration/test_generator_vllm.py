@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from transformers import AutoTokenizer
 
 from ehr.errors import ModelError, ServiceError
 from ehr.language.chat import encode_chat
+from ehr.language.guided_format import PROBABILITY_REGEX
 from services.models import FastTokenizer, LocalModel, load_tokenizer
+from services.risk_reading import NUMBERS, RiskReader
 from services.types import (
     BASE_POLICY,
     Completion,
@@ -336,3 +340,30 @@ def test_the_packaged_model_is_complete(smollm2: LocalModel) -> None:
     assert smollm2.chat.prefix.startswith("<|im_start|>system")
     assert sum(tensor.numel() for tensor in tensors.values()) == 134_515_008
     assert Path(smollm2.path / "tokenizer.json").is_file()
+
+
+def test_a_risk_is_read_as_it_would_be_sampled(
+    engine: EngineThread, prompt: tuple[int, ...]
+) -> None:
+    """The exact distribution against 2,000 samples of the same engine, under the same pattern."""
+    reader = RiskReader(engine.engine.next_tokens)
+    found = engine.run(reader.read(prompt))
+    again = engine.run(reader.read(prompt))
+    samples = ask(
+        engine, prompt, regex=PROBABILITY_REGEX, max_tokens=5, temperature=1.0, n=2000, seed=3
+    )
+
+    exact = dict(zip(NUMBERS, found.probabilities, strict=True))
+    assert sum(exact.values()) == pytest.approx(1, abs=1e-6)
+    assert again.num_requests == 11
+    assert again.probabilities == pytest.approx(found.probabilities, abs=0.02)
+    counts = Counter(sample.text for sample in samples)
+    assert set(counts) <= set(exact)
+    for tens in range(10):
+        share = sum(exact[each] for each in NUMBERS if each[2] == str(tens))
+        counted = sum(count for text, count in counts.items() if text[2] == str(tens)) / 2000
+        # four standard errors, and what bfloat16 does to it in another batch
+        assert counted == pytest.approx(share, abs=4 * math.sqrt(share / 2000) + 0.02)
+    mean = sum(p * float(text) for text, p in exact.items())
+    counted = sum(count * float(text) for text, count in counts.items()) / 2000
+    assert counted == pytest.approx(mean, abs=0.03)

@@ -135,6 +135,15 @@ def _enough_rollouts_to_keep(config: "RunConfig") -> Iterator[str]:
         )
 
 
+def _risks_have_a_pattern(config: "RunConfig") -> Iterator[str]:
+    if config.evaluate.reading == "expected" and config.prompt.format == "free":
+        yield (
+            "evaluate.reading is expected, which reads the numbers that a pattern allows, but "
+            "prompt.format=free has no pattern; set evaluate.reading to sampled or auto, or "
+            "prompt.format to guided"
+        )
+
+
 def _refills_are_allowed(config: "RunConfig") -> Iterator[str]:
     grpo = config.grpo
     if grpo.enabled and grpo.dynamic_sampling and grpo.max_refills == 0:
@@ -263,6 +272,7 @@ _CHECKS: tuple[Callable[["RunConfig"], Iterator[str]], ...] = (
     _rows_hold_a_prompt,
     _the_search_fits_the_context,
     _enough_rollouts_to_keep,
+    _risks_have_a_pattern,
     _refills_are_allowed,
     _controls_reach_the_reward,
     _rows_are_what_they_are_called,

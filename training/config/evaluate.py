@@ -43,8 +43,12 @@ class EvaluateSection(Section):
     balance: bool = False
     """Half positives among those test patients; false = a seeded random sample."""
     num_samples: int = Field(default=1, ge=1)
-    """Answers to each question: 1 = greedy; more = the mean probability of so many samples at
-    temperature 1 (two written digits tie heavily). The text that is kept is that of the first."""
+    """Answers to each question: 1 = greedy; more = the mean risk of so many answers sampled at
+    temperature 1. The text that is kept is that of the first."""
+    reading: Literal["auto", "expected", "sampled"] = "auto"
+    """How an answer's risk is read. `expected`: the mean over the hundred numbers that the model
+    may write, from their probabilities, with their spread; needs the guided format. `sampled`: the
+    number that it writes. `auto` = expected where the format is guided."""
     seed: Seed = 19
     """Seeds the sample of test patients, sampled answers and the bootstrap."""
     num_resamples: int = Field(default=1000, ge=100)

@@ -1,5 +1,7 @@
 """Configuration sections of the training stages, and the tree of all sections."""
 
+from typing import Literal
+
 from pydantic import ValidationInfo, model_validator
 
 from actors.config import SearchSection
@@ -78,6 +80,13 @@ class RunConfig(Section):
         """Most tokens of a guided Think-then-Answer's reasoning; 0 where no row asks for it."""
         thinks = any(name.startswith("think_then_answer") for name in self.evaluate.methods)
         return self.prompt.think_budget_tokens if thinks and self.prompt.format == "guided" else 0
+
+    @property
+    def risk_reading(self) -> Literal["expected", "sampled"]:
+        """How the evaluation reads risks: `evaluate.reading` without `auto`."""
+        if self.evaluate.reading != "auto":
+            return self.evaluate.reading
+        return "expected" if self.prompt.format == "guided" else "sampled"
 
     @model_validator(mode="after")
     def _trained_trajectories(self) -> "RunConfig":

@@ -18,6 +18,7 @@ from ehr.language.trajectory import (
     reasoning_of,
 )
 from ehr.rewards import MAX_FEATURE_NAMES, attention_reward
+from services.types import RiskReading
 from training.evaluation.predictions import (
     PREDICTION_COLUMNS,
     SAMPLE_COLUMNS,
@@ -49,6 +50,9 @@ class Answers:
     """Text of each patient's (first) answer, and whether it was cut off."""
     more: Mapping[str, tuple[tuple[str, bool], ...]] = field(default_factory=dict)
     """The other samples of each patient, where `evaluate.num_samples` asks for some."""
+    risks: Mapping[str, tuple[RiskReading | None, ...]] = field(default_factory=dict)
+    """The risk of each answer of a patient, the first one's first, where it was read as a
+    distribution; else the risk is what the text says."""
     shown: Mapping[str, PatientCase]
     """What each prompt showed of its patient."""
 
@@ -89,9 +93,10 @@ class AnswerParser:
                 for sample in ((text, truncated), *answers.more.get(patient, ()))
             ]
             failed = [is_unreadable for _, is_unreadable in samples]
+            risks = answers.risks.get(patient) or (None,) * len(samples)
             probabilities = [
-                self.base_rate if each.probability is None or is_unreadable else each.probability
-                for each, is_unreadable in samples
+                self._risk(each, is_unreadable, risk)
+                for (each, is_unreadable), risk in zip(samples, risks, strict=True)
             ]
             names = [
                 frozenset() if is_unreadable else self.matcher.canonical_set(each.features)
@@ -123,9 +128,18 @@ class AnswerParser:
                     "sample_probabilities": probabilities,
                     "sample_failed": failed,
                     "sample_features": [sorted(each) for each in names],
+                    "sample_spreads": None if None in risks else [r.spread for r in risks if r],
                 }
             )
         return pd.DataFrame(rows, columns=[*PREDICTION_COLUMNS, *SAMPLE_COLUMNS])
+
+    def _risk(
+        self, answer: ParsedTrajectory, is_unreadable: bool, risk: RiskReading | None
+    ) -> float:
+        """An answer's risk: expected where it was read so, else as written, or the base rate."""
+        if is_unreadable or answer.probability is None:
+            return self.base_rate
+        return answer.probability if risk is None else risk.mean
 
 
 def _read(kind: str, text: str, truncated: bool) -> tuple[ParsedTrajectory, bool]:

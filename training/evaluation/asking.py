@@ -10,7 +10,7 @@ import pandas as pd
 import ray
 
 from actors.case_prompts import CasePrompt, PromptKind
-from actors.rollouts import RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
+from actors.rollouts import Reading, RolloutBatch, RolloutPlan, RolloutPrompt, rollouts_in_flight
 from ehr.cohorts.cohort import Cohort, PatientCase
 from ehr.language.feature_order import FeatureOrder
 from ehr.language.prompts import PromptContext
@@ -99,6 +99,7 @@ class Asker:
             max_depth=section.max_depth,
             max_new_tokens=section.max_new_tokens,
             seed=section.seed,
+            reading=self._session.config.risk_reading,
         )
         question = Question(kind=self.kind, shown=shown, cohort=cohort, limits=limits)
         return ask_policy(self._session, self.served_policy, question, tell)
@@ -113,6 +114,8 @@ class AnswerLimits:
     max_depth: int
     max_new_tokens: int
     seed: int
+    reading: Reading = "sampled"
+    """How their risks are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +150,7 @@ def ask_policy(
         temperature=0.0 if limits.num_samples == 1 else 1.0,
         think_tokens=config.prompt.think_budget_tokens,
         feature_names=PromptContext.of(question.cohort, config.prompt).listed_names,
+        reading=limits.reading,
     )
     prompts = tuple(
         RolloutPrompt(patient_id=patient, token_ids=prompt.token_ids)
@@ -174,5 +178,6 @@ def ask_policy(
             group[0].patient_id: tuple((each.text, each.truncated) for each in group[1:])
             for group in groups
         },
+        risks={group[0].patient_id: tuple(each.risk for each in group) for group in groups},
         shown={patient: prompt.case for patient, prompt in question.shown.items()},
     )

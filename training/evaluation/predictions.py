@@ -1,7 +1,9 @@
 """The table of predictions: its columns, and the rows of models of the record."""
 
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from ehr.tables import column, rows
@@ -28,9 +30,10 @@ PREDICTION_COLUMNS = (
 """The last three say how the answer's prose agrees with the record (`ehr.answers.grounding`)."""
 
 
-SAMPLE_COLUMNS = ("sample_probabilities", "sample_failed", "sample_features")
+SAMPLE_COLUMNS = ("sample_probabilities", "sample_failed", "sample_features", "sample_spreads")
 """Of each sampled answer: its probability (the base rate if unreadable), whether it is unreadable,
-and the names in it (none if unreadable). Tables of language models have them beside
+the names in it (none if unreadable), and the standard deviation of the numbers that the model may
+write, null where the risk was sampled. Tables of language models have them beside
 `PREDICTION_COLUMNS`, whose text, features, R_att and claims are those of the first answer."""
 
 
@@ -68,6 +71,19 @@ def record_rows(
         },
         columns=list(PREDICTION_COLUMNS),
     )
+
+
+def reading_of(predictions: pd.DataFrame) -> Literal["expected", "sampled"]:
+    """How the risks of a language model's predictions were read (`evaluate.reading`)."""
+    has_spreads = "sample_spreads" in predictions and column(predictions, "sample_spreads").notna()
+    return "expected" if np.any(has_spreads) else "sampled"
+
+
+def reading_text(reading: object) -> str:
+    """How the risk of an answer came about, for the line below a table."""
+    if reading == "expected":
+        return "the risk of an answer is the mean over the hundred numbers it may write"
+    return "the risk of an answer is the number it writes"
 
 
 def concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

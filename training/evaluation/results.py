@@ -22,6 +22,7 @@ from ehr.metrics import Metric, paired_difference, performance
 from ehr.salience.agreement import excess_jaccard
 from ehr.seeds import holm
 from training.evaluation.methods import RECORD_METHODS
+from training.evaluation.predictions import reading_of
 
 _PROSE: dict[str, Callable[[str], str]] = {
     "question_decomposition": reasoning_of,
@@ -88,6 +89,8 @@ def result_rows(
             **_grounding(table),
             "faithfulness": (faithfulness or {}).get(str(method)),
         }
+        if method not in RECORD_METHODS:
+            row["reading"] = reading_of(table)
         named = tables.rows(table, table["reward_att"].notna())
         if len(named):
             excess = excess_jaccard(*_named_and_salient(named), num_salient_features)

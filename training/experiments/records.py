@@ -17,7 +17,7 @@ from ehr.errors import EagRlError
 from ehr.tables import rows
 from training.config.run import RunConfig
 from training.evaluation.methods import RECORD_METHODS
-from training.evaluation.predictions import OTHER_COHORT_FILE, PREDICTION_COLUMNS
+from training.evaluation.predictions import OTHER_COHORT_FILE, PREDICTION_COLUMNS, reading_of
 from training.experiments.arms import ARMS, Unit, units_of
 from training.readable import finite_number
 from training.report.records import EXPERT_PREDICTION_COLUMNS
@@ -107,6 +107,12 @@ class ExperimentRecords:
         if not self.num_train_patients or self.num_train_positives is None:
             return None
         return self.num_train_positives / self.num_train_patients
+
+    @property
+    def reading(self) -> str:
+        """How risks were read (`evaluate.reading`)."""
+        tables = [unit.predictions for unit in self.units if unit.predictions is not None]
+        return reading_of(tables[0]) if tables else self.config.risk_reading
 
     def on_other_cohort(self) -> "ExperimentRecords | None":
         """The experiment with the other cohort's test patients in the place of its own.

@@ -103,6 +103,7 @@ def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
         "num_train_positives": records.num_train_positives,
         "seeds": list(config.learn.seeds),
         "accuracy_weight": config.reward.accuracy_weight,
+        "reading": records.reading,
         "num_samples": config.evaluate.num_samples,
         "num_resamples": config.evaluate.num_resamples,
         "resample_seed": config.evaluate.seed,

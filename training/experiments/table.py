@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from training.evaluation.predictions import reading_text
 from training.experiments.measures import MEASURES, headings
 from training.experiments.results import Results, arm_label
 from training.readable import (
@@ -152,7 +153,8 @@ def facts(results: Results, *, has_training_patients: bool = True) -> list[str]:
         + (f"; {left_out} that not every unit answered left out." if left_out else ".")
         + (f" Data: {origin}." if origin else ""),
         f"Prompt: {results['prompt']}, {results['format']} format; "
-        + ("greedy answers." if samples == 1 else f"the mean of {samples} sampled answers."),
+        + ("greedy answers; " if samples == 1 else f"the mean of {samples} sampled answers; ")
+        + f"{reading_text(results.get('reading'))}.",
         f"R: {format_number(results['accuracy_weight'], 2)} R_cls + "
         f"{format_number(1 - results['accuracy_weight'], 2)} R_att for every arm, whatever it was "
         "trained on.",

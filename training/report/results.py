@@ -3,6 +3,7 @@
 from typing import Any
 
 from training.evaluation.methods import EHR_MODEL_METHODS, LANGUAGE_MODEL_METHODS
+from training.evaluation.predictions import reading_text
 from training.evaluation.table import (
     COLUMNS,
     FAITHFULNESS_COLUMNS,
@@ -46,8 +47,10 @@ def results_section(records: RunRecords) -> dict[str, Any] | None:
     elsewhere = EHR_MODEL_METHODS if records.expert_predictions else {}
     calibrated = {method: each for method, each in scores.items() if method not in elsewhere}
     differences = [difference_figure(records.differences, metric) for metric in ("auroc", "auprc")]
+    readings = dict.fromkeys(row["reading"] for row in records.results if row.get("reading"))
     return {
         "columns": COLUMNS,
+        "reading": "; ".join(map(reading_text, readings)),
         "rows": [
             {
                 "cells": [shown(cell) for cell in table_cells(row, MISSING)],

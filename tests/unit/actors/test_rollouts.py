@@ -17,7 +17,14 @@ from actors.rollouts import (
 )
 from ehr.language.json_answer import parse_think_json
 from ehr.language.trajectory import parse_think, parse_trajectory, parse_vanilla
-from services.types import BASE_POLICY, Completion, GenerateRequest, PolicyVersion
+from services.types import (
+    BASE_POLICY,
+    Completion,
+    GenerateRequest,
+    PolicyVersion,
+    RiskReading,
+    RiskRequest,
+)
 from tests.scripted import (
     GARBAGE,
     CharTokenizer,
@@ -244,3 +251,55 @@ def test_no_more_rollouts_run_at_a_time_than_the_cache_holds(group_size, cache_t
     prompts = [RolloutPrompt(patient_id=f"p{n}", token_ids=(0,) * n) for n in (10, 90, 100)]
 
     assert rollouts_in_flight(prompts, group_size, 10, cache_tokens) == expected
+
+
+class Teller:
+    """Tells one and the same distribution, and remembers behind what."""
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    async def read_risk(self, request: RiskRequest) -> RiskReading:
+        self.prompts.append("".join(map(chr, request.prompt_token_ids)))
+        probabilities = [0.0] * 100
+        probabilities[20], probabilities[60] = 0.75, 0.25
+        return RiskReading(
+            probabilities=tuple(probabilities), policy_version=request.least, num_requests=11
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "parse", "before"),
+    [
+        ("question_decomposition", parse_trajectory, "<Final answer>\n"),
+        ("short_answer", parse_trajectory, "<Final answer>\n"),
+        ("vanilla", parse_vanilla, "<Final answer>\n"),
+        ("think_then_answer", parse_think, "<answer>\n"),
+        ("think_then_answer_json", parse_think_json, '"answer": '),
+    ],
+)
+def test_an_expected_risk_is_asked_for_where_the_number_would_stand(kind, parse, before) -> None:
+    generator, teller = ScriptedGenerator(), Teller()
+    sampler = RolloutSampler(
+        generator, CharTokenizer(), _plan(kind=kind, reading="expected"), teller
+    )
+
+    rollout = asyncio.run(sampler.sample_rollout(PROMPT, least=BASE_POLICY, seed=3))
+
+    assert [prompt.endswith(before) for prompt in teller.prompts] == [True]
+    assert not any((each.sampling.regex or "").startswith(r"0\.") for each in generator.requests)
+    assert parse(rollout.text).probability == 0.30
+    assert rollout.risk is not None
+    assert rollout.risk.mean == pytest.approx(0.3)
+    assert rollout.num_requests == len(generator.requests) + 1
+    assert not any(rollout.model_written[-len("0.30\n</") :])
+
+
+@pytest.mark.parametrize(
+    "plan", [_plan(reading="expected", format="free"), _plan(reading="expected")]
+)
+def test_an_expected_risk_needs_a_pattern_and_somebody_who_tells_it(plan: RolloutPlan) -> None:
+    teller = Teller() if plan.format == "free" else None
+
+    with pytest.raises(ValueError, match="expected risks need"):
+        RolloutSampler(ScriptedGenerator(), CharTokenizer(), plan, teller)

@@ -13,6 +13,7 @@ from services.types import (
     GenerateRequest,
     Policy,
     PolicyVersion,
+    RiskRequest,
     Sampling,
 )
 from tests.fakes import BREAKING_ADAPTER, REFUSED_ADAPTER, FakeEngine
@@ -200,3 +201,39 @@ def test_a_version_satisfies_older_ones_of_its_lineage_only() -> None:
     assert served.satisfies(PolicyVersion(lineage="grpo", version=2))
     assert not served.satisfies(PolicyVersion(lineage="grpo", version=4))
     assert not served.satisfies(BASE_POLICY)
+
+
+async def test_a_risk_is_read_with_the_policy_that_the_request_wants() -> None:
+    asked = RiskRequest(prompt_token_ids=(1, 2, 3), least=policy(2).version, session="p1")
+    behind = follower(Store(policy(2)))
+
+    reading = await behind.read_risk(asked)
+
+    assert reading.policy_version == policy(2).version
+    assert sum(reading.probabilities) == pytest.approx(1)
+    assert behind.stats().requests == behind.stats().decode_tokens == reading.num_requests == 14
+
+
+async def test_a_policy_waits_until_a_risk_is_read_whole() -> None:
+    class Slow(FakeEngine):
+        async def next_tokens(self, prompt_token_ids: tuple[int, ...], regex: str):
+            self.started.set()
+            await asyncio.sleep(0)
+            used.add(self.version.version)
+            return await super().next_tokens(prompt_token_ids, regex)
+
+    used: set[int] = set()
+    engine, store = Slow(), Store(policy(1))
+    engine.started = asyncio.Event()
+    serving = follower(store, engine)
+    await serving.sync()
+    asked = RiskRequest(prompt_token_ids=(1, 2, 3), least=policy(1).version, session="p1")
+
+    reading = asyncio.create_task(serving.read_risk(asked))
+    await engine.started.wait()
+    store.current = policy(2)
+    await serving.sync()
+
+    assert (await reading).policy_version == policy(1).version
+    assert used == {1}
+    assert engine.version == policy(2).version

@@ -12,8 +12,14 @@ from ehr.config import CohortSection, PromptSection
 from ehr.language.prompts import shown_case
 from ehr.metrics import paired_difference
 from ehr.seeds import holm
+from services.types import BASE_POLICY, RiskReading
 from training.evaluation.answers import AnswerParser, Answers
-from training.evaluation.predictions import expert_rows
+from training.evaluation.predictions import (
+    concatenate,
+    expert_rows,
+    reading_text,
+    record_rows,
+)
 from training.evaluation.results import difference_rows, readable_probability, result_rows
 
 SALIENT = frozenset({"pH", "Glucose", "Heart Rate", "Temperature", "Age & Sex"})
@@ -329,3 +335,57 @@ def test_expert_rows_take_the_test_split_only():
     rows = expert_rows("concare", stored)
 
     assert list(rows["patient_id"]) == ["a"]
+
+
+def expected(low: int, high: int) -> RiskReading:
+    """Half of the mass on each of two hundredths."""
+    probabilities = [0.0] * 100
+    probabilities[low], probabilities[high] = 0.5, 0.5
+    return RiskReading(
+        probabilities=tuple(probabilities), policy_version=BASE_POLICY, num_requests=11
+    )
+
+
+def test_an_expected_risk_counts_as_it_is_and_not_as_it_is_written(reader):
+    patient = reader.cohort.splits["test"][0]
+    answers = Answers(
+        kind="vanilla",
+        texts={patient: (answer("0.22"), False)},
+        more={patient: ((answer("0.40"), False), ("garbage", False))},
+        risks={patient: (expected(10, 33), expected(30, 50), expected(1, 2))},
+        shown={patient: reader.cohort.cases[patient]},
+    )
+
+    row = reader.rows("vanilla", answers).iloc[0]
+
+    assert row["sample_probabilities"] == pytest.approx([0.215, 0.4, reader.base_rate])
+    assert row["sample_spreads"] == pytest.approx([0.115, 0.1, 0.005])
+    assert row["sample_failed"] == [False, False, True]
+
+
+@pytest.mark.parametrize(("risks", "reading"), [({}, "sampled"), (None, "expected")])
+def test_result_rows_say_how_risks_were_read(reader, risks, reading):
+    patients = reader.cohort.splits["test"]
+    answers = Answers(
+        kind="vanilla",
+        texts={patient: (answer("0.22"), False) for patient in patients},
+        risks={patient: (expected(10, 33),) for patient in patients} if risks is None else risks,
+        shown={patient: reader.cohort.cases[patient] for patient in patients},
+    )
+    table = concatenate(
+        [
+            reader.rows("vanilla", answers),
+            record_rows(
+                "concare",
+                patients,
+                [reader.cohort.labels[p] for p in patients],
+                [0.5] * len(patients),
+            ),
+        ]
+    )
+
+    found = result_rows(table, num_salient_features=5, num_resamples=100, seed=1)
+
+    assert [row.get("reading") for row in found] == [reading, None]
+    assert "the number it writes" in reading_text("sampled")
+    assert "the hundred numbers" in reading_text("expected")
