@@ -19,7 +19,15 @@ from services.generator import (
     wait_for_generator,
 )
 from services.policy_store import BASE_RECORD, PolicyRecord
-from services.types import BASE_POLICY, GenerateRequest, PolicyVersion, Sampling, Scored
+from services.types import (
+    BASE_POLICY,
+    GenerateRequest,
+    PolicyVersion,
+    RiskReading,
+    RiskRequest,
+    Sampling,
+    Scored,
+)
 from tests.fakes import REFUSED_ADAPTER, fake_model, load_fake, load_never
 from tests.typed import untyped
 
@@ -113,6 +121,25 @@ async def test_every_completion_carries_the_policy_that_made_it(
 
 
 @pytest.mark.slow
+async def test_a_risk_is_read_by_one_replica_under_the_policy_that_is_asked_for(
+    client: GeneratorClient, tmp_path: Path
+):
+    async def read(least: PolicyVersion) -> RiskReading:
+        return await client.read_risk(
+            RiskRequest(prompt_token_ids=(1, 2), least=least, session="p1")
+        )
+
+    before = await read(BASE_POLICY)
+    await client.publish(record(tmp_path, grpo(1)))
+    after = await read(grpo(1))
+
+    assert [before.policy_version, after.policy_version] == [BASE_POLICY, grpo(1)]
+    assert sum(after.probabilities) == pytest.approx(1)
+    assert after.probabilities != pytest.approx(before.probabilities)
+    with pytest.raises(StalePolicyError, match="version 2"):
+        await read(grpo(2))
+
+
 async def test_a_replica_that_starts_late_serves_the_current_policy(
     run_id: str, client: GeneratorClient, tmp_path: Path
 ):

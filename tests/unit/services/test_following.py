@@ -217,20 +217,20 @@ async def test_a_risk_is_read_with_the_policy_that_the_request_wants() -> None:
 async def test_a_policy_waits_until_a_risk_is_read_whole() -> None:
     class Slow(FakeEngine):
         async def next_tokens(self, prompt_token_ids: tuple[int, ...], regex: str):
-            self.started.set()
+            started.set()
             await asyncio.sleep(0)
             used.add(self.version.version)
             return await super().next_tokens(prompt_token_ids, regex)
 
     used: set[int] = set()
     engine, store = Slow(), Store(policy(1))
-    engine.started = asyncio.Event()
+    started = asyncio.Event()
     serving = follower(store, engine)
     await serving.sync()
     asked = RiskRequest(prompt_token_ids=(1, 2, 3), least=policy(1).version, session="p1")
 
     reading = asyncio.create_task(serving.read_risk(asked))
-    await engine.started.wait()
+    await started.wait()
     store.current = policy(2)
     await serving.sync()
 
