@@ -33,6 +33,7 @@ from training.config.loading import load_config
 from training.config.run import RunConfig
 from training.reader.size import ReaderSize
 from training.reader.train import write_reader
+from training.run.progress import Display
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "planted_truth_reader.yaml"
 VARIANTS = (
@@ -158,7 +159,8 @@ def main() -> None:
     quick = ["--quick"] if given.quick else []
     with tempfile.TemporaryDirectory(prefix="eag-rl-answers-") as folder:
         # Its weights say what the answers are, not how fast they come.
-        write_reader(load_config([CONFIG], []), Path(folder), ReaderSize(patients=512), print)
+        size = ReaderSize(patients=512)
+        write_reader(load_config([CONFIG], []), Path(folder), size, Display())
         for where, sequences in VARIANTS[::3] if given.quick else VARIANTS:
             found = _in_a_process_of_its_own([*quick, "--variant", folder, where, str(sequences)])
             rows.append({"worker": where, "sequences": sequences, **found})

@@ -12,6 +12,9 @@ Trains a small model from scratch that reads records and predicts, in some minut
 patients that the experiment does not use: other generated ones, or those of a real cohort that
 cohort.train_patients leaves out. docs/experiments.md: a model that reads.
 
+The same command goes on after any stop, behind its last checkpoint. A finished reader is left as
+it is, and a folder that was begun with other settings is refused.
+
 example:
   eag-rl reader configs/planted_truth_reader.yaml runs/reader --naming abnormal
   eag-rl learn configs/planted_truth_reader.yaml "learn.seeds=[17]"
@@ -105,6 +108,7 @@ def train_reader(parsed: argparse.Namespace, names: Sequence[str], overrides: li
     Raises:
         ConfigurationError: if there are not two names, or as `write_reader`.
         DataError: as `write_reader`.
+        RunFolderError: as `write_reader`.
     """
     if len(names) != 2:
         raise ConfigurationError(
@@ -129,5 +133,5 @@ def train_reader(parsed: argparse.Namespace, names: Sequence[str], overrides: li
     from training.reader.train import write_reader
     from training.run.progress import Display
 
-    write_reader(load_config([config], overrides), folder, size, Display().say)
+    write_reader(load_config([config], overrides), folder, size, Display())
     return folder

@@ -33,6 +33,7 @@ from training.reader.train import (
     lesson_maker,
     write_reader,
 )
+from training.run.progress import Display
 
 CONFIG = RunConfig.model_validate(
     {
@@ -42,12 +43,13 @@ CONFIG = RunConfig.model_validate(
     }
 )
 SIZE = ReaderSize(patients=192, batch=16, hidden=32, layers=1, learning_rate=1e-2)
+SILENT = Display.silent()
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
-    write_reader(CONFIG, folder, SIZE, print)
+    write_reader(CONFIG, folder, SIZE, SILENT)
     return folder
 
 
@@ -91,7 +93,7 @@ def test_it_learns(reader, taught):
 
 
 def test_the_same_seed_gives_the_same_model(reader, tmp_path):
-    write_reader(CONFIG, tmp_path, SIZE, print)
+    write_reader(CONFIG, tmp_path, SIZE, SILENT)
     first, again = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
         for folder in (reader, tmp_path)
@@ -218,8 +220,8 @@ def test_the_same_seed_resamples_the_same_patients_and_another_others():
 
 @pytest.mark.parametrize("kind", ["generated", "resampled"])
 def test_a_reader_of_real_stays_can_read_about_made_ones_first(stays, kind, tmp_path):
-    write_reader(stays, tmp_path / "first", dataclasses.replace(SIZE, **{kind: 64}), print)
-    write_reader(stays, tmp_path / "without", SIZE, print)
+    write_reader(stays, tmp_path / "first", dataclasses.replace(SIZE, **{kind: 64}), SILENT)
+    write_reader(stays, tmp_path / "without", SIZE, SILENT)
     first, without = (
         AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).state_dict()
         for name in ("first", "without")
@@ -231,7 +233,7 @@ def test_a_real_cohort_of_which_nobody_is_left_out_is_refused(stays, tmp_path):
     cohort = stays.cohort.model_copy(update={"train_patients": None})
     config = stays.model_copy(update={"cohort": cohort})
     with pytest.raises(ConfigurationError, match=r"expected cohort\.train_patients, got null"):
-        write_reader(config, tmp_path / "model", SIZE, print)
+        write_reader(config, tmp_path / "model", SIZE, SILENT)
     assert not (tmp_path / "model").exists()
 
 
@@ -249,7 +251,7 @@ def test_fewer_lessons_than_a_batch_are_refused_instead_of_an_untrained_model(
 ):
     size = dataclasses.replace(SIZE, patients=patients, epochs=epochs, batch=64)
     with pytest.raises(ConfigurationError) as refused:
-        write_reader(CONFIG, tmp_path / "model", size, print)
+        write_reader(CONFIG, tmp_path / "model", size, SILENT)
     for words in (
         "at least 64 lessons",
         f"got {patients * epochs}",
@@ -345,7 +347,7 @@ STEPS = RunConfig.model_validate(
 @pytest.fixture(scope="module")
 def reader_with_steps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader-steps")
-    write_reader(STEPS, folder, SIZE, print)
+    write_reader(STEPS, folder, SIZE, SILENT)
     return folder
 
 
