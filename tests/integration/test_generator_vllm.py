@@ -355,7 +355,7 @@ def test_a_risk_is_read_as_it_would_be_sampled(
 
     exact = dict(zip(NUMBERS, found.probabilities, strict=True))
     assert sum(exact.values()) == pytest.approx(1, abs=1e-6)
-    assert again.num_requests == 11
+    assert again.num_requests <= 11
     assert again.probabilities == pytest.approx(found.probabilities, abs=0.02)
     counts = Counter(sample.text for sample in samples)
     assert set(counts) <= set(exact)

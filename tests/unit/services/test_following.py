@@ -211,7 +211,7 @@ async def test_a_risk_is_read_with_the_policy_that_the_request_wants() -> None:
 
     assert reading.policy_version == policy(2).version
     assert sum(reading.probabilities) == pytest.approx(1)
-    assert behind.stats().requests == behind.stats().decode_tokens == reading.num_requests == 14
+    assert behind.stats().requests == behind.stats().decode_tokens == reading.num_requests
 
 
 async def test_a_policy_waits_until_a_risk_is_read_whole() -> None:

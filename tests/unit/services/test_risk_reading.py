@@ -82,6 +82,10 @@ VOCABULARIES = {
 }
 
 
+def mean(probabilities: Sequence[float]) -> float:
+    return sum(p * float(number) for p, number in zip(probabilities, NUMBERS, strict=True))
+
+
 def read(speller: Speller) -> tuple[float, ...]:
     return asyncio.run(RiskReader(speller.next_tokens).read(())).probabilities
 
@@ -92,7 +96,10 @@ def test_every_way_to_spell_a_number_counts(pieces: list[str]) -> None:
 
     found = read(speller)
 
-    assert found == pytest.approx(list(speller.by_hand().values()), abs=1e-12)
+    by_hand = list(speller.by_hand().values())
+    differences = [abs(one - other) for one, other in zip(found, by_hand, strict=True)]
+    assert sum(differences) <= 2 * 0.005
+    assert mean(found) == pytest.approx(mean(by_hand), abs=0.0003)
     assert sum(found) == pytest.approx(1, abs=1e-9)
 
 
@@ -101,6 +108,26 @@ def test_the_numbers_are_those_of_the_pattern() -> None:
 
     assert [f"0.{tens}{units}\n" for tens, units in digits] == list(NUMBERS)
     assert all(re.fullmatch(PROBABILITY_REGEX, number) for number in NUMBERS)
+
+
+def test_unlikely_beginnings_are_not_looked_into_and_cost_a_thirtieth_of_a_digit() -> None:
+    class Sure(Speller):
+        def weights(self, tokens: Sequence[int]) -> dict[int, float]:
+            found = super().weights(tokens)
+            if self.text(tokens) == "0.":  # .3 and .4, the others together below .004
+                return {t: w if self.pieces[t] in "34" else 0.0003 * w for t, w in found.items()}
+            return found
+
+    speller = Sure(DIGITS)
+    reader = RiskReader(speller.next_tokens)
+    asyncio.run(reader.read(()))
+
+    found = asyncio.run(reader.read(()))
+
+    assert found.num_requests == 3  # the tens, the units behind .3 and those behind .4
+    assert sum(found.probabilities) == pytest.approx(1, abs=1e-9)
+    exact = list(speller.by_hand().values())
+    assert mean(found.probabilities) == pytest.approx(mean(exact), abs=0.0003)
 
 
 def test_what_is_known_to_follow_is_not_asked_for_again() -> None:
