@@ -142,6 +142,9 @@ class RewardSection(Section):
     """Weight of the classification reward, lambda of Eq. 7; 1 switches the attention reward off."""
     decision_threshold: float = Field(default=0.5, gt=0, lt=1)
     """theta of Eq. 5."""
+    score: Literal["log", "brier"] = "log"
+    """What R_cls is before the bonus: `log` = the log-likelihood of Eq. 4, at worst -4.605; `brier`
+    = 1 - 2 (p - y)^2, which is bounded, at worst -.9602 (not in the paper)."""
     margin_bonus: float = Field(default=1.0, ge=0)
     """beta of Eq. 5; with beta > 0 the classification reward is not a proper score."""
     attention_weighting: Literal["none", "stability"] = "none"

@@ -61,16 +61,40 @@ class Reward:
 
 
 def classification_reward(probability: float, label: int, section: RewardSection) -> float:
-    """Log-likelihood of the label plus the margin bonus, R_cls in Eq. 4-5.
+    """Score of the prediction plus the margin bonus, R_cls in Eq. 4-5.
+
+    The score is the log-likelihood of the label (Eq. 4, [-4.605, -.010]), or with `score: brier`
+    one minus Brier's own sum over both outcomes, 1 - 2 (p - y)^2 ([-.9602, .9998]). Both are
+    proper: without the bonus, a true risk pays best when it is written. Source of the second:
+    Brier 1950, "Verification of Forecasts Expressed in Terms of Probability".
 
     Args:
         probability: predicted probability of the event; clipped to [0.01, 0.99].
         label: 1 = the event happened.
-        section: decision threshold and margin bonus.
+        section: score, decision threshold and margin bonus.
     """
     p = min(max(probability, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
     margin = p - section.decision_threshold if label == 1 else section.decision_threshold - p
-    return math.log(p if label == 1 else 1 - p) + section.margin_bonus * max(margin, 0.0)
+    return _score(p if label == 1 else 1 - p, section) + section.margin_bonus * max(margin, 0.0)
+
+
+def worst_classification_reward(section: RewardSection) -> float:
+    """R_cls of the worst prediction there is, which is that of a format failure.
+
+    Args:
+        section: which score.
+
+    Returns:
+        log .01, or -.9602 with `score: brier`; no R_cls is below it.
+    """
+    return _score(MIN_PROBABILITY, section)
+
+
+def _score(of_label: float, section: RewardSection) -> float:
+    """What the probability of the label that turned out true is worth."""
+    if section.score == "brier":
+        return 1 - 2 * (1 - of_label) ** 2
+    return math.log(of_label)
 
 
 def attention_reward(features: AbstractSet[str], salient: AbstractSet[str]) -> float:
@@ -146,7 +170,7 @@ def reward(
     weight = section.accuracy_weight if accuracy_weight is None else accuracy_weight
     failure = format_failure(parsed, matcher)
     if failure is not None or parsed.probability is None:
-        worst = math.log(MIN_PROBABILITY)
+        worst = worst_classification_reward(section)
         return Reward(total=weight * worst, cls=worst, att=0.0, format_failure=failure)
     cls = classification_reward(parsed.probability, context.label, section)
     att = _attention(parsed.features, context, section, matcher)

@@ -13,6 +13,7 @@ from ehr.rewards import (
     classification_reward,
     reward,
     weighted_attention_reward,
+    worst_classification_reward,
 )
 
 MATCHER = FeatureMatcher(BENCHMARK_17)
@@ -25,7 +26,10 @@ sections = st.builds(
     accuracy_weight=st.floats(0, 1),
     decision_threshold=st.floats(0.1, 0.9),
     margin_bonus=st.floats(0, 2),
+    score=st.sampled_from(["log", "brier"]),
 )
+WRITTEN = [number / 100 for number in range(1, 100)]
+"""What two digits can say, but .00, which counts as .01 (`MIN_PROBABILITY`)."""
 
 
 @given(probabilities, labels)
@@ -33,6 +37,39 @@ def test_classification_reward_stays_in_its_range(probability, label):
     value = classification_reward(probability, label, RewardSection(margin_bonus=1.0))
 
     assert math.log(0.01) <= value <= math.log(0.99) + 0.49 + 1e-12
+
+
+@given(probabilities, labels, sections)
+def test_no_classification_reward_is_below_that_of_a_format_failure(probability, label, section):
+    assert classification_reward(probability, label, section) >= worst_classification_reward(
+        section
+    )
+
+
+def best_written(risk, section):
+    """The written probability that pays most where the event has this risk."""
+
+    def expected(p):
+        of_event, of_none = (classification_reward(p, label, section) for label in (1, 0))
+        return risk * of_event + (1 - risk) * of_none
+
+    return max(WRITTEN, key=expected)
+
+
+@given(st.integers(1, 99), st.sampled_from(["log", "brier"]))
+def test_without_a_bonus_the_true_risk_pays_best(hundredths, score):
+    section = RewardSection(score=score, margin_bonus=0.0)
+
+    assert best_written(hundredths / 100, section) == hundredths / 100
+
+
+@given(st.integers(5, 95).filter(lambda n: abs(n - 50) > 5), st.sampled_from(["log", "brier"]))
+def test_with_a_bonus_a_risk_pays_best_that_is_further_out(hundredths, score):
+    section = RewardSection(score=score, margin_bonus=1.0)
+
+    best = best_written(hundredths / 100, section)
+
+    assert abs(best - 0.5) > abs(hundredths / 100 - 0.5)
 
 
 @given(probabilities, probabilities, labels, sections)

@@ -4,7 +4,6 @@ Every measure is a function of times each patient counts, so that one code gives
 (every patient once) and its resamples.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +15,11 @@ from ehr.calibration import at_rate
 from ehr.config import RewardSection
 from ehr.errors import DataError
 from ehr.metrics import Metric, draw_patients, metric_of_resamples
-from ehr.rewards import MAX_FEATURE_NAMES, MIN_PROBABILITY, classification_reward
+from ehr.rewards import (
+    MAX_FEATURE_NAMES,
+    classification_reward,
+    worst_classification_reward,
+)
 from ehr.salience.agreement import best_constant_set, jaccard, jaccard_above_others
 from ehr.tables import rows
 from training.experiments.records import Truth
@@ -258,7 +261,7 @@ def _classification_rewards(
     section: RewardSection,
 ) -> Float[np.ndarray, "patients answers"]:
     """R_cls of each answer; the floor of one that could not be read."""
-    floor = math.log(MIN_PROBABILITY)
+    floor = worst_classification_reward(section)
     return np.array(
         [
             [

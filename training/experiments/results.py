@@ -104,6 +104,7 @@ def learn_rows(records: ExperimentRecords) -> dict[str, Any]:
         "seeds": list(config.learn.seeds),
         "accuracy_weight": config.reward.accuracy_weight,
         "reading": records.reading,
+        "score": config.reward.score,
         "num_samples": config.evaluate.num_samples,
         "num_resamples": config.evaluate.num_resamples,
         "resample_seed": config.evaluate.seed,

@@ -157,7 +157,9 @@ def facts(results: Results, *, has_training_patients: bool = True) -> list[str]:
         + f"{reading_text(results.get('reading'))}.",
         f"R: {format_number(results['accuracy_weight'], 2)} R_cls + "
         f"{format_number(1 - results['accuracy_weight'], 2)} R_att for every arm, whatever it was "
-        "trained on.",
+        "trained on."
+        # Results that were written before there was a choice have no score.
+        + (" R_cls scores by 1 - 2 (p - y)^2." if results.get("score") == "brier" else ""),
         *([] if samples == 1 else [_of_answers(results)]),
         "Brackets: 95 % intervals over patients and seeds, by t with as many degrees of freedom as "
         f"the seeds leave ({results['num_resamples']:,} resamples of patients). One seed or two "

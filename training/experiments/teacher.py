@@ -8,7 +8,6 @@ have gone on to Stage 1 and evaluation, the two policies are compared on the sam
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ import pandas as pd
 from actors.search_folder import SearchFolder
 from ehr.errors import RunFolderError
 from ehr.metrics import auroc, paired_difference
-from ehr.rewards import MIN_PROBABILITY
+from ehr.rewards import worst_classification_reward
 from ehr.seeds import holm
 from ehr.tables import column
 from training.config.run import RunConfig
@@ -64,7 +63,7 @@ def compare(search_run: Path, samples_run: Path) -> list[dict[str, Any]]:
             f"only ({only[:5]}); let both take the same cohort and expert"
         )
     # R of a format failure (ehr.rewards.reward).
-    floor = config.reward.accuracy_weight * math.log(MIN_PROBABILITY)
+    floor = config.reward.accuracy_weight * worst_classification_reward(config.reward)
     k = config.search.num_kept_trajectories
     rows = [_about("search", search_run, searched), _about("samples", samples_run, sampled)]
     for cost in COSTS:

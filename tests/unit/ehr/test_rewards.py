@@ -54,6 +54,33 @@ def test_without_margin_bonus_the_classification_reward_is_the_log_score():
     assert classification_reward(0.85, 1, section) == pytest.approx(math.log(0.85))
 
 
+@pytest.mark.parametrize(
+    ("probability", "label", "expected"),
+    [
+        (0.85, 1, 1 - 2 * 0.15**2 + 0.35),
+        (0.25, 1, 1 - 2 * 0.75**2),
+        (0.5, 0, 0.5),
+        (0.0, 1, -0.9602),
+        (1.0, 1, 0.9998 + 0.49),
+    ],
+)
+def test_by_brier_the_classification_reward_is_one_minus_both_squares_plus_margin(
+    probability, label, expected
+):
+    section = SECTION.model_copy(update={"score": "brier"})
+
+    assert classification_reward(probability, label, section) == pytest.approx(expected)
+
+
+def test_by_brier_a_format_failure_has_the_minimum_of_that_score():
+    section = SECTION.model_copy(update={"score": "brier"})
+    broken = parse_trajectory("<Important Features>pH</Important Features>")
+
+    scored = reward(broken, CONTEXT, section, MATCHER)
+
+    assert (scored.cls, scored.total) == pytest.approx((-0.9602, 0.6 * -0.9602))
+
+
 def test_attention_reward_is_the_jaccard_similarity():
     assert attention_reward({"a", "b", "c"}, {"b", "c", "d"}) == 0.5
     assert attention_reward(set(), {"a"}) == 0

@@ -45,6 +45,7 @@ STATED = {
     "prompt.worked_example": (True, "App. D: Example Output"),
     "reward.accuracy_weight": (0.6, "App. F: lambda_2"),
     "reward.decision_threshold": (0.5, "3.2: theta = 0.5"),
+    "reward.score": ("log", "Eq. 4"),
     "reward.attention_weighting": ("none", "Eq. 6"),
     "reward.repeated_names": ("ignored", "Eq. 6"),
     "expert.salience": ("attention", "3.2"),
