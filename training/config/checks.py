@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 TAG_TOKENS = 128
 """Room for what the caller writes around an answer, and for the chat frame."""
 
+_RISK_BRANCHES = 10
+"""Tokens that `grpo.credit: exact_risk` puts beside an answer: the digits of its risk's tens."""
+
 _STEP_TAG_TOKENS = 32
 """Of them, the caller's tags and line ends around a step and its answer."""
 
@@ -96,6 +99,8 @@ def _rows_hold_a_prompt(config: "RunConfig") -> Iterator[str]:
     prompt, answer = config.prompt.max_prompt_tokens, longest_trained_answer(config)
     # What is sampled never leaves the model's context.
     needed = min(prompt + answer, config.model.max_model_len)
+    if config.grpo.enabled and config.grpo.credit == "exact_risk":
+        needed += _RISK_BRANCHES
     if needed > config.learner.max_row_tokens:
         yield (
             f"learner.max_row_tokens is {config.learner.max_row_tokens}, but a row holds a prompt "
@@ -150,6 +155,19 @@ def _refills_are_allowed(config: "RunConfig") -> Iterator[str]:
         yield (
             "grpo.dynamic_sampling replaces groups whose rewards are equal, grpo.max_refills=0 "
             "allows no batch for that; raise the second or set the first to false"
+        )
+
+
+def _exact_risks_are_guided(config: "RunConfig") -> Iterator[str]:
+    if (
+        config.grpo.enabled
+        and config.grpo.credit == "exact_risk"
+        and config.prompt.format == "free"
+    ):
+        yield (
+            "grpo.credit=exact_risk counts the numbers that the guided format's pattern allows, "
+            "prompt.format=free has none; set prompt.format to guided, or grpo.credit to "
+            "reward_to_go"
         )
 
 
@@ -274,6 +292,7 @@ _CHECKS: tuple[Callable[["RunConfig"], Iterator[str]], ...] = (
     _enough_rollouts_to_keep,
     _risks_have_a_pattern,
     _refills_are_allowed,
+    _exact_risks_are_guided,
     _controls_reach_the_reward,
     _rows_are_what_they_are_called,
     _cohorts_have_patients,

@@ -47,10 +47,12 @@ class GrpoSection(Section):
     scale_parts: bool = False
     """Bring R_cls and R_att to deviation 1 (of `advantage_scale`) before lambda weighs them (not in
     the paper); false = Eq. 7, where the part that varies more decides nearly alone."""
-    credit: Literal["trajectory", "reward_to_go", "by_name"] = "trajectory"
+    credit: Literal["trajectory", "reward_to_go", "by_name", "exact_risk"] = "trajectory"
     """What a token's advantage is made of: the whole R for every token (Eq. 14), or what the token
     can still change: behind the features block R_att is settled and R_cls alone counts. `by_name`:
-    also, each name of the block counts what it adds to R_att itself."""
+    also, each name of the block counts what it adds to R_att itself. `exact_risk`: as
+    `reward_to_go`, and the written number counts by the mean R_cls of all hundred that could stand
+    there (`prompt.format: guided`, and a tokenizer with a token for each digit)."""
     shuffle_salience: bool = False
     """Give each patient another patient's C_exp (a control)."""
     rare_features: bool = False

@@ -6,6 +6,7 @@ a trajectory. `docs/results/log.md` has what each of the others changed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -14,7 +15,12 @@ from ehr.language.pieces import TextTokenizer
 from ehr.language.trajectory import parse_trajectory
 from ehr.rewards import Reward
 from training.config.grpo import GrpoSection
-from training.objective.advantage import batch_advantages, group_advantages, weigh_parts
+from training.objective.advantage import (
+    advantage_scales,
+    batch_advantages,
+    group_advantages,
+    weigh_parts,
+)
 from training.objective.entropy import token_spans
 
 
@@ -28,6 +34,8 @@ class RolloutAdvantage:
     """Of tokens behind the features block."""
     of_names: tuple[float, ...] = ()
     """Of the tokens of each name in that block; empty = `whole`."""
+    risk_scale: float = 0.0
+    """What differences of R_cls are divided by; 0 = there are none in its group, or batch."""
 
 
 def rollout_advantages(
@@ -51,6 +59,9 @@ def rollout_advantages(
     Four fifths of R_att are other names' doing. What a name leaves to those behind it is not
     charged to it: of a set that is little more than that it cannot be named again.
 
+    With `credit: exact_risk` all is as with `reward_to_go`, but for the written number
+    (`training.objective.risk`).
+
     Args:
         rewards: of the rollouts, patient by patient.
         accuracy_weights: lambda of each patient's R.
@@ -61,9 +72,7 @@ def rollout_advantages(
     Raises:
         TrainingError: if a reward is not finite; names the rollout.
     """
-
-    def normalized(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return _normalized(values, section, names)
+    normalized = partial(_normalized, section=section, names=names)
 
     def part(name: str) -> list[torch.Tensor]:
         return [
@@ -81,14 +90,13 @@ def rollout_advantages(
     if section.credit == "by_name":
         cls = classification if section.scale_parts else part("cls")
         of_names = _of_names(gains, cls, accuracy_weights, section, names)
+    scales = advantage_scales(part("cls"), over_batch=section.advantage_scale == "batch")
     return [
         [
-            RolloutAdvantage(one_whole, one_behind, tuple(one_of_names))
-            for one_whole, one_behind, one_of_names in zip(
-                w.tolist(), b.tolist(), n.tolist(), strict=True
-            )
+            RolloutAdvantage(*each, scale)
+            for each in zip(w.tolist(), b.tolist(), map(tuple, n.tolist()), strict=True)
         ]
-        for w, b, n in zip(whole, behind, of_names, strict=True)
+        for w, b, n, scale in zip(whole, behind, of_names, scales, strict=True)
     ]
 
 

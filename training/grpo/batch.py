@@ -10,9 +10,10 @@ import torch
 from actors.rollouts import PatternSpan, Rollout
 from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
+from ehr.language.guided_format import PROBABILITY_REGEX
 from ehr.language.pieces import TextTokenizer
 from ehr.language.trajectory import ParsedTrajectory, parse_trajectory
-from ehr.rewards import Reward, attention_gains, reward
+from ehr.rewards import Reward, attention_gains, classification_reward, reward
 from training.config.grpo import GrpoSection
 from training.grpo.advantages import RolloutAdvantage, rollout_advantages, token_advantages
 from training.grpo.patients import GrpoPatient
@@ -30,6 +31,8 @@ class ScoredRollout:
     reward: Reward
     name_gains: tuple[float, ...] = ()
     """What each name adds to R_att, where `grpo.credit` asks."""
+    number_rewards: tuple[float, ...] = ()
+    """R_cls of 0.00 to 0.99, where `grpo.credit` asks and the written one can be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,18 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RiskCredit:
+    """What a response's written risk could have earned, with `grpo.credit: exact_risk`."""
+
+    start: int
+    """Place of the number's first token in the response."""
+    rewards: tuple[float, ...]
+    """R_cls of each of 0.00 to 0.99."""
+    scale: float
+    """What a difference of R_cls is divided by to become an advantage, above 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedSequence:
     """What the loss needs to know of one response, per trained (model-written) token."""
 
@@ -80,6 +95,9 @@ class TrainedSequence:
     """Sampled under a pattern or a list of allowed tokens (`Rollout.constrained`)."""
     patterns: tuple[PatternSpan, ...] = ()
     """Which tokens of the response under which pattern."""
+    risk: RiskCredit | None = None
+    """The number's tokens have advantage 0 and this in its place; None = they are trained as they
+    were sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +126,7 @@ def score_group(
         rollouts: at least two.
         section: the reward.
         matcher: of the cohort's features.
-        grpo: overrides lambda, and says whether names are credited one by one.
+        grpo: overrides lambda, and says whether names are credited one by one and numbers exactly.
     """
     weight = section.accuracy_weight if grpo.accuracy_weight is None else grpo.accuracy_weight
     scored = []
@@ -116,14 +134,17 @@ def score_group(
         parsed = parse_trajectory(rollout.text)
         if rollout.truncated and parsed.failure is None:
             parsed = replace(parsed, failure="truncated")
+        earned = reward(parsed, patient.context, section, matcher, weight)
+        is_exact = grpo.credit == "exact_risk" and earned.format_failure is None
         scored.append(
             ScoredRollout(
                 rollout=rollout,
                 parsed=parsed,
-                reward=reward(parsed, patient.context, section, matcher, weight),
+                reward=earned,
                 name_gains=attention_gains(parsed, patient.context, section, matcher)
                 if grpo.credit == "by_name"
                 else (),
+                number_rewards=_number_rewards(patient.context.label, section) if is_exact else (),
             )
         )
     return ScoredGroup(
@@ -131,6 +152,10 @@ def score_group(
         rollouts=tuple(scored),
         accuracy_weight=weight,
     )
+
+
+def _number_rewards(label: int, section: RewardSection) -> tuple[float, ...]:
+    return tuple(classification_reward(number / 100, label, section) for number in range(100))
 
 
 def training_batch(
@@ -200,6 +225,13 @@ def _sequences(
         written = rollout.model_written
         salient = salient_token_mask(rollout.token_ids, tokenizer, section.salient_tokens, matcher)
         of_tokens = token_advantages(rollout.token_ids, tokenizer, advantage)
+        number = _written_number(rollout) if each.number_rewards and advantage.risk_scale else None
+        risk = None
+        if number is not None:
+            of_tokens[number.start : number.stop] = [0.0] * (number.stop - number.start)
+            risk = RiskCredit(
+                start=number.start, rewards=each.number_rewards, scale=advantage.risk_scale
+            )
         sequences.append(
             TrainedSequence(
                 patient_id=group.patient.patient_id,
@@ -208,6 +240,13 @@ def _sequences(
                 generator_logprobs=tuple(itertools.compress(rollout.generator_logprobs, written)),
                 constrained=tuple(itertools.compress(rollout.constrained, written)),
                 patterns=rollout.patterns,
+                risk=risk,
             )
         )
     return tuple(sequences)
+
+
+def _written_number(rollout: Rollout) -> PatternSpan | None:
+    """The tokens of the answer's risk: the last ones that were sampled under its pattern."""
+    found = [each for each in rollout.patterns if each.regex == PROBABILITY_REGEX]
+    return found[-1] if found else None

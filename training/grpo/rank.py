@@ -73,9 +73,10 @@ class Rank:
         if inputs.stage1_adapter is not None:
             load_adapter(model, inputs.stage1_adapter)
         learner = Learner(model, self._section)
-        trainer = BatchTrainer(
-            learner, inputs.grpo, self._section.max_row_tokens, AllowedTokens(inputs.model_path)
-        )
+        allowed_tokens = AllowedTokens(inputs.model_path)
+        if inputs.grpo.credit == "exact_risk":
+            _ = allowed_tokens.number  # a tokenizer without digits is refused before any rollout
+        trainer = BatchTrainer(learner, inputs.grpo, self._section.max_row_tokens, allowed_tokens)
         start = self._join(learner)
         if start.step > 0:
             self._load(learner, start.step)

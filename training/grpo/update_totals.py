@@ -23,6 +23,9 @@ _SUMS: tuple[str, ...] = (
     "weighted",
     "weight",
     "capped",
+    "risks",
+    "expected_cls",
+    "clipped_risks",
 )
 
 
@@ -78,12 +81,21 @@ class UpdateTotals:
             adaptive=adaptive,
         )
 
+    def add_risks(self, expected: Tensor) -> None:
+        """Mean R_cls over the numbers that pi_old could have written, of each exact risk."""
+        self._add(risks=expected.numel(), expected_cls=float(expected.sum()))
+
+    def add_clipped_risks(self, clipped: Tensor) -> None:
+        """Share of each exact risk's digits, by pi_old, that the clip left without gradient."""
+        self._add(clipped_risks=float(clipped.sum()))
+
     def metrics(self) -> dict[str, Any]:
         """Means and shares over all ranks; None where there was nothing to measure.
 
         `mismatch/*` is about tokens that learner and generator chose from the same alternatives,
         `constraint/gap_mean` about the others;
-        `tis/*` is about all trained tokens, and left out while importance sampling is off.
+        `tis/*` is about all trained tokens, and left out while importance sampling is off;
+        `reward/cls_expected` and `clip/risk_share` are left out without `credit: exact_risk`.
         """
         # float32: not every accelerator has float64, and the counts are far below its 2^24.
         sums = torch.tensor([self._sums[name] for name in _SUMS], device=self._device)
@@ -111,6 +123,9 @@ class UpdateTotals:
         if total["weighted"]:
             metrics["tis/mean_weight"] = mean("weight", "weighted")
             metrics["tis/capped_share"] = mean("capped", "weighted")
+        if total["risks"]:
+            metrics["reward/cls_expected"] = mean("expected_cls", "risks")
+            metrics["clip/risk_share"] = mean("clipped_risks", "risks")
         return metrics
 
     def _add(self, **values: float) -> None:

@@ -29,6 +29,7 @@ from training.objective.clip import min_max_clip_high
 from training.objective.entropy import mean_salient_entropy
 from training.objective.importance import generator_log_ratio, truncated_importance_weights
 from training.objective.loss import LossDenominators, SampledTokens, policy_loss
+from training.objective.risk import KnownRisks, expected_reward, expected_surrogate
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class _Work:
     """[sequences, tokens]"""
     importance: Tensor | None
     """Truncated importance weights [sequences, tokens]; None = off."""
+    risks: KnownRisks | None = None
+    """Of the sequences with branches (`PackedRow.choices`); None = the row has none."""
 
 
 class BatchTrainer:
@@ -101,19 +104,26 @@ class BatchTrainer:
 
     def _rows(self, batch: TrainingBatch) -> Iterator[tuple[tuple[int, ...], list[PackedRow]]]:
         for update in batch.updates:
-            groups = [self._with_allowed(batch, i) for i in update]
+            groups = [self._prepared(batch, i) for i in update]
             rows = pack(groups, self._max_row_tokens)
             yield update, deal(rows, self._learner.num_ranks)[self._learner.rank]
 
-    def _with_allowed(self, batch: TrainingBatch, number: int) -> TokenGroup:
-        group = batch.groups[number]
+    def _prepared(self, batch: TrainingBatch, number: int) -> TokenGroup:
+        """A group with what its tokens were chosen from, and the branches of exact risks."""
+        group, sequences = batch.groups[number], batch.sequences[number]
         allowed = tuple(
             self._allowed_tokens.of(response, trained, sequence.patterns)
             for response, trained, sequence in zip(
-                group.responses, group.trained, batch.sequences[number], strict=True
+                group.responses, group.trained, sequences, strict=True
             )
         )
-        return replace(group, allowed=allowed)
+        branches = tuple(
+            None
+            if sequence.risk is None
+            else self._allowed_tokens.number.branches(response, sequence.risk.start)
+            for response, sequence in zip(group.responses, sequences, strict=True)
+        )
+        return replace(group, allowed=allowed, branches=branches)
 
     def _frozen(
         self,
@@ -126,7 +136,8 @@ class BatchTrainer:
         members = [(i, j) for i in update for j in range(len(batch.sequences[i]))]
         places = [members[sequence] for sequence in row.sequences]
         sequences = [batch.sequences[i][j] for i, j in places]
-        flat_logprobs, flat_entropy = self._learner.frozen_logprobs(row)
+        flat_logprobs, flat_entropy, choices = self._learner.frozen_output(row)
+        assert flat_entropy is not None, "frozen output has entropies"
         if not places:
             empty = torch.zeros(0, 0, device=flat_logprobs.device)
             return _Work(row=row, numbers=[], sequences=[], old_logprobs=empty, importance=None)
@@ -143,7 +154,28 @@ class BatchTrainer:
             sequences=sequences,
             old_logprobs=logprobs,
             importance=self._importance(logprobs, row, mask, sequences, totals),
+            risks=self._known_risks(choices, row, sequences, totals),
         )
+
+    def _known_risks(
+        self,
+        choices: Tensor | None,
+        row: PackedRow,
+        sequences: list[TrainedSequence],
+        totals: UpdateTotals,
+    ) -> KnownRisks | None:
+        if row.choices is None or choices is None:
+            return None
+        branched = [sequences[place] for place in row.choices.responses]
+        credits = [each.risk for each in branched if each.risk is not None]
+        check_finite("log-probability of a digit", choices.sum((1, 2)), _names(branched))
+        known = KnownRisks(
+            old_logp=choices,
+            reward=choices.new_tensor([credit.rewards for credit in credits]),
+            scale=choices.new_tensor([credit.scale for credit in credits]),
+        )
+        totals.add_risks(expected_reward(known.old_logp, known.reward))
+        return known
 
     def _importance(
         self,
@@ -199,7 +231,7 @@ class BatchTrainer:
             num_tokens=max(1, sum(sum(map(sum, batch.groups[i].trained)) for i in update)),
         )
         for work in works:
-            logprobs = self._learner.logprobs(work.row)
+            logprobs, _, choices = self._learner.output(work.row)
             if not work.sequences:
                 self._learner.backward(logprobs.sum() * 0)
                 continue
@@ -220,6 +252,7 @@ class BatchTrainer:
                 section.aggregation,
                 denominators,
                 clip_high_min=section.clip_high_min,
+                expected=self._expected(choices, work, clip_high[work.numbers], totals),
             )
             self._learner.backward(parts.loss)
             totals.add_loss(
@@ -234,6 +267,17 @@ class BatchTrainer:
         except TrainingError as error:
             patients = [batch.groups[i].patient_id for i in update]
             raise TrainingError(f"{error}; patients of this update: {patients[:5]!r}") from error
+
+    def _expected(
+        self, choices: Tensor | None, work: _Work, clip_high: Tensor, totals: UpdateTotals
+    ) -> Tensor | None:
+        """Surrogate [sequences] of the written risks, 0 where a sequence has no branches."""
+        if work.risks is None or work.row.choices is None or choices is None:
+            return None
+        places = torch.tensor(work.row.choices.responses, device=choices.device)
+        found = expected_surrogate(choices, work.risks, self._section.clip_low, clip_high[places])
+        totals.add_clipped_risks(found.clipped)
+        return choices.new_zeros(len(work.sequences)).index_add(0, places, found.surrogate)
 
 
 class _SequenceEntropy:

@@ -19,6 +19,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from actors.rollouts import PatternSpan
+from ehr.language.guided_format import PROBABILITY_REGEX
+from services.models import load_tokenizer
+from training.learner.number_tokens import NumberTokens, number_tokens
 from training.learner.packing import EVERY_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -57,6 +60,16 @@ class AllowedTokens:
         for span in patterns:
             self._follow(words[span.start : span.stop], token_ids[span.start : span.stop], span)
         return words[torch.tensor(trained, dtype=torch.bool)]
+
+    @cached_property
+    def number(self) -> NumberTokens:
+        """How the model writes a risk, digit by digit.
+
+        Raises:
+            ModelError: if its tokenizer does not.
+        """
+        compiled = self._compiler.compile_regex(PROBABILITY_REGEX)
+        return number_tokens(compiled, load_tokenizer(self._model_path), self._num_words)
 
     def _follow(
         self, words: Int32[Tensor, "tokens words"], token_ids: Sequence[int], span: PatternSpan

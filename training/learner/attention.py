@@ -1,6 +1,7 @@
 """Attention of packed rows: forward and backward as blocks of plain matrix products.
 
-A prompt is causal over itself; a response sees all of its prompt and, causally, itself. On CPUs the
+A prompt is causal over itself; a response sees all of its prompt and, causally, itself; a branch
+sees the prompt, its response up to the place that it stands for, and itself. On CPUs the
 kernel of `scaled_dot_product_attention` spends most of its backward pass outside its matrix
 products, so rows are cut here into blocks of queries and each block's scores are held once, in the
 weights' precision, in a buffer that stays in the cache. The backward pass computes the scores again
@@ -125,6 +126,10 @@ def _blocks(spans: tuple[Span, ...], num_rows: int) -> tuple[_Block, ...]:
                 blocks.append(_Block(row, end, keys, _causal((end - row,))))
         if short:
             blocks.append(_short_block(span.prompt, short))
+        for branch in span.branches:
+            first, last = branch.tokens
+            keys = (span.prompt, branch.before, branch.tokens)
+            blocks.append(_Block(first, last, keys, _causal((1,) * (last - first))))
     return tuple(blocks)
 
 
@@ -329,6 +334,17 @@ def _attend_by_kernel(
                     scale,
                 )
             )
+        for branch in span.branches:
+            places = [slice(*part) for part in (span.prompt, branch.before, branch.tokens)]
+            parts.append(
+                _attend(
+                    query[:, :, slice(*branch.tokens)],
+                    torch.cat([key[:, :, place] for place in places], dim=2),
+                    torch.cat([value[:, :, place] for place in places], dim=2),
+                    scale,
+                    each_alone=True,
+                )
+            )
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
@@ -337,10 +353,15 @@ def _attend(
     key: Float[Tensor, "1 kv_heads keys width"],
     value: Float[Tensor, "1 kv_heads keys width"],
     scale: float,
+    each_alone: bool = False,
 ) -> Float[Tensor, "1 heads queries width"]:
+    """The queries' own keys are the last ones, seen causally, or `each_alone` its own only."""
     queries, keys = query.shape[2], key.shape[2]
     mask = None
-    if keys > queries:  # sdpa's own causal mask is aligned to the top left, ours to the end
+    if each_alone:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+        mask[:, keys - queries :] = torch.eye(queries, dtype=torch.bool, device=query.device)
+    elif keys > queries:  # sdpa's own causal mask is aligned to the top left, ours to the end
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
     return F.scaled_dot_product_attention(
         query,

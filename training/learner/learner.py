@@ -22,7 +22,7 @@ from torch import Tensor
 from ehr.errors import TrainingError
 from training.config.learner import LearnerSection
 from training.learner.packing import PackedRow, TokenGroup, pack
-from training.learner.policy_model import PolicyModel, load_adapter, save_adapter
+from training.learner.policy_model import PolicyModel, RowOutput, load_adapter, save_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +73,26 @@ class Learner:
         """This process's number in the group."""
         return dist.get_rank()
 
+    def output(self, row: PackedRow) -> RowOutput:
+        """What the policy says of a row, to be differentiated by `backward`; no entropies."""
+        return RowOutput(*self._engine(row.to(self.model.device)))
+
     def logprobs(self, row: PackedRow) -> Float[Tensor, " targets"]:
         """Log-probability of a row's trained tokens, to be differentiated by `backward`."""
-        return self._engine(row.to(self.model.device))[0]
+        return self.output(row).logprobs
 
     @torch.no_grad()
+    def frozen_output(self, row: PackedRow) -> RowOutput:
+        """What the present policy says of a row, with entropies, by the same arithmetic."""
+        return self.model(row.to(self.model.device), with_entropy=True)
+
     def frozen_logprobs(
         self, row: PackedRow
     ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
         """Log-probabilities and entropies under the present policy, by the same arithmetic."""
-        return self.model(row.to(self.model.device), with_entropy=True)
+        output = self.frozen_output(row)
+        assert output.entropies is not None, "asked for"
+        return output.logprobs, output.entropies
 
     def scores(
         self, prompt_token_ids: tuple[int, ...], response_token_ids: tuple[int, ...]

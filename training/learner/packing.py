@@ -4,6 +4,10 @@ A row is `[prompt 1, response 1.1, ..., response 1.G, prompt 2, response 2.1, ..
 response continue its prompt's, and `training.learner.attention` lets each response see its own
 prompt and itself only, so log-probabilities and gradients are those of G separate sequences at P +
 sum(R) tokens in place of G (P + R).
+
+A response may have branches: tokens that could have been written at one place of it, each standing
+alone behind its prompt and what comes before that place. They stand behind the group's responses.
+From one place, a token and its branches give the probability of every pair of tokens there.
 """
 
 from collections.abc import Sequence
@@ -19,6 +23,17 @@ EVERY_TOKEN = -1
 """A word of `allowed` with all bits set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """What could have been written at one place of a response."""
+
+    place: int
+    """Of the token in the response that they stand in for, at least 1."""
+    tokens: tuple[int, ...]
+    """All that could be, and what the choice behind each of them is between; the same for all
+    responses of a batch."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenGroup:
     """A prompt and the responses that share it."""
@@ -31,6 +46,23 @@ class TokenGroup:
     allowed: tuple[Int32[Tensor, "trained words"] | None, ...] = ()
     """Per response: which tokens each trained one was chosen from
     (`training.learner.allowed_tokens`); None or nothing at all = from every token."""
+    branches: tuple[Branches | None, ...] = ()
+    """Per response; None or nothing at all = it has none."""
+
+    def num_row_tokens(self, member: int) -> int:
+        """Tokens that a response takes in a row, with its branches and without the prompt."""
+        branches = self.branches[member] if self.branches else None
+        return len(self.responses[member]) + (0 if branches is None else len(branches.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class BranchSpan:
+    """The branches of a response as positions of a row, each `(start, stop)`."""
+
+    tokens: tuple[int, int]
+    """Each sees the prompt, `before` and itself."""
+    before: tuple[int, int]
+    """The response up to the place that they stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +71,29 @@ class Span:
 
     prompt: tuple[int, int]
     responses: tuple[tuple[int, int], ...]
+    branches: tuple[BranchSpan, ...] = ()
+    """Behind the responses, in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Choices:
+    """Where the responses with branches of a row choose."""
+
+    responses: tuple[int, ...]
+    """Which they are, as places in `PackedRow.sequences`."""
+    predictors: Int[Tensor, "responses places"]
+    """Row positions whose hidden states predict the token at a response's place, and the token
+    behind each of its branches."""
+    tokens: Int[Tensor, " tokens"]
+    """What there is to choose from at each of these places."""
+
+    def to(self, device: torch.device) -> "Choices":
+        """The same with its tensors on `device`."""
+        return Choices(
+            responses=self.responses,
+            predictors=self.predictors.to(device),
+            tokens=self.tokens.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,6 +113,8 @@ class PackedRow:
     """Trained tokens of each of those responses."""
     allowed: Int32[Tensor, "targets words"] | None = None
     """Which tokens each target was chosen from, a bit each; None = all, from every token."""
+    choices: Choices | None = None
+    """None = no response has branches."""
 
     @property
     def num_tokens(self) -> int:
@@ -85,6 +142,7 @@ class PackedRow:
             sequences=self.sequences,
             lengths=self.lengths,
             allowed=None if self.allowed is None else self.allowed.to(device),
+            choices=None if self.choices is None else self.choices.to(device),
         )
 
 
@@ -96,7 +154,7 @@ class _Piece:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.group.prompt) + sum(len(self.group.responses[m]) for m in self.members)
+        return len(self.group.prompt) + sum(map(self.group.num_row_tokens, self.members))
 
 
 def pack(groups: Sequence[TokenGroup], max_row_tokens: int) -> list[PackedRow]:
@@ -160,63 +218,110 @@ def _split(group: TokenGroup, first_sequence: int, max_row_tokens: int) -> list[
     pieces: list[list[int]] = [[]]
     used = 0
     for member, response in enumerate(group.responses):
-        if not group.prompt or len(response) > room:
+        size = group.num_row_tokens(member)
+        if not group.prompt or size > room:
             raise TrainingError(
                 f"expected a prompt and each of its responses to fit a row of "
                 f"learner.max_row_tokens={max_row_tokens} tokens; patient "
                 f"{group.patient_id!r} has a prompt of {len(group.prompt)} and a response of "
-                f"{len(response)}; raise learner.max_row_tokens or shorten the prompt"
+                f"{size}; raise learner.max_row_tokens or shorten the prompt"
             )
         if not response:
             continue  # nothing was written, so nothing is trained
-        if pieces[-1] and used + len(response) > room:
+        if pieces[-1] and used + size > room:
             pieces.append([])
             used = 0
         pieces[-1].append(member)
-        used += len(response)
+        used += size
     return [_Piece(group, tuple(members), first_sequence) for members in pieces if members]
 
 
 def _row(pieces: Sequence[_Piece]) -> PackedRow:
-    ids: list[int] = []
-    positions: list[int] = []
-    spans: list[Span] = []
-    predictors: list[int] = []
-    targets: list[int] = []
-    sequences: list[int] = []
-    lengths: list[int] = []
-    allowed: list[Tensor | None] = []
+    row = _RowInMaking()
     for piece in pieces:
-        prompt = piece.group.prompt
-        start = len(ids)
-        stop = start + len(prompt)
-        ids += prompt
-        positions += range(len(prompt))
+        row.add(piece)
+    return row.packed()
+
+
+class _RowInMaking:
+    """A row that pieces are added to, one behind the other."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._positions: list[int] = []
+        self._spans: list[Span] = []
+        self._predictors: list[int] = []
+        self._targets: list[int] = []
+        self._sequences: list[int] = []
+        self._lengths: list[int] = []
+        self._allowed: list[Tensor | None] = []
+        self._branched: list[int] = []
+        self._branch_predictors: list[list[int]] = []
+        self._branch_tokens: set[tuple[int, ...]] = set()
+
+    def add(self, piece: _Piece) -> None:
+        group = piece.group
+        prompt = self._append(group.prompt, 0)
         responses = []
+        numbers = range(len(self._sequences), len(self._sequences) + len(piece.members))
         for member in piece.members:
-            response, trained = piece.group.responses[member], piece.group.trained[member]
-            first = len(ids)
-            ids += response
-            positions += range(len(prompt), len(prompt) + len(response))
-            responses.append((first, len(ids)))
+            response, trained = group.responses[member], group.trained[member]
+            first, last = self._append(response, len(group.prompt))
+            responses.append((first, last))
             wanted = [i for i, is_trained in enumerate(trained) if is_trained]
             # The last prompt token predicts the first response token.
-            predictors += [first + i - 1 if i else stop - 1 for i in wanted]
-            targets += [response[i] for i in wanted]
-            sequences.append(piece.first_sequence + member)
-            lengths.append(len(wanted))
-            allowed.append(piece.group.allowed[member] if piece.group.allowed else None)
-        spans.append(Span((start, stop), tuple(responses)))
-    return PackedRow(
-        token_ids=torch.tensor(ids),
-        position_ids=torch.tensor(positions),
-        spans=tuple(spans),
-        predictors=torch.tensor(predictors, dtype=torch.long),
-        targets=torch.tensor(targets, dtype=torch.long),
-        sequences=tuple(sequences),
-        lengths=tuple(lengths),
-        allowed=_together(allowed, lengths),
-    )
+            self._predictors += [first + i - 1 if i else prompt[1] - 1 for i in wanted]
+            self._targets += [response[i] for i in wanted]
+            self._sequences.append(piece.first_sequence + member)
+            self._lengths.append(len(wanted))
+            self._allowed.append(group.allowed[member] if group.allowed else None)
+        branches = []
+        for member, number, (first, _) in zip(piece.members, numbers, responses, strict=True):
+            own = group.branches[member] if group.branches else None
+            if own is not None:
+                branches.append(self._add_branches(own, number, first, len(group.prompt)))
+        self._spans.append(Span(prompt, tuple(responses), tuple(branches)))
+
+    def _append(self, token_ids: Sequence[int], position: int) -> tuple[int, int]:
+        first = len(self._ids)
+        self._ids += token_ids
+        self._positions += range(position, position + len(token_ids))
+        return first, len(self._ids)
+
+    def _add_branches(
+        self, branches: Branches, number: int, first: int, prompt_length: int
+    ) -> BranchSpan:
+        place = first + branches.place
+        start = len(self._ids)
+        self._ids += branches.tokens
+        self._positions += [prompt_length + branches.place] * len(branches.tokens)
+        self._branched.append(number)
+        self._branch_predictors.append([place - 1, *range(start, len(self._ids))])
+        self._branch_tokens.add(branches.tokens)
+        return BranchSpan((start, len(self._ids)), (first, place))
+
+    def packed(self) -> PackedRow:
+        return PackedRow(
+            token_ids=torch.tensor(self._ids),
+            position_ids=torch.tensor(self._positions),
+            spans=tuple(self._spans),
+            predictors=torch.tensor(self._predictors, dtype=torch.long),
+            targets=torch.tensor(self._targets, dtype=torch.long),
+            sequences=tuple(self._sequences),
+            lengths=tuple(self._lengths),
+            allowed=_together(self._allowed, self._lengths),
+            choices=self._choices(),
+        )
+
+    def _choices(self) -> Choices | None:
+        if not self._branched:
+            return None
+        (tokens,) = self._branch_tokens  # the same for all
+        return Choices(
+            responses=tuple(self._branched),
+            predictors=torch.tensor(self._branch_predictors),
+            tokens=torch.tensor(tokens),
+        )
 
 
 def _together(allowed: Sequence[Tensor | None], lengths: Sequence[int]) -> Tensor | None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -30,11 +30,23 @@ from training.learner.own_logits import (
     require_same,
 )
 from training.learner.packing import PackedRow
-from training.objective.logprob import response_logprobs
+from training.objective.logprob import choice_logprobs, response_logprobs
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attend_shared_prompt)
 # The layout of a row travels as spans; no mask is built.
 ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, lambda *_, **__: None)
+
+
+class RowOutput(NamedTuple):
+    """What the policy says of a packed row."""
+
+    logprobs: Float[Tensor, " targets"]
+    """Of the trained tokens."""
+    entropies: Float[Tensor, " targets"] | None
+    """Of their distributions in nats, without gradient; None = not asked for."""
+    choices: Float[Tensor, "responses places tokens"] | None
+    """Log-probability of each token of `PackedRow.choices` at each of its places, where nothing
+    else can be written; None = no response has branches."""
 
 
 class PolicyModel(nn.Module):
@@ -65,9 +77,7 @@ class PolicyModel(nn.Module):
         config = self.peft_model.peft_config["default"]
         return config.lora_alpha / config.r  # pyright: ignore[reportAttributeAccessIssue]
 
-    def forward(
-        self, row: PackedRow, with_entropy: bool = False
-    ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"] | None]:
+    def forward(self, row: PackedRow, with_entropy: bool = False) -> RowOutput:
         """Log-probability of each trained token of a row, and the entropy of its distribution.
 
         Args:
@@ -82,14 +92,20 @@ class PolicyModel(nn.Module):
             use_cache=False,
             spans=row.spans,
         ).last_hidden_state[0]
-        return response_logprobs(
+        shape = logit_shape(causal)
+        logprobs, entropies = response_logprobs(
             hidden.index_select(0, row.predictors),
             head.weight,
             row.targets,
-            shape=logit_shape(causal),
+            shape=shape,
             allowed=row.allowed,
             with_entropy=with_entropy,
         )
+        choices = None
+        if row.choices is not None:
+            places = hidden[row.choices.predictors]
+            choices = choice_logprobs(places, head.weight, row.choices.tokens, shape)
+        return RowOutput(logprobs, entropies, choices)
 
 
 def load_policy_model(
@@ -134,7 +150,7 @@ def load_policy_model(
         # Checkpointing acts in training mode only; without dropout the mode changes nothing else,
         # and dropout that is no module would be seen here.
         model.peft_model.train(section.gradient_checkpointing)
-        logprobs, entropies = model(row, with_entropy=True)
+        logprobs, entropies, _ = model(row, with_entropy=True)
     require_same(base.config.model_type, base.dtype, own, (logprobs, entropies))
     return model
 

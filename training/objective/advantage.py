@@ -33,7 +33,7 @@ def group_advantages(
     rewards differ from their mean by rounding, and dividing by a tiny deviation would blow it up.
     """
     centred = _centred(reward, sample_ids)
-    deviation = centred.square().mean().sqrt()
+    deviation = _deviation([centred])
     return centred / deviation if deviation > 0 else centred
 
 
@@ -64,8 +64,25 @@ def batch_advantages(
     """
     names = sample_ids or [None] * len(rewards)
     centred = [_centred(*each) for each in zip(rewards, names, strict=True)]
-    deviation = torch.cat(centred).square().mean().sqrt()
+    deviation = _deviation(centred)
     return [each / deviation if deviation > 0 else each for each in centred]
+
+
+def advantage_scales(rewards: Sequence[Float[Tensor, " _"]], *, over_batch: bool) -> list[float]:
+    """What the rewards of each group are divided by to become advantages.
+
+    Args:
+        rewards: of each trajectory, patient by patient.
+        over_batch: by `batch_advantages`, else by `group_advantages`.
+
+    Returns:
+        One number a group, in the order of `rewards`; 0 where nothing is divided and all
+        advantages are 0.
+    """
+    centred = [_centred(each, None) for each in rewards]
+    if over_batch:
+        return [float(_deviation(centred))] * len(centred)
+    return [float(_deviation([each])) for each in centred]
 
 
 def weigh_parts(
@@ -99,6 +116,10 @@ def _centred(
     check_finite("reward", reward, sample_ids)
     reward = reward.double()
     return torch.zeros_like(reward) if is_dead(reward) else reward - reward.mean()
+
+
+def _deviation(centred: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, ""]:
+    return torch.cat(list(centred)).square().mean().sqrt()
 
 
 def is_dead(reward: Float[Tensor, " group"]) -> bool:

@@ -92,6 +92,40 @@ def response_logprobs(
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
 
 
+def choice_logprobs(
+    hidden: Float[Tensor, "*places width"],
+    head_weight: Float[Tensor, "vocabulary width"],
+    tokens: Int[Tensor, " tokens"],
+    shape: LogitShape = PLAIN,
+) -> Float[Tensor, "*places tokens"]:
+    """Log-probability of each of a few tokens where nothing else can be written.
+
+    The head is applied to these tokens alone, so a place costs next to nothing.
+
+    Args:
+        hidden: states that predict the choices.
+        head_weight: output embedding.
+        tokens: what there is to choose from.
+        shape: what the model does to the products.
+
+    Returns:
+        float32; the probabilities of a place add up to 1.
+    """
+    bias = None if shape.bias is None else shape.bias[tokens]
+    hidden = hidden.to(head_weight.dtype)
+    return F.log_softmax(_scores(hidden, head_weight[tokens], bias, shape), -1)
+
+
+def _scores(
+    hidden: Float[Tensor, "*places width"],
+    weight: Float[Tensor, "tokens width"],
+    bias: Float[Tensor, " tokens"] | None,
+    shape: LogitShape,
+) -> Float[Tensor, "*places tokens"]:
+    scores = F.linear(hidden, weight, bias).float() * shape.scale
+    return scores if shape.softcap is None else shape.softcap * torch.tanh(scores / shape.softcap)
+
+
 def _chunk_logprobs(
     hidden: Float[Tensor, "tokens width"],
     head_weight: Float[Tensor, "vocabulary width"],
@@ -100,9 +134,7 @@ def _chunk_logprobs(
     allowed: Int32[Tensor, "tokens words"] | None,
     with_entropy: bool,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
-    scores = F.linear(hidden, head_weight, shape.bias).float() * shape.scale
-    if shape.softcap is not None:
-        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    scores = _scores(hidden, head_weight, shape.bias, shape)
     if allowed is not None:
         scores = scores.masked_fill(_forbidden(allowed, head_weight.shape[0]), FORBIDDEN)
     every = F.log_softmax(scores, -1)

@@ -1,5 +1,6 @@
 """The clipped policy loss, Eq. 12 and 15-18."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -57,6 +58,22 @@ class SampledTokens:
     """Names of the trajectories for messages."""
 
 
+def bounded_ratio(log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """pi_theta / pi_old, Eq. 15, finite however far apart they are."""
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+
+
+def clipped_surrogate(
+    ratio: Float[Tensor, "sequences tokens"],
+    advantage: Float[Tensor, "sequences #tokens"],
+    lower: float,
+    upper: Float[Tensor, "sequences 1"],
+) -> Float[Tensor, "sequences tokens"]:
+    """min(rho A, clip(rho) A), Eq. 16 and 17, of each token."""
+    clipped = torch.minimum(ratio, upper).clamp(min=lower)
+    return torch.minimum(ratio * advantage, clipped * advantage)
+
+
 def policy_loss(
     logp: Float[Tensor, "sequences tokens"],
     sampled: SampledTokens,
@@ -66,6 +83,7 @@ def policy_loss(
     denominators: LossDenominators,
     *,
     clip_high_min: float | None = None,
+    expected: Float[Tensor, " sequences"] | None = None,
 ) -> LossParts:
     """Negative clipped surrogate of a micro-batch, Eq. 15-18.
 
@@ -82,6 +100,8 @@ def policy_loss(
             Eq. 12's sum over tokens.
         denominators: of the whole optimizer step, so that micro-batches add up to its loss.
         clip_high_min: smallest upper clip, to count where the entropy decided; None = no count.
+        expected: surrogate of each trajectory that needs no sample (`objective.risk`), added to the
+            sum over its tokens; the tokens it stands for are in `mask`, with advantage 0.
 
     Raises:
         TrainingError: if a trajectory's ratio or loss is NaN or infinite.
@@ -92,31 +112,43 @@ def policy_loss(
     log_ratio = torch.where(mask, logp - sampled.old_logp, zero)
     # Before it is bounded: a log-probability of minus infinity would hide behind the bound.
     check_finite("log-ratio", log_ratio.detach().sum(1), sampled.sample_ids)
-    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    ratio = bounded_ratio(log_ratio)
     a = sampled.advantage.to(logp.dtype)
     if a.dim() == 1:
         a = a[:, None]
     lower, upper = 1 - clip_low, (1 + clip_high.to(logp.dtype))[:, None]
-    clipped = torch.minimum(ratio, upper).clamp(min=lower)
-    surrogate = torch.minimum(ratio * a, clipped * a)
+    surrogate = clipped_surrogate(ratio, a, lower, upper)
     if sampled.importance_weight is not None:
         surrogate = surrogate * sampled.importance_weight.detach()
     surrogate = torch.where(mask, surrogate, zero)
     per_sequence = surrogate.sum(1)
+    if expected is not None:
+        per_sequence = per_sequence + expected
     check_finite("loss", per_sequence.detach(), sampled.sample_ids)
     loss = -_mean(per_sequence, mask, aggregation, denominators)
-    with torch.no_grad():
-        num_adaptive = 0
-        if clip_high_min is not None:
-            decided = mask & (a > 0) & (upper > 1 + clip_high_min) & (ratio > 1 + clip_high_min)
-            num_adaptive = int(decided.sum())
-        return LossParts(
-            loss=loss,
-            num_tokens=int(mask.sum()),
-            num_clipped_low=int((mask & (a < 0) & (ratio < lower)).sum()),
-            num_clipped_high=int((mask & (a > 0) & (ratio > upper)).sum()),
-            num_adaptive=num_adaptive,
-        )
+    return _counted(loss, ratio, a, mask, (lower, upper), clip_high_min)
+
+
+@torch.no_grad()
+def _counted(
+    loss: Float[Tensor, ""],
+    ratio: Float[Tensor, "sequences tokens"],
+    advantage: Float[Tensor, "sequences #tokens"],
+    mask: Bool[Tensor, "sequences tokens"],
+    bounds: tuple[float, Float[Tensor, "sequences 1"]],
+    clip_high_min: float | None,
+) -> LossParts:
+    """The loss with what the clip did."""
+    lower, upper = bounds
+    smallest = 1 + (math.inf if clip_high_min is None else clip_high_min)
+    rising, falling = mask & (advantage > 0), mask & (advantage < 0)
+    return LossParts(
+        loss=loss,
+        num_tokens=int(mask.sum()),
+        num_clipped_low=int((falling & (ratio < lower)).sum()),
+        num_clipped_high=int((rising & (ratio > upper)).sum()),
+        num_adaptive=int((rising & (upper > smallest) & (ratio > smallest)).sum()),
+    )
 
 
 def _mean(

@@ -131,7 +131,7 @@ def test_log_probabilities_entropies_and_gradients_are_those_of_the_models_logit
         weight.data.normal_(0, 0.1)
     row = probe_row(VOCABULARY)
 
-    logprobs, entropies = policy(row, with_entropy=True)
+    logprobs, entropies, _ = policy(row, with_entropy=True)
     ours = gradients(policy, logprobs)
     expected, expected_entropies = dense(policy, row)
     theirs = gradients(policy, expected)

@@ -45,7 +45,7 @@ def packed(model, groups, budget):
     model.zero_grad()
     found = {}
     for row in pack(groups, budget):
-        logprobs, entropies = model(row, with_entropy=True)
+        logprobs, entropies, _ = model(row, with_entropy=True)
         parts = zip(
             row.sequences, logprobs.split(row.lengths), entropies.split(row.lengths), strict=True
         )
