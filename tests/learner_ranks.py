@@ -11,14 +11,24 @@ from safetensors.torch import save_file
 
 from tests.integration import test_learner as parts
 from tests.learner_fakes import token_groups
+from training.grpo.batch import TrainingBatch
 from training.learner.packing import deal, pack
 from training.learner.policy_model import adapter_weights
 
 
 def train_batch(out: Path, path: str) -> None:
     """A step of `BatchTrainer` with its checkpoint and metrics."""
+    _train(out, path, parts.batch())
+
+
+def train_exact_batch(out: Path, path: str) -> None:
+    """The same with exact risks."""
+    _train(out, path, parts.risky_batch())
+
+
+def _train(out: Path, path: str, batch: TrainingBatch) -> None:
     training = parts.trainer(path)
-    metrics = training.train(parts.batch())
+    metrics = training.train(batch)
     training._learner.save(out)
     if dist.get_rank() == 0:
         (out / "metrics.json").write_text(json.dumps(metrics))
@@ -54,5 +64,6 @@ if __name__ == "__main__":
     os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
-    {"train_batch": train_batch, "zero_and_plain": zero_and_plain}[name](Path(out), *arguments)
+    functions = (train_batch, train_exact_batch, zero_and_plain)
+    {each.__name__: each for each in functions}[name](Path(out), *arguments)
     dist.destroy_process_group()

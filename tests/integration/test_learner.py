@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from actors.rollouts import PatternSpan
-from ehr.errors import TrainingError
+from ehr.errors import ModelError, TrainingError
+from ehr.language.guided_format import PROBABILITY_REGEX
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from tests.typed import untyped
 from training.config.grpo import GrpoSection
-from training.grpo.batch import TrainedSequence, TrainingBatch
+from training.grpo.batch import RiskCredit, TrainedSequence, TrainingBatch
 from training.learner.allowed_tokens import AllowedTokens
-from training.learner.packing import pack
+from training.learner.packing import TokenGroup, pack
 from training.learner.policy_model import (
     adapter_bytes,
     adapter_weights,
@@ -155,6 +156,84 @@ def test_a_batch_moves_the_policy_towards_what_was_rewarded(path):
     gain = row.padded(after - before).sum(1)
     assert gain[0] > gain[1]
     assert metrics["grad/norm"] > 0
+
+
+EXACT = GRPO.model_copy(update={"credit": "exact_risk"})
+OPENINGS = ("pH\n", "Age, pH\n", "Weight\n")
+
+
+def risky_batch(numbers=("0.11", "0.52", "0.93"), is_exact=True):
+    """Two groups of three answers, names and number; half a unit of Brier's score is one of A."""
+    groups, sequences = [], []
+    for label in (0, 1):
+        texts = [f"{names}{n}\n" for names, n in zip(OPENINGS, numbers, strict=True)]
+        groups.append(
+            TokenGroup(
+                patient_id=f"p{label}",
+                prompt=tuple(map(ord, f"Patient {label}: the risk?\n")),
+                responses=tuple(tuple(map(ord, text)) for text in texts),
+                trained=tuple((True,) * len(text) for text in texts),
+            )
+        )
+        risks = [1 - 2 * (n / 100 - label) ** 2 for n in range(100)]
+        sequences.append(tuple(risky(label, text, risks, is_exact) for text in texts))
+    return TrainingBatch(
+        step=1, groups=tuple(groups), sequences=tuple(sequences), updates=((0, 1),)
+    )
+
+
+def risky(label, text, rewards, is_exact):
+    """One answer of a `risky_batch`; nothing is learned from its names."""
+    start = text.index("\n") + 1
+    sampled = 2 * (rewards[round(100 * float(text[start:]))] - 0.5)
+    return TrainedSequence(
+        patient_id=f"p{label}",
+        advantages=(0.0,) * start + (0.0 if is_exact else sampled,) * 5,
+        salient=tuple(k < start - 1 for k in range(len(text))),
+        generator_logprobs=(UNIFORM,) * start + (0.0, 0.0, *[-math.log(10)] * 2, 0.0),
+        constrained=(False,) * start + (True,) * 5,
+        patterns=(PatternSpan(start=start, stop=len(text), regex=PROBABILITY_REGEX),),
+        risk=RiskCredit(start=start, rewards=tuple(rewards), scale=0.5) if is_exact else None,
+    )
+
+
+def test_the_number_that_was_sampled_changes_nothing_of_an_exact_step(path):
+    found = {}
+    for is_exact in (True, False):
+        for numbers in (("0.11", "0.52", "0.93"), ("0.74", "0.00", "0.25")):
+            training = trainer(path, EXACT)
+            metrics = training.train(risky_batch(numbers, is_exact))
+            found[is_exact, numbers] = adapter_weights(training._learner.model), metrics
+
+    (one, first), (other, second), (sampled, third), (resampled, _) = found.values()
+    assert largest_difference(one, other) < 1e-5
+    assert first["grad/norm"] == pytest.approx(second["grad/norm"], rel=1e-4)
+    assert first["reward/cls_expected"] == second["reward/cls_expected"]
+    assert first["clip/risk_share"] == 0
+    assert largest_difference(sampled, resampled) > 1e-3
+    assert "reward/cls_expected" not in third
+    assert "clip/risk_share" not in third
+
+
+def test_exact_steps_teach_two_patients_their_risks(path):
+    training = trainer(path, EXACT)
+    base = training._learner.model.peft_model.get_base_model()
+    base.get_output_embeddings().weight.data.mul_(20)  # else it can be sure of nothing
+
+    expected = [training.train(risky_batch())["reward/cls_expected"] for _ in range(16)]
+
+    # All numbers alike earn 1/3 on average; who tells the two apart earns 1, and .5 who does not.
+    assert expected[0] < 0.4
+    assert expected[-1] > 0.8
+
+
+def test_the_branches_of_exact_risks_need_a_number_in_the_response(path):
+    one = risky_batch()
+    (first, *others), second = one.sequences
+    broken = replace(first, risk=replace(first.risk, start=first.risk.start - 1))
+
+    with pytest.raises(ModelError, match="check that it honours the pattern"):
+        trainer(path, EXACT).train(replace(one, sequences=((broken, *others), second)))
 
 
 def test_the_metrics_of_a_batch_are_complete_finite_and_json(path):
@@ -376,21 +455,23 @@ def spawned(function, tmp_path, *arguments):
 
 
 @pytest.mark.slow
-def test_two_ranks_take_the_step_of_one_and_report_the_same_metrics(path, tmp_path):
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_two_ranks_take_the_step_of_one_and_report_the_same_metrics(path, tmp_path, is_exact):
     alone = trainer(path)
-    expected = alone.train(batch())
+    expected = alone.train(risky_batch() if is_exact else batch())
 
-    out = spawned("train_batch", tmp_path, path)
+    out = spawned("train_exact_batch" if is_exact else "train_batch", tmp_path, path)
 
     together = learner(path)
     together.load(out)
     ours = adapter_weights(alone._learner.model)
     assert largest_difference(adapter_weights(together.model), ours) < 1e-5
     found = json.loads((out / "metrics.json").read_text())
-    for name in (
+    names = [
         "loss", "grad/norm", "entropy/salient_mean", "clip/high_mean", "mismatch/k3",
         "tis/mean_weight", "mismatch/measured_share",
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for name in [*names, "reward/cls_expected"] if is_exact else names:
         assert found[name] == pytest.approx(expected[name], abs=1e-5)
 
 

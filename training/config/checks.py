@@ -99,15 +99,17 @@ def _rows_hold_a_prompt(config: "RunConfig") -> Iterator[str]:
     prompt, answer = config.prompt.max_prompt_tokens, longest_trained_answer(config)
     # What is sampled never leaves the model's context.
     needed = min(prompt + answer, config.model.max_model_len)
+    branches = ""
     if config.grpo.enabled and config.grpo.credit == "exact_risk":
         needed += _RISK_BRANCHES
+        branches = f", with {_RISK_BRANCHES} more for grpo.credit=exact_risk"
     if needed > config.learner.max_row_tokens:
         yield (
             f"learner.max_row_tokens is {config.learner.max_row_tokens}, but a row holds a prompt "
             f"and an answer: prompt.max_prompt_tokens={prompt} and {answer} tokens of the longest "
             f"answer (search.*_tokens, search.max_depth, grpo.max_new_tokens), at most "
-            f"model.max_model_len={config.model.max_model_len}; set it to {needed} or more, or "
-            "lower the others"
+            f"model.max_model_len={config.model.max_model_len}{branches}; set it to {needed} "
+            "or more, or lower the others"
         )
 
 

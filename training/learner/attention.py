@@ -34,6 +34,8 @@ random model and by much in a trained one."""
 _BLOCK_QUERIES = 768
 """Rows of a block's score matrix, query heads of a group counted: large enough for the matrix
 product's full rate, small enough for the scores (2.7 MB at 1,756 keys) to stay in the cache."""
+_LARGEST_SUM = 1e30
+"""Of a row's exponentials: far enough from the largest float for their products with values."""
 _SAMPLED_KEYS = 8
 """Every so many keys are looked at for a row's offset (`_exponentials`)."""
 
@@ -253,7 +255,7 @@ def _exponentials(
         sample = keys[:-tail:_SAMPLED_KEYS, :-2]
         offset = torch.mm(queries, sample.t()).amax(-1).float()
         total = _filled(scores, queries, keys, offset, scale, groups, block)
-        if bool(total.isfinite().all()):
+        if bool(total.amax() <= _LARGEST_SUM):  # NaN is not
             return total, offset
     _multiply(queries, keys[:, :-2], 1.0, scores)
     _hide(scores, groups, block)

@@ -4,29 +4,37 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.learner.attention import attend_shared_prompt
-from training.learner.packing import Span
+from training.learner.attention import _attend_by_kernel, attend_shared_prompt
+from training.learner.packing import BranchSpan, Span
 
 KEYS_WIDTH = 8
 
 
 def spans_of(*groups):
-    """Spans of groups given as (prompt length, response lengths)."""
+    """Spans of groups given as (prompt length, response lengths, branches).
+
+    Branches are none, or for each response the tokens that they stand behind and how many.
+    """
     spans, at = [], 0
-    for prompt, responses in groups:
+    for prompt, responses, *branches in groups:
         start, at = at, at + prompt
         places = []
         for length in responses:
             places.append((at, at + length))
             at += length
-        spans.append(Span((start, start + prompt), tuple(places)))
+        branch_spans = []
+        for (first, _), (before, number) in zip(places, *branches, strict=True) if branches else ():
+            branch_spans.append(BranchSpan((at, at + number), (first, first + before)))
+            at += number
+        spans.append(Span((start, start + prompt), tuple(places), tuple(branch_spans)))
     return tuple(spans)
 
 
 def inputs(spans, heads=4, kv_heads=2, dtype=torch.float32, size=1.0):
     """Query, key, value as transformers hands them over, and an output gradient."""
     generator = torch.Generator().manual_seed(0)
-    tokens = max(max([s.prompt[1], *(last for _, last in s.responses)]) for s in spans)
+    ends = [(*s.responses, *(b.tokens for b in s.branches))[-1][1] for s in spans]
+    tokens = max(ends)
     shapes = [(1, tokens, n, KEYS_WIDTH) for n in (heads, kv_heads, kv_heads)]
     tensors = [size * torch.randn(shape, generator=generator).transpose(1, 2) for shape in shapes]
     grad = torch.randn(1, tokens, heads, KEYS_WIDTH, generator=generator).to(dtype)
@@ -42,6 +50,10 @@ def visible(spans, tokens):
                 seen[token, first : token + 1] = True
                 if first != span.prompt[0]:
                     seen[token, slice(*span.prompt)] = True
+        for branch in span.branches:
+            for token in range(*branch.tokens):
+                seen[token, slice(*span.prompt)] = seen[token, slice(*branch.before)] = True
+                seen[token, token] = True
     return seen
 
 
@@ -57,6 +69,11 @@ def found(spans, tensors, grad, attend):
     return [output.detach(), *torch.autograd.grad(output, tensors, grad)]
 
 
+def by_kernel(spans, query, key, value):
+    """What accelerators do, on the CPU."""
+    return _attend_by_kernel(query, key, value, KEYS_WIDTH**-0.5, spans)
+
+
 def ours(spans, query, key, value):
     return attend_shared_prompt(torch.nn.Module(), query, key, value, None, spans=spans)[0]
 
@@ -68,15 +85,18 @@ def ours(spans, query, key, value):
         pytest.param([(500, (3, 400, 2, 800, 384))], id="longer than a block"),
         pytest.param([(3, (200, 200, 200, 1))], id="several blocks of short responses"),
         pytest.param([(1, (1,)), (7, (2, 9)), (4, (30,))], id="several groups"),
+        pytest.param([(5, (3, 4), ((2, 3), (1, 1)))], id="branches"),
+        pytest.param([(900, (300, 9), ((299, 10), (7, 10))), (3, (4,))], id="long and branched"),
     ],
 )
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_values_and_gradients_equal_attention_under_a_mask(groups, kv_heads):
+@pytest.mark.parametrize("attend", [ours, by_kernel])
+def test_values_and_gradients_equal_attention_under_a_mask(groups, kv_heads, attend):
     spans = spans_of(*groups)
     tensors, grad = inputs(spans, kv_heads=kv_heads)
 
     for mine, theirs in zip(
-        found(spans, tensors, grad, ours), found(spans, tensors, grad, masked), strict=True
+        found(spans, tensors, grad, attend), found(spans, tensors, grad, masked), strict=True
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
@@ -84,7 +104,12 @@ def test_values_and_gradients_equal_attention_under_a_mask(groups, kv_heads):
 @settings(max_examples=40)
 @given(
     st.lists(
-        st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4)),
+        st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4))
+        | st.tuples(
+            st.integers(1, 12),
+            st.tuples(st.integers(3, 9)),
+            st.tuples(st.tuples(st.integers(1, 3), st.integers(1, 5))),
+        ),
         min_size=1,
         max_size=3,
     )
@@ -105,6 +130,20 @@ def test_an_unsampled_key_far_above_the_others_is_found_by_the_second_look():
     key = key.detach()
     key[:, :, 11] = 300 * query.detach()[:, ::2, 95]
     tensors = [query, key.requires_grad_(), value]
+
+    for mine, theirs in zip(
+        found(spans, tensors, grad, ours), found(spans, tensors, grad, masked), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("score", [60.0, 75.0, 86.0, 88.0, 89.0, 90.0, 91.0, 200.0])
+def test_an_unsampled_key_whose_exponential_hardly_fits_overflows_nowhere(score):
+    spans = spans_of((90, (20,)))
+    (query, key, value), grad = inputs(spans)
+    key, row = key.detach(), query.detach()[0, 0, 95]
+    key[0, 0, 11] = score * KEYS_WIDTH**0.5 * row / row.square().sum()
+    tensors = [query, key.requires_grad_(), (10 * value).detach().requires_grad_()]
 
     for mine, theirs in zip(
         found(spans, tensors, grad, ours), found(spans, tensors, grad, masked), strict=True
@@ -135,6 +174,18 @@ def test_bf16_is_about_as_near_to_fp32_as_the_stock_kernel_is(size):
     for mine, theirs, truth in zip(blocks, stock, exact, strict=True):
         error, allowed = ((x.float() - truth).norm() for x in (mine, theirs))
         assert error <= 4 * allowed
+
+
+def test_a_branch_sees_neither_its_neighbours_nor_what_stands_behind_its_place():
+    spans = spans_of((6, (4,), ((2, 3),)))
+    (query, key, value), _ = inputs(spans)
+    changed = value.detach().clone()
+    changed[:, :, [8, 9, 11]] += 1.0  # behind the place, and the second branch
+
+    difference = ours(spans, query, key, changed) - ours(spans, query, key, value)
+
+    assert not difference[:, [10, 12]].any()
+    assert difference[:, 11].abs().min() > 0
 
 
 def test_no_token_is_influenced_by_another_response():

@@ -56,6 +56,14 @@ CONTRADICTIONS = {
         ["evaluate.methods=[think_then_answer]", "prompt.think_budget_tokens=1100"],
         ["model.max_model_len", "prompt.max_prompt_tokens"],
     ),
+    "exact risks without a pattern": (
+        ["grpo.credit=exact_risk", "prompt.format=free"],
+        ["grpo.credit", "prompt.format"],
+    ),
+    "rows too short for the branches of a risk": (
+        ["grpo.credit=exact_risk", "learner.max_row_tokens=1284"],  # enough without
+        ["learner.max_row_tokens", "set it to 1294"],
+    ),
     "more kept than made": (
         ["search.num_rollouts=1"],
         ["search.num_kept_trajectories", "search.num_rollouts"],

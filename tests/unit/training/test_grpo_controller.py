@@ -3,12 +3,14 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
-from actors.rollouts import Rollout, RolloutSampler
+from actors.rollouts import PatternSpan, Rollout, RolloutSampler
 from ehr.catalogue import BENCHMARK_17
 from ehr.catalogue.names import FeatureMatcher
 from ehr.config import RewardSection
 from ehr.errors import DataError, ServiceError, TrainingError
+from ehr.language.guided_format import PROBABILITY_REGEX
 from services.adapters import adapter_checksum
 from services.types import PolicyVersion, Scored
 from tests.learner_fakes import grpo_inputs, grpo_patients
@@ -518,6 +520,63 @@ def test_credit_by_name_reaches_the_tokens_of_each_name():
     assert second[at] == pytest.approx(-1)
     assert second[at + len("Height, ")] == pytest.approx(1)
     assert first[0] == second[0] == 0  # both have the same R
+
+
+RISK_OPENING = "<Important Features>\npH\n</Important Features>\n<Final answer>\n"
+RISK_CLOSING = "</Final answer>"
+
+
+def risky(number, **changes):
+    """A guided answer of characters, in which the names and the number are the model's."""
+    text = f"{RISK_OPENING}{number}{RISK_CLOSING}"
+    start, stop = len(RISK_OPENING), len(text) - len(RISK_CLOSING)
+    names = range(len("<Important Features>\n"), len("<Important Features>\npH\n"))
+    written = tuple(i in names or start <= i < stop for i in range(len(text)))
+    pattern = PatternSpan(start=start, stop=stop, regex=PROBABILITY_REGEX)
+    return replace(
+        rollout(text, written=written),
+        token_ids=tuple(map(ord, text)),
+        patterns=(pattern,),
+        **changes,
+    )
+
+
+def test_an_exact_risk_takes_the_place_of_the_number_that_was_sampled():
+    section = GrpoSection(credit="exact_risk")
+    patient = grpo_patients(2)[1]
+    rollouts = [risky("0.90\n"), risky("0.20\n"), risky("0.60\n", truncated=True), risky("")]
+
+    group = score_group(patient, rollouts, RewardSection(), MATCHER, section)
+    batch = training_batch(1, [group], section, CharTokenizer(), MATCHER)
+
+    first, second, cut, unread = batch.sequences[0]
+    assert cut.risk is unread.risk is None
+    for each in (first, second):
+        assert each.risk.start == len(RISK_OPENING)
+        assert each.risk.rewards[90] == group.rollouts[0].reward.cls
+        assert each.risk.rewards[20] == group.rollouts[1].reward.cls
+        assert each.advantages[3:] == (0.0,) * 5
+    assert first.advantages[:3] == pytest.approx([advantage_of(group, 0)] * 3)
+    cls = torch.tensor([each.reward.cls for each in group.rollouts], dtype=torch.float64)
+    assert first.risk.scale == pytest.approx(float(cls.std(correction=0)))
+    # What could not be read is trained as it was sampled, number and all.
+    assert cut.advantages[3] == pytest.approx(float((cls[2] - cls.mean()) / first.risk.scale))
+
+
+def advantage_of(group, number):
+    rewards = group.rewards
+    return float((rewards[number] - rewards.mean()) / rewards.std(correction=0))
+
+
+@pytest.mark.parametrize("credit", ["trajectory", "reward_to_go", "by_name"])
+def test_no_other_credit_knows_of_numbers_that_were_not_sampled(credit):
+    section = GrpoSection(credit=credit)
+    rollouts = [risky("0.90\n"), risky("0.20\n")]
+
+    group = score_group(grpo_patients(2)[1], rollouts, RewardSection(), MATCHER, section)
+    batch = training_batch(1, [group], section, CharTokenizer(), MATCHER)
+
+    assert all(each.risk is None and each.advantages[-1] for each in batch.sequences[0])
 
 
 def unread_groups(patients, section):

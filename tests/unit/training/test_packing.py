@@ -4,6 +4,8 @@ import torch
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
 from training.learner.packing import (
+    Branches,
+    BranchSpan,
     TokenGroup,
     deal,
     filler_row,
@@ -113,6 +115,45 @@ def test_a_group_stands_once_with_its_prompt_and_positions_restart_for_each_resp
     assert row.targets.tolist() == [4, 5, 6]
     assert row.predictors.tolist() == [2, 3, 2]
     assert row.sequences == (0, 1)
+
+
+def test_branches_stand_behind_the_responses_at_the_position_of_their_place():
+    branched = TokenGroup(
+        patient_id="p",
+        prompt=(1, 2, 3),
+        responses=((4, 5, 6), (7,), (8, 9)),
+        trained=((True,) * 3, (True,), (True,) * 2),
+        branches=(Branches(2, (60, 61)), None, Branches(1, (60, 61))),
+    )
+
+    (row,) = pack([group((0,), (0,)), branched], 100)
+
+    assert row.token_ids.tolist()[:13] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61, 60, 61]
+    assert row.position_ids.tolist()[:13] == [0, 1, 2, 3, 4, 5, 3, 3, 4, 5, 5, 4, 4]
+    assert row.spans[0].branches == (
+        BranchSpan((9, 11), (3, 5)),
+        BranchSpan((11, 13), (7, 8)),
+    )
+    assert row.choices.responses == (0, 2)
+    assert row.choices.predictors.tolist() == [[4, 9, 10], [7, 11, 12]]
+    assert row.choices.tokens.tolist() == [60, 61]
+    assert row.targets.tolist() == [4, 5, 6, 7, 8, 9, 0]
+
+
+def test_branches_count_in_the_budget_of_a_row():
+    branched = TokenGroup(
+        patient_id="p",
+        prompt=(1,) * 10,
+        responses=((2,) * 6, (3,) * 6),
+        trained=((True,) * 6, (True,) * 6),
+        branches=(Branches(2, (60, 61)),) * 2,
+    )
+
+    rows = pack([branched], 25)
+
+    assert [row.num_tokens for row in rows] == [18, 18]
+    with pytest.raises(TrainingError, match="a response of 8"):
+        pack([branched], 17)
 
 
 def test_tokens_of_the_caller_are_read_and_never_predicted():

@@ -82,6 +82,7 @@ def test_reward_to_go_counts_r_cls_alone_behind_the_features(scale_parts):
     rewards = group((-1.0, -1.0, -4.0), (0.2, 0.1, 0.2))
 
     (found,) = advantages([rewards], credit="reward_to_go", scale_parts=scale_parts)
+    assert advantages([rewards], credit="exact_risk", scale_parts=scale_parts) == [found]
 
     cls = torch.tensor([-1.0, -1.0, -4.0], dtype=torch.float64)
     assert [each.behind_features for each in found] == group_advantages(cls).tolist()
@@ -178,3 +179,25 @@ def test_what_kind_is_meant_is_a_token_of_the_name_before_it():
     at, last = text.index("calcium"), text.index("pH")
     assert found[at:last] == [3.0] * (last - at)
     assert found[last : last + 2] == [4.0] * 2
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_the_scale_of_a_risk_is_what_differences_of_its_reward_are_divided_by(scale):
+    rewards = [group((-1.0, -0.5, -3.0), (0.2, 0.1, 0.4)), group((-2.0, -2.5), (0.0, 0.0))]
+
+    found = advantages(rewards, credit="exact_risk", advantage_scale=scale)
+
+    for of_group, scored in zip(found, rewards, strict=True):
+        mean = sum(each.cls for each in scored) / len(scored)
+        for each, one in zip(of_group, scored, strict=True):
+            assert each.risk_scale * each.behind_features == pytest.approx(one.cls - mean)
+
+
+def test_a_group_whose_risks_all_earn_the_same_has_a_scale_from_the_batch_only():
+    rewards = [group((-1.0, -1.0), (0.2, 0.1)), group((-2.0, -2.5), (0.0, 0.0))]
+
+    (dead, _) = advantages(rewards, credit="exact_risk")
+    (together, _) = advantages(rewards, credit="exact_risk", advantage_scale="batch")
+
+    assert [each.risk_scale for each in dead] == [0.0, 0.0]
+    assert [each.risk_scale for each in together] == pytest.approx([0.25 / 2**0.5] * 2)
