@@ -19,7 +19,7 @@ from actors.rollouts import PatternSpan
 from ehr.errors import ModelError, TrainingError
 from ehr.language.guided_format import PROBABILITY_REGEX
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
-from tests.typed import untyped
+from tests.typed import known, untyped
 from training.config.grpo import GrpoSection
 from training.grpo.batch import RiskCredit, TrainedSequence, TrainingBatch
 from training.learner.allowed_tokens import AllowedTokens
@@ -217,7 +217,7 @@ def test_the_number_that_was_sampled_changes_nothing_of_an_exact_step(path):
 
 def test_exact_steps_teach_two_patients_their_risks(path):
     training = trainer(path, EXACT)
-    base = training._learner.model.peft_model.get_base_model()
+    base = untyped(training._learner.model.peft_model).get_base_model()
     base.get_output_embeddings().weight.data.mul_(20)  # else it can be sure of nothing
 
     expected = [training.train(risky_batch())["reward/cls_expected"] for _ in range(16)]
@@ -230,7 +230,8 @@ def test_exact_steps_teach_two_patients_their_risks(path):
 def test_the_branches_of_exact_risks_need_a_number_in_the_response(path):
     one = risky_batch()
     (first, *others), second = one.sequences
-    broken = replace(first, risk=replace(first.risk, start=first.risk.start - 1))
+    risk = known(first.risk)
+    broken = replace(first, risk=replace(risk, start=risk.start - 1))
 
     with pytest.raises(ModelError, match="check that it honours the pattern"):
         trainer(path, EXACT).train(replace(one, sequences=((broken, *others), second)))

@@ -11,6 +11,7 @@ from ehr.config import RewardSection
 from ehr.language.guided_format import PROBABILITY_REGEX
 from ehr.rewards import classification_reward
 from tests.learner_fakes import LEARNER, tiny_model
+from tests.typed import known, untyped
 from training.learner.allowed_tokens import AllowedTokens
 from training.learner.packing import TokenGroup, pack
 from training.learner.policy_model import load_policy_model
@@ -41,7 +42,7 @@ def tokens(path):
 def policy(path, size=0.5):
     """A policy whose digits are far from equally probable."""
     model = load_policy_model(path, LEARNER, dtype="float32", seed=3)
-    model.peft_model.get_base_model().get_output_embeddings().weight.data *= 10
+    untyped(model.peft_model).get_base_model().get_output_embeddings().weight.data *= 10
     torch.manual_seed(1)
     for name, weight in model.peft_model.named_parameters():
         if "lora_B" in name:
@@ -86,7 +87,7 @@ def gradient(model, loss):
     return torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
 
-def known(logp, labels):
+def risks_of(logp, labels):
     """The rewards of responses, with log-probabilities as pi_old's."""
     return KnownRisks(
         old_logp=logp.detach(),
@@ -97,7 +98,7 @@ def known(logp, labels):
 
 def exact_loss(row, model, old, labels):
     """Loss of a row's numbers, as `training.grpo.updates` puts it together."""
-    logp, risks = model(row).choices, known(old(row).choices, labels)
+    logp, risks = model(row).choices, risks_of(old(row).choices, labels)
     high = torch.full((len(labels),), CLIPS[1])
     return -expected_surrogate(logp, risks, CLIPS[0], high).surrogate.sum()
 
@@ -233,7 +234,7 @@ def test_the_exact_gradient_does_not_depend_on_the_packing(path, tokens):
         of_sequence = [label for i in order for label in ([0] * 3, [1] * 2)[i]]
         rows = pack(chosen, budget)
         for row in rows:
-            own = [of_sequence[row.sequences[place]] for place in row.choices.responses]
+            own = [of_sequence[row.sequences[place]] for place in known(row.choices).responses]
             total = total + exact_loss(row, model, old, own)
         return len(rows), gradient(model, total)
 

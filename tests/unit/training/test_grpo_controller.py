@@ -552,15 +552,17 @@ def test_an_exact_risk_takes_the_place_of_the_number_that_was_sampled():
     first, second, cut, unread = batch.sequences[0]
     assert cut.risk is unread.risk is None
     for each in (first, second):
-        assert each.risk.start == len(RISK_OPENING)
-        assert each.risk.rewards[90] == group.rollouts[0].reward.cls
-        assert each.risk.rewards[20] == group.rollouts[1].reward.cls
+        assert known(each.risk).start == len(RISK_OPENING)
+        assert known(each.risk).rewards[90] == group.rollouts[0].reward.cls
+        assert known(each.risk).rewards[20] == group.rollouts[1].reward.cls
         assert each.advantages[3:] == (0.0,) * 5
     assert first.advantages[:3] == pytest.approx([advantage_of(group, 0)] * 3)
     cls = torch.tensor([each.reward.cls for each in group.rollouts], dtype=torch.float64)
-    assert first.risk.scale == pytest.approx(float(cls.std(correction=0)))
+    assert known(first.risk).scale == pytest.approx(float(cls.std(correction=0)))
     # What could not be read is trained as it was sampled, number and all.
-    assert cut.advantages[3] == pytest.approx(float((cls[2] - cls.mean()) / first.risk.scale))
+    assert cut.advantages[3] == pytest.approx(
+        float((cls[2] - cls.mean()) / known(first.risk).scale)
+    )
 
 
 def advantage_of(group, number):

@@ -3,6 +3,7 @@ import torch
 
 from ehr.errors import TrainingError
 from tests.learner_fakes import LEARNER, tiny_model, token_groups
+from tests.typed import known
 from training.learner.packing import (
     Branches,
     BranchSpan,
@@ -134,9 +135,10 @@ def test_branches_stand_behind_the_responses_at_the_position_of_their_place():
         BranchSpan((9, 11), (3, 5)),
         BranchSpan((11, 13), (7, 8)),
     )
-    assert row.choices.responses == (0, 2)
-    assert row.choices.predictors.tolist() == [[4, 9, 10], [7, 11, 12]]
-    assert row.choices.tokens.tolist() == [60, 61]
+    choices = known(row.choices)
+    assert choices.responses == (0, 2)
+    assert choices.predictors.tolist() == [[4, 9, 10], [7, 11, 12]]
+    assert choices.tokens.tolist() == [60, 61]
     assert row.targets.tolist() == [4, 5, 6, 7, 8, 9, 0]
 
 
