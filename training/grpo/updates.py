@@ -173,8 +173,9 @@ class BatchTrainer:
             old_logp=choices,
             reward=choices.new_tensor([credit.rewards for credit in credits]),
             scale=choices.new_tensor([credit.scale for credit in credits]),
+            pairs=tuple(self._allowed_tokens.number.pairs.values()),
         )
-        totals.add_risks(expected_reward(known.old_logp, known.reward))
+        totals.add_risks(expected_reward(known.old_logp, known.reward, known.pairs))
         return known
 
     def _importance(

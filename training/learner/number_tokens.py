@@ -1,6 +1,7 @@
-"""The tokens of a risk that is written under the pattern `0.dd`: digit by digit, or refused."""
+"""The tokens of a risk that is written under the pattern `0.dd`: two digits, or both in one."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ehr.language.pieces import TextTokenizer
 from training.learner.packing import Branches
 
 _OPENING = "0."
+_TWO_DIGITS = re.compile("[0-9]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +24,13 @@ class NumberTokens:
     """Of `0.`."""
     digits: tuple[int, ...]
     """Of the digits 0 to 9, one each."""
+    pairs: Mapping[int, int]
+    """Of two digits in one token: which number 0 to 99 each is; most tokenizers have none."""
     ending: int
     """Of the line end."""
 
     def branches(self, token_ids: Sequence[int], start: int) -> Branches:
-        """The ten tens digits of a number in a response.
+        """What could stand in the place of a number's tens digit in a response.
 
         Args:
             token_ids: the response.
@@ -37,15 +41,18 @@ class NumberTokens:
         """
         place = start + len(self.opening)
         number = tuple(token_ids[start : place + 3])
-        opening, digits, ending = number[:-3], number[-3:-1], number[-1:]
-        is_number = opening == self.opening and ending == (self.ending,)
-        if not is_number or not set(digits) <= set(self.digits):
+        in_one = number[len(self.opening) : len(self.opening) + 1]
+        digits = in_one if set(in_one) <= self.pairs.keys() else number[len(self.opening) : -1]
+        is_number = set(digits) <= ({*self.digits} if len(digits) == 2 else self.pairs.keys())
+        expected = (*self.opening, *digits, self.ending)
+        if not is_number or not digits or number[: len(expected)] != expected:
             raise ModelError(
-                f"expected a number in the tokens {self.opening}, two of {self.digits} and "
-                f"{self.ending}, the generator sent {number}; check that it honours the pattern "
-                f"{PROBABILITY_REGEX!r}, or use `grpo.credit: reward_to_go`"
+                f"expected a number in the tokens {self.opening}, two of {self.digits} or one of "
+                f"{list(self.pairs)[:5]}, and {self.ending}, the generator sent {number}; check "
+                f"that it honours the pattern {PROBABILITY_REGEX!r}, or use "
+                "`grpo.credit: reward_to_go`"
             )
-        return Branches(place, self.digits)
+        return Branches(place, self.digits, tuple(self.pairs))
 
 
 def number_tokens(compiled: Any, tokenizer: TextTokenizer, num_words: int) -> NumberTokens:
@@ -58,7 +65,7 @@ def number_tokens(compiled: Any, tokenizer: TextTokenizer, num_words: int) -> Nu
 
     Raises:
         ModelError: if a digit is not one token, or the pattern leaves a choice of other tokens than
-            the ten digits where a digit stands, or any choice elsewhere.
+            the ten digits (and two digits in one) where a digit stands, or any choice elsewhere.
     """
     digits = tuple(_token_of_digit(tokenizer, digit) for digit in "0123456789")
 
@@ -71,15 +78,20 @@ def number_tokens(compiled: Any, tokenizer: TextTokenizer, num_words: int) -> Nu
     opening: tuple[int, ...] = ()
     while "".join(tokenizer.decode([token]) for token in opening) != _OPENING:
         opening = (*opening, only(opening))
-    endings = set()
-    for written in (opening, *((*opening, tens) for tens in digits)):
-        found = _allowed(compiled, written, num_words)
-        if found != set(digits):
-            raise _refusal(tokenizer, written, found, f"the ten digits, tokens {digits}")
+    wanted = f"the ten digits, tokens {digits}"
+    first = _allowed(compiled, opening, num_words)
+    texts = {token: tokenizer.decode([token]) for token in sorted(first - set(digits))}
+    pairs = {token: int(text) for token, text in texts.items() if _TWO_DIGITS.fullmatch(text)}
+    if first != {*digits, *pairs} or len(set(pairs.values())) < len(pairs):
+        raise _refusal(tokenizer, opening, first - pairs.keys(), wanted)
     for tens in digits:
-        endings |= {only((*opening, tens, units)) for units in digits}
+        found = _allowed(compiled, (*opening, tens), num_words)
+        if found != set(digits):
+            raise _refusal(tokenizer, (*opening, tens), found, wanted)
+    endings = {only((*opening, tens, units)) for tens in digits for units in digits}
+    endings |= {only((*opening, pair)) for pair in pairs}
     (ending,) = endings
-    return NumberTokens(opening, digits, ending)
+    return NumberTokens(opening, digits, pairs, ending)
 
 
 def _token_of_digit(tokenizer: TextTokenizer, digit: str) -> int:

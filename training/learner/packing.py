@@ -30,8 +30,10 @@ class Branches:
     place: int
     """Of the token in the response that they stand in for, at least 1."""
     tokens: tuple[int, ...]
-    """All that could be, and what the choice behind each of them is between; the same for all
-    responses of a batch."""
+    """Those behind which another one of them follows; the same for all responses of a batch."""
+    whole: tuple[int, ...] = ()
+    """Those that could be written there too, behind which nothing is left to choose; the same for
+    all responses of a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ class Choices:
     behind each of its branches."""
     tokens: Int[Tensor, " tokens"]
     """What there is to choose from at each of these places."""
+    whole: Int[Tensor, " whole"]
+    """What can be written at a response's place beside them."""
 
     def to(self, device: torch.device) -> "Choices":
         """The same with its tensors on `device`."""
@@ -93,6 +97,7 @@ class Choices:
             responses=self.responses,
             predictors=self.predictors.to(device),
             tokens=self.tokens.to(device),
+            whole=self.whole.to(device),
         )
 
 
@@ -257,7 +262,7 @@ class _RowInMaking:
         self._allowed: list[Tensor | None] = []
         self._branched: list[int] = []
         self._branch_predictors: list[list[int]] = []
-        self._branch_tokens: set[tuple[int, ...]] = set()
+        self._branch_tokens: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
 
     def add(self, piece: _Piece) -> None:
         group = piece.group
@@ -297,7 +302,7 @@ class _RowInMaking:
         self._positions += [prompt_length + branches.place] * len(branches.tokens)
         self._branched.append(number)
         self._branch_predictors.append([place - 1, *range(start, len(self._ids))])
-        self._branch_tokens.add(branches.tokens)
+        self._branch_tokens.add((branches.tokens, branches.whole))
         return BranchSpan((start, len(self._ids)), (first, place))
 
     def packed(self) -> PackedRow:
@@ -316,11 +321,12 @@ class _RowInMaking:
     def _choices(self) -> Choices | None:
         if not self._branched:
             return None
-        (tokens,) = self._branch_tokens  # the same for all
+        ((tokens, whole),) = self._branch_tokens  # the same for all
         return Choices(
             responses=tuple(self._branched),
             predictors=torch.tensor(self._branch_predictors),
             tokens=torch.tensor(tokens),
+            whole=torch.tensor(whole, dtype=torch.long),
         )
 
 

@@ -29,8 +29,8 @@ from training.learner.own_logits import (
     probe_row,
     require_same,
 )
-from training.learner.packing import PackedRow
-from training.objective.logprob import choice_logprobs, response_logprobs
+from training.learner.packing import Choices, PackedRow
+from training.objective.logprob import FORBIDDEN, LogitShape, choice_logprobs, response_logprobs
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attend_shared_prompt)
 # The layout of a row travels as spans; no mask is built.
@@ -46,7 +46,8 @@ class RowOutput(NamedTuple):
     """Of their distributions in nats, without gradient; None = not asked for."""
     choices: Float[Tensor, "responses places tokens"] | None
     """Log-probability of each token of `PackedRow.choices` at each of its places, where nothing
-    else can be written; None = no response has branches."""
+    else can be written, those of `whole` last (`FORBIDDEN` behind a branch); None = no response has
+    branches."""
 
 
 class PolicyModel(nn.Module):
@@ -103,9 +104,23 @@ class PolicyModel(nn.Module):
         )
         choices = None
         if row.choices is not None:
-            places = hidden[row.choices.predictors]
-            choices = choice_logprobs(places, head.weight, row.choices.tokens, shape)
+            choices = _choices(hidden, row.choices, head.weight, shape)
         return RowOutput(logprobs, entropies, choices)
+
+
+def _choices(
+    hidden: Float[Tensor, "tokens width"],
+    choices: Choices,
+    head_weight: Float[Tensor, "vocabulary width"],
+    shape: LogitShape,
+) -> Float[Tensor, "responses places tokens"]:
+    """`RowOutput.choices`."""
+    places = hidden[choices.predictors]
+    tokens = torch.cat([choices.tokens, choices.whole])
+    first = choice_logprobs(places[:, :1], head_weight, tokens, shape)
+    behind = choice_logprobs(places[:, 1:], head_weight, choices.tokens, shape)
+    impossible = behind.new_full((*behind.shape[:2], len(choices.whole)), FORBIDDEN)
+    return torch.cat([first, torch.cat([behind, impossible], 2)], 1)
 
 
 def load_policy_model(

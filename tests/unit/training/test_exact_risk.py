@@ -15,6 +15,7 @@ from tests.typed import known, untyped
 from training.learner.allowed_tokens import AllowedTokens
 from training.learner.packing import TokenGroup, pack
 from training.learner.policy_model import load_policy_model
+from training.objective.logprob import FORBIDDEN
 from training.objective.loss import LossDenominators, SampledTokens, policy_loss
 from training.objective.risk import KnownRisks, expected_reward, expected_surrogate
 
@@ -202,6 +203,28 @@ def test_the_expected_reward_is_that_of_the_models_own_logits(path, tokens):
         )
 
         assert float(found[0]) == pytest.approx(mean_reward(model, patient), abs=1e-5)
+
+
+def test_numbers_in_one_token_are_chosen_among_with_the_tens_digits(path, tokens):
+    model = policy(path)
+    plain = group(0, [12], tokens)
+    (branches,) = plain.branches
+    whole = (ord("#"), ord("%"))
+    (row,) = pack([replace(plain, branches=(replace(known(branches), whole=whole),))], 4096)
+
+    found = model(row).choices[0].detach()
+
+    causal = untyped(model.peft_model).get_base_model()
+    implementation = causal.config._attn_implementation
+    causal.set_attn_implementation("sdpa")
+    prefix = list(map(ord, PROMPTS[0] + OPENINGS[0][0] + "0."))
+    with torch.no_grad():
+        logits = causal(torch.tensor([prefix])).logits[0, -1]
+    causal.set_attn_implementation(implementation)
+    expected = logits[[*map(ord, "0123456789"), *whole]].log_softmax(-1)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1:, :10].exp().sum(1), torch.ones(10))
+    assert bool((found[1:, 10:] == FORBIDDEN).all())
 
 
 def test_the_exact_gradient_is_that_of_finite_differences(path, tokens):

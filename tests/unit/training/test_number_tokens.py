@@ -39,11 +39,20 @@ def test_a_tokenizer_of_characters_writes_a_risk_digit_by_digit(tmp_path):
     assert number.ending == ord("\n")
 
 
-def test_two_digits_in_one_token_are_refused_by_name(tmp_path):
-    tokens = saved(tmp_path, [*CHARACTERS, LINE_END, "82"], [("8", "2")])
+def test_two_digits_in_one_token_are_known_by_their_number(tmp_path):
+    tokens = saved(tmp_path, [*CHARACTERS, LINE_END, "82", "07"], [("8", "2"), ("0", "7")])
+    number = tokens.number
+    eighty_two, seven = list(number.pairs)
 
-    with pytest.raises(ModelError, match=r"behind '0.'.*\('82'\).*ten digits.*reward_to_go"):
-        _ = tokens.number
+    assert sorted(number.pairs.values()) == [7, 82]
+    assert number.pairs[eighty_two] == 82
+    assert seven not in number.digits
+    ids = (5, *number.opening, eighty_two, number.ending)
+    assert number.branches(ids, 1) == Branches(3, number.digits, (eighty_two, seven))
+    by_digit = (5, *number.opening, number.digits[8], number.digits[2], number.ending)
+    assert number.branches(by_digit, 1) == number.branches(ids, 1)
+    with pytest.raises(ModelError, match="check that it honours the pattern"):
+        number.branches((5, *number.opening, number.digits[8], number.ending), 1)
 
 
 @pytest.mark.parametrize(("merged", "behind"), [(("0", "."), "''"), (("5", LINE_END), r"'0\.\d'")])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from training.objective.logprob import FORBIDDEN
 from training.objective.loss import LossDenominators, SampledTokens, policy_loss
 from training.objective.risk import KnownRisks, expected_reward, expected_surrogate
 
@@ -12,42 +13,60 @@ NUM_SEQUENCES, CLIP_LOW = 3, 0.2
 CLIP_HIGH = torch.tensor([0.2, 0.3, 0.4], dtype=torch.float64)
 
 
-def digits(seed, spread=1.0):
-    """Log-probabilities of digits [sequences, places, digits]."""
+PAIRS = (37, 5, 99)
+"""Numbers that a tokenizer writes in one token."""
+
+
+def digits(seed, pairs=(), spread=1.0):
+    """Log-probabilities of digits, and of pairs at the first place."""
     generator = torch.Generator().manual_seed(seed)
-    scores = spread * torch.randn(NUM_SEQUENCES, 11, 10, generator=generator, dtype=torch.float64)
+    shape = NUM_SEQUENCES, 11, 10 + len(pairs)
+    scores = spread * torch.randn(*shape, generator=generator, dtype=torch.float64)
+    scores[:, 1:, 10:] = FORBIDDEN
     return scores.log_softmax(-1)
 
 
-def known(old_logp):
+def known(old_logp, pairs=()):
     generator = torch.Generator().manual_seed(99)
     return KnownRisks(
         old_logp=old_logp,
         reward=-torch.rand(NUM_SEQUENCES, 100, generator=generator, dtype=torch.float64) * 4,
         scale=torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64),
+        pairs=pairs,
     )
 
 
+def ways_to_write(pairs):
+    """Every number and the places of its tokens, in each way that there is."""
+    digits = [(n, [(0, n // 10), (1 + n // 10, n % 10)]) for n in range(100)]
+    return digits + [(n, [(0, 10 + i)]) for i, n in enumerate(pairs)]
+
+
 def by_hand(logp, risks, sequence):
-    """Surrogate and clipped share of one sequence, number by number."""
+    """Surrogate and clipped share of one sequence, way by way."""
     old, high = risks.old_logp[sequence], float(CLIP_HIGH[sequence])
-    chance = [math.exp(float(old[0, n // 10] + old[1 + n // 10, n % 10])) for n in range(100)]
     rewards = risks.reward[sequence].tolist()
-    baseline = sum(p * r for p, r in zip(chance, rewards, strict=True))
+    ways = [
+        (n, places, math.exp(sum(float(old[place]) for place in places)))
+        for n, places in ways_to_write(risks.pairs)
+    ]
+    assert sum(chance for _, _, chance in ways) == pytest.approx(1)
+    baseline = sum(chance * rewards[n] for n, _, chance in ways)
     surrogate = clipped = 0.0
-    for n in range(100):
+    for n, places, chance in ways:
         a = (rewards[n] - baseline) / float(risks.scale[sequence])
-        for place, digit in ((0, n // 10), (1 + n // 10, n % 10)):
-            ratio = math.exp(float(logp[sequence, place, digit] - old[place, digit]))
+        for place in places:
+            ratio = math.exp(float(logp[sequence][place] - old[place]))
             bounded = max(1 - CLIP_LOW, min(ratio, 1 + high))
-            surrogate += chance[n] * min(ratio * a, bounded * a)
+            surrogate += chance * min(ratio * a, bounded * a)
             is_clipped = ratio > 1 + high if a > 0 else ratio < 1 - CLIP_LOW
-            clipped += chance[n] * is_clipped / 2
+            clipped += chance * is_clipped / len(places)
     return surrogate, clipped
 
 
-def test_the_expected_surrogate_is_the_mean_over_all_numbers():
-    logp, risks = digits(1), known(digits(2))
+@pytest.mark.parametrize("pairs", [(), PAIRS], ids=["digit by digit", "some in one token"])
+def test_the_expected_surrogate_is_the_mean_over_all_numbers(pairs):
+    logp, risks = digits(1, pairs), known(digits(2, pairs), pairs)
 
     found = expected_surrogate(logp, risks, CLIP_LOW, CLIP_HIGH)
 
@@ -57,9 +76,10 @@ def test_the_expected_surrogate_is_the_mean_over_all_numbers():
     assert 0 < found.clipped.min() < found.clipped.max() < 1
 
 
-def test_at_ratio_one_the_gradient_is_that_of_the_expected_reward_by_the_scale():
-    old = digits(3)
-    risks, scores = known(old), old.clone().requires_grad_()
+@pytest.mark.parametrize("pairs", [(), PAIRS], ids=["digit by digit", "some in one token"])
+def test_at_ratio_one_the_gradient_is_that_of_the_expected_reward_by_the_scale(pairs):
+    old = digits(3, pairs)
+    risks, scores = known(old, pairs), old.clone().requires_grad_()
 
     def gradient(of):
         return torch.autograd.grad(of(scores.log_softmax(-1)), scores)[0]
@@ -67,7 +87,7 @@ def test_at_ratio_one_the_gradient_is_that_of_the_expected_reward_by_the_scale()
     surrogate = gradient(
         lambda logp: expected_surrogate(logp, risks, CLIP_LOW, CLIP_HIGH).surrogate.sum()
     )
-    reward = gradient(lambda logp: (expected_reward(logp, risks.reward) / risks.scale).sum())
+    reward = gradient(lambda logp: (expected_reward(logp, risks.reward, pairs) / risks.scale).sum())
 
     torch.testing.assert_close(surrogate, reward, atol=1e-12, rtol=1e-9)
     assert reward.abs().max() > 1e-3

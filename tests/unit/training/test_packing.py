@@ -124,7 +124,7 @@ def test_branches_stand_behind_the_responses_at_the_position_of_their_place():
         prompt=(1, 2, 3),
         responses=((4, 5, 6), (7,), (8, 9)),
         trained=((True,) * 3, (True,), (True,) * 2),
-        branches=(Branches(2, (60, 61)), None, Branches(1, (60, 61))),
+        branches=(Branches(2, (60, 61), (70,)), None, Branches(1, (60, 61), (70,))),
     )
 
     (row,) = pack([group((0,), (0,)), branched], 100)
@@ -139,6 +139,7 @@ def test_branches_stand_behind_the_responses_at_the_position_of_their_place():
     assert choices.responses == (0, 2)
     assert choices.predictors.tolist() == [[4, 9, 10], [7, 11, 12]]
     assert choices.tokens.tolist() == [60, 61]
+    assert choices.whole.tolist() == [70]
     assert row.targets.tolist() == [4, 5, 6, 7, 8, 9, 0]
 
 
