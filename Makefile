@@ -14,8 +14,8 @@ GPU_PRESET = $(shell grep -q '^gpu ' .venv/.eag-rl && echo configs/presets/one_g
 env: ## create .venv from the pinned requirements (CPU, or GPU where there is one)
 	@bash requirements/install.sh
 
-demo: env ## the whole main job on embedded defaults; prints the table and the report's path
-	@$(PYTHON_ENV) -m training.cli run configs/demo.yaml $(GPU_PRESET)
+demo: env ## an experiment on embedded defaults: every stage, four arms; prints table, words and page
+	@$(PYTHON_ENV) -m training.cli learn configs/demo.yaml $(GPU_PRESET)
 
 lint: env ## format check, lint, types, import layers
 	@.venv/bin/ruff format --check .

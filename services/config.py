@@ -13,7 +13,8 @@ class ModelSection(Section):
     """Which language model."""
 
     name: str = "smollm2-135m"
-    """A packaged model's name (`smollm2-135m`), a local folder, or a hub id."""
+    """A packaged model's name (`smollm2-135m`, or `demo-reader`, which is shipped), a local folder,
+    or a hub id."""
     max_model_len: int = Field(default=4096, ge=256)
     """Longest prompt + answer in tokens."""
     dtype: Dtype = "auto"

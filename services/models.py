@@ -31,6 +31,7 @@ from ehr.whole_files import in_home
 from services.config import ModelSection
 from services.conversion import CHAT_FILE, REFUSED
 from services.environment import default_cache_dir, process_environment
+from services.shipped import SHIPPED, shipped_folder
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ PACKAGED = {
         description="SmolLM2-135M-Instruct",
     )
 }
-"""Names that need no hub."""
+"""Names that need no hub, beside those of `services.shipped.SHIPPED`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +137,12 @@ def resolve_model(section: ModelSection) -> LocalModel:
     """The configured model as a local folder, converted and cached on first use.
 
     Raises:
-        ModelError: if the name means nothing, the file is not the expected one, or a hub id is not
+        ModelError: if the name means nothing, a file is not the expected one, or a hub id is not
             on this machine while the hub is switched off.
     """
     cache = in_home(section.cache_dir) if section.cache_dir else default_cache_dir()
+    if section.name in SHIPPED:
+        return _shipped(section.name)
     if section.name in PACKAGED:
         return _packaged(section.name, PACKAGED[section.name], cache)
     folder = in_home(section.name)
@@ -166,12 +169,30 @@ def verify_file(path: Path, expected_sha256: str) -> None:
         )
 
 
+def _known_names() -> list[str]:
+    return sorted({*PACKAGED, *SHIPPED})
+
+
 def _unknown_name(name: str) -> str:
-    close = get_close_matches(name, PACKAGED, n=1)
+    close = get_close_matches(name, _known_names(), n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return (
-        f"model.name must be a packaged model ({', '.join(sorted(PACKAGED))}), an existing folder "
+        f"model.name must be a packaged model ({', '.join(_known_names())}), an existing folder "
         f"or a hub id such as 'organisation/model', got {name!r}{hint}"
+    )
+
+
+def _shipped(name: str) -> LocalModel:
+    """Used where it lies: its chat frame was rendered when it was made."""
+    folder, shipped = shipped_folder(name), SHIPPED[name]
+    chat = json.loads((folder / CHAT_FILE).read_text())
+    return LocalModel(
+        path=folder,
+        name=name,
+        source="shipped with this package",
+        sha256=next(iter(shipped.sha256.values())),
+        description=f"{shipped.description}, {shipped.licence}",
+        chat=ChatFrame(prefix=chat["prefix"], suffix=chat["suffix"]),
     )
 
 
@@ -293,7 +314,7 @@ def _hub_snapshot(name: str) -> Path:
             f"could not be fetched ({type(error).__name__}). Make or copy the folder "
             "(`eag-rl reader` makes the one of a *_reader configuration), set "
             "HF_HUB_OFFLINE=0 where the hub can be reached, or use a packaged model "
-            f"({', '.join(sorted(PACKAGED))})"
+            f"({', '.join(_known_names())})"
         ) from error
     return Path(found)
 

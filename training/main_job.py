@@ -53,7 +53,7 @@ def run_stages(config: RunConfig, run_dir: Path, target: str | None, redo: str |
             # Wrong data is said before Ray and the engine take their time to start.
             first = [stage for stage in todo if not stage.needs]
             later = [stage for stage in todo if stage.needs]
-            page = _GrowingReport(session)
+            page = GrowingReport(session)
             pipeline.run(first, WORK, session, page.write)
             require_fitting_inputs(session, [stage.name for stage in later])
             _start_early(session, later)
@@ -94,7 +94,7 @@ def _look_at_other_cohort(session: Session, todo: set[str]) -> None:
     require_another_cohort(cohort, other)
 
 
-class _GrowingReport:
+class GrowingReport:
     """Writes the report after every stage, so that there is something to look at early."""
 
     def __init__(self, session: Session) -> None:

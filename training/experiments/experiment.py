@@ -33,7 +33,7 @@ from training.experiments.records import OWN_STAGES, found_units
 from training.experiments.results_file import read_learn_results, write_learn_results
 from training.experiments.table import learn_table
 from training.grpo.patients import require_patients
-from training.main_job import WORK, describe_model
+from training.main_job import WORK, GrowingReport, describe_model
 from training.preflight import require_fitting_inputs
 from training.report.page import write_report
 from training.run.folder import RunFolder
@@ -147,7 +147,8 @@ class Experiment:
             self.remove()
         session.folder.write_config(session.config, model)
         built = [each for each in shared if each.name == "cohort"]
-        self._shared.run(built, WORK, session, _nothing)
+        page = GrowingReport(session)  # of the shared stages: something to look at early
+        self._shared.run(built, WORK, session, page.write)
         require_enough_patients_for(session.config, session.cohort, waiting)
         require_fitting_inputs(session, _looked_at(shared, waiting))
         if built and (other := read_other_cohort(session.config)) is not None:
@@ -155,7 +156,7 @@ class Experiment:
         self.connect(shared)
         session.deploy_generator()
         self._shared.run(
-            [each for each in shared if each.name != "cohort"], WORK, session, _nothing
+            [each for each in shared if each.name != "cohort"], WORK, session, page.write
         )
         self._folder.require_comparable(self._kept, _NAME_IT)
         waiting = [unit for unit in self._units if self._folder.todo(unit, None)]
@@ -253,7 +254,7 @@ def _looked_at(shared: Sequence[Stage], waiting: Sequence[Unit]) -> set[str]:
 
 
 def _nothing() -> None:
-    """After a stage of an experiment nothing else is written."""
+    """After a stage of a unit nothing else is written."""
 
 
 def one_experiment(

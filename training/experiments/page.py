@@ -25,6 +25,7 @@ from training.experiments.table import (
     reference_rows,
     unfinished_lines,
 )
+from training.experiments.words import shown_sentence
 from training.readable import MISSING, duration, format_number
 from training.report.chart import present
 from training.report.figures import bar_figure
@@ -126,6 +127,7 @@ def _found(
         "differences": present([forest_figure(results, name) for name in DIFFERENCE_MEASURES]),
         "difference_columns": DIFFERENCE_COLUMNS,
         "difference_rows": difference_cells(results),
+        "shown": shown_sentence(results),
     }
 
 

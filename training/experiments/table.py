@@ -6,6 +6,7 @@ from typing import Any
 from training.evaluation.predictions import reading_text
 from training.experiments.measures import MEASURES, headings
 from training.experiments.results import Results, arm_label
+from training.experiments.words import shown_sentence
 from training.readable import (
     aligned,
     finite_number,
@@ -35,6 +36,8 @@ def learn_table(results: Results) -> list[str]:
     lines = _terminal_arms(results)
     if results["differences"]:
         lines += ["", *aligned([DIFFERENCE_COLUMNS, *difference_cells(results)])]
+    if (sentence := shown_sentence(results)) is not None:
+        lines += ["", sentence, ""]
     elsewhere = other_cohort(results)
     if elsewhere is not None:
         lines += ["", *other_cohort_facts(elsewhere), *_terminal_arms(elsewhere)]
@@ -94,6 +97,8 @@ def _markdown_tables(results: Results, rows: Sequence[Sequence[str]]) -> list[st
         parts.append(markdown_table(reference_rows(results), 1))
     if results["differences"]:
         parts.append(markdown_table([DIFFERENCE_COLUMNS, *difference_cells(results)], 2))
+    if (sentence := shown_sentence(results)) is not None:
+        parts.append(sentence)
     return parts
 
 
