@@ -145,7 +145,7 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize(("settings", "named"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_settings_that_contradict_each_other_are_named_when_they_are_loaded(settings, named):
     with pytest.raises(ConfigurationError) as caught:
-        load_config([CONFIGS / "demo.yaml"], settings)
+        load_config([CONFIGS / "smollm2_demo.yaml"], settings)
 
     assert [name for name in named if name not in str(caught.value)] == []
 
@@ -169,7 +169,7 @@ def test_settings_that_contradict_each_other_are_named_when_they_are_loaded(sett
     ],
 )
 def test_settings_that_look_like_a_contradiction_and_are_none(settings):
-    load_config([CONFIGS / "demo.yaml"], settings)
+    load_config([CONFIGS / "smollm2_demo.yaml"], settings)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,6 @@ def test_settings_that_look_like_a_contradiction_and_are_none(settings):
 def test_an_experiment_without_stage_1_has_the_rows_of_its_arms(arms, settings):
     from training.experiments.arms import shared_config
 
-    config = load_config([CONFIGS / "demo.yaml"], [f"learn.arms={arms}", *settings])
+    config = load_config([CONFIGS / "smollm2_demo.yaml"], [f"learn.arms={arms}", *settings])
 
     assert shared_config(config).sft.enabled is False

@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
     "file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS))
 )
 def test_every_shipped_configuration_is_valid(file):
-    base = [] if file.parent == CONFIGS else [CONFIGS / "demo.yaml"]
+    base = [] if file.parent == CONFIGS else [CONFIGS / "smollm2_demo.yaml"]
 
     config = load_config([*base, file])
 
@@ -22,7 +22,7 @@ def test_every_shipped_configuration_is_valid(file):
 
 def test_later_files_and_arguments_win_key_by_key():
     config = load_config(
-        [CONFIGS / "demo.yaml", CONFIGS / "presets" / "dapo.yaml"], ["grpo.steps=5"]
+        [CONFIGS / "smollm2_demo.yaml", CONFIGS / "presets" / "dapo.yaml"], ["grpo.steps=5"]
     )
 
     assert config.grpo.method == "stage1_dapo"
@@ -47,7 +47,7 @@ def test_a_preset_before_a_configuration_is_refused(files):
 @pytest.mark.parametrize("name", ["run.name", "model.cache_dir", "search.num_patients"])
 def test_none_is_written_null(name):
     with pytest.raises(ConfigurationError, match="write null"):
-        load_config([CONFIGS / "demo.yaml"], [f"{name}=None"])
+        load_config([CONFIGS / "smollm2_demo.yaml"], [f"{name}=None"])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_none_is_written_null(name):
 )
 def test_wrong_overrides_are_refused_with_the_fix(override, expected):
     with pytest.raises(ConfigurationError) as caught:
-        load_config([CONFIGS / "demo.yaml"], [override])
+        load_config([CONFIGS / "smollm2_demo.yaml"], [override])
 
     assert expected in str(caught.value)
 
@@ -106,7 +106,7 @@ def test_the_largest_seed_is_taken():
 @pytest.mark.parametrize("part", ["18]", "stage1,"])
 def test_a_part_of_a_list_that_blanks_tore_is_refused_with_the_fix(part):
     with pytest.raises(ConfigurationError, match="quote the whole argument"):
-        load_config([CONFIGS / "demo.yaml", Path(part)], ["learn.seeds=[17,"])
+        load_config([CONFIGS / "smollm2_demo.yaml", Path(part)], ["learn.seeds=[17,"])
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path):
@@ -166,11 +166,11 @@ def test_yaml_that_cannot_be_a_value_is_refused(tmp_path, text, expected):
 @pytest.mark.parametrize("argument", ["cohort.path=/data/set #1", "run.data_origin=mirror #3"])
 def test_an_argument_never_loses_what_would_be_a_comment(argument):
     with pytest.raises(ConfigurationError, match="would be read as a comment; put the value in"):
-        load_config([CONFIGS / "demo.yaml"], [argument])
+        load_config([CONFIGS / "smollm2_demo.yaml"], [argument])
 
 
 def test_an_argument_in_quotes_of_its_own_may_hold_anything():
-    found = load_config([CONFIGS / "demo.yaml"], ['run.data_origin="mirror #3"'])
+    found = load_config([CONFIGS / "smollm2_demo.yaml"], ['run.data_origin="mirror #3"'])
 
     assert found.run.data_origin == "mirror #3"
 
@@ -196,7 +196,7 @@ def test_a_key_of_a_merged_mapping_may_be_given_again(tmp_path):
 )
 def test_a_setting_that_is_given_twice_in_the_arguments_is_refused(arguments):
     with pytest.raises(ConfigurationError, match=r"twice|stands in line") as caught:
-        load_config([CONFIGS / "demo.yaml"], arguments)
+        load_config([CONFIGS / "smollm2_demo.yaml"], arguments)
 
     assert all(argument in str(caught.value) for argument in arguments)
 
@@ -204,7 +204,7 @@ def test_a_setting_that_is_given_twice_in_the_arguments_is_refused(arguments):
 def test_two_arguments_may_set_different_keys_of_one_section():
     arguments = ["evaluate.other_cohort={source: tjh}", "evaluate.other_cohort.path=/data"]
 
-    found = load_config([CONFIGS / "demo.yaml"], arguments).evaluate.other_cohort
+    found = load_config([CONFIGS / "smollm2_demo.yaml"], arguments).evaluate.other_cohort
 
     assert found is not None
     assert (found.source, found.path) == ("tjh", "/data")
@@ -235,7 +235,7 @@ def test_two_arguments_may_set_different_keys_of_one_section():
 )
 def test_a_value_that_is_no_number_of_its_kind_is_refused(override, expected):
     with pytest.raises(ConfigurationError, match=expected):
-        load_config([CONFIGS / "demo.yaml"], [override])
+        load_config([CONFIGS / "smollm2_demo.yaml"], [override])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_value_that_is_no_number_of_its_kind_is_refused(override, expected):
     ],
 )
 def test_values_are_read_as_they_look(override, value):
-    config = load_config([CONFIGS / "demo.yaml"], [override])
+    config = load_config([CONFIGS / "smollm2_demo.yaml"], [override])
 
     section, key = override.partition("=")[0].split(".")
     assert getattr(getattr(config, section), key) == value
@@ -266,7 +266,7 @@ def test_values_are_read_as_they_look(override, value):
 )
 def test_a_name_that_is_no_plain_folder_name_is_refused(name):
     with pytest.raises(ConfigurationError, match=r"run\.name must be the name of a folder"):
-        load_config([CONFIGS / "demo.yaml"], [f"run.name={name}"])
+        load_config([CONFIGS / "smollm2_demo.yaml"], [f"run.name={name}"])
 
 
 @pytest.mark.parametrize("file", ["..yaml", "...yaml"])
@@ -280,7 +280,7 @@ def test_a_file_whose_name_is_no_folder_name_needs_a_name_for_the_run(tmp_path, 
 
 @pytest.mark.parametrize("none", ["run.name=null", "run.name="])
 def test_without_a_name_the_run_is_named_after_its_file(none):
-    assert load_config([CONFIGS / "demo.yaml"], [none]).run.name == "demo"
+    assert load_config([CONFIGS / "smollm2_demo.yaml"], [none]).run.name == "smollm2_demo"
 
 
 def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path):
@@ -300,10 +300,10 @@ def test_the_configuration_page_is_current():
 def test_a_short_answer_is_not_searched_by_a_tree():
     expected = r"does not fit: \w.*search\.method=samples"  # of no one setting
     with pytest.raises(ConfigurationError, match=expected):
-        load_config([CONFIGS / "demo.yaml"], ["prompt.kind=short_answer"])
+        load_config([CONFIGS / "smollm2_demo.yaml"], ["prompt.kind=short_answer"])
 
     found = load_config(
-        [CONFIGS / "demo.yaml"], ["prompt.kind=short_answer", "search.method=samples"]
+        [CONFIGS / "smollm2_demo.yaml"], ["prompt.kind=short_answer", "search.method=samples"]
     )
     assert found.search.method == "samples"
 
@@ -311,20 +311,20 @@ def test_a_short_answer_is_not_searched_by_a_tree():
 def test_another_test_cohort_has_the_task_of_the_run():
     other = ["evaluate.other_cohort.source=synthetic", "evaluate.other_cohort.task=readmission"]
     with pytest.raises(ConfigurationError, match=r"other_cohort\.task must be cohort\.task"):
-        load_config([CONFIGS / "demo.yaml"], other)
+        load_config([CONFIGS / "smollm2_demo.yaml"], other)
 
     own = [*other, "cohort.task=readmission"]
     with pytest.raises(ConfigurationError, match=r"other_cohort\.horizon_days must be cohort\."):
-        load_config([CONFIGS / "demo.yaml"], [*own, "cohort.horizon_days=90"])
+        load_config([CONFIGS / "smollm2_demo.yaml"], [*own, "cohort.horizon_days=90"])
 
-    found = load_config([CONFIGS / "demo.yaml"], own)
+    found = load_config([CONFIGS / "smollm2_demo.yaml"], own)
     assert found.evaluate.other_cohort is not None
     assert found.evaluate.other_cohort.source == "synthetic"
 
 
 def test_a_context_too_short_for_the_reasoning_of_think_then_answer_is_refused():
     long = ["prompt.think_budget_tokens=1100", "prompt.max_prompt_tokens=900"]
-    demo = [CONFIGS / "demo.yaml"]
+    demo = [CONFIGS / "smollm2_demo.yaml"]
 
     assert load_config(demo, long).model.max_model_len == 2048
     with pytest.raises(ConfigurationError, match=r"model\.max_model_len is 2048"):
