@@ -15,7 +15,7 @@ from training.config.run import RunConfig
 from training.run.versions import versions
 
 LEAST_MEMORY_GIB = 12
-"""Peak of `make demo` with everything on one machine, rounded up."""
+"""Peak of `configs/smollm2_demo.yaml` with everything on one machine, rounded up."""
 
 LEAST_DISK_GIB = 5
 """Converted model, Ray's session folder and a run folder."""
