@@ -1,10 +1,13 @@
-"""What an experiment has shown, in one sentence: as much as its intervals say, and no more."""
+"""What an experiment has shown, in one sentence: as much as its table says, and no more."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.experiments.results import Results, arm_label
 from training.readable import finite_number
+
+SIGNIFICANT = 0.05
+"""Largest p, adjusted for all differences of the table, of what is called shown."""
 
 _ASKED = (
     ("reward_att", "names nearer to the expert's (R_att excess)"),
@@ -19,7 +22,8 @@ _ASKED_ONCE = {"auroc_one": "auroc"}
 def shown_sentence(results: Results) -> str | None:
     """What the reference arm is shown to do that other arms do not, and what is not shown.
 
-    Shown is only what has an interval clear of zero.
+    Shown is only what has an interval clear of zero and a p below `SIGNIFICANT`, adjusted by
+    Holm's method for all differences of the table.
 
     Args:
         results: of the experiment.
@@ -38,7 +42,7 @@ def shown_sentence(results: Results) -> str | None:
             said[verdict].append(f"{meaning} than {_listed(others)}")
     label = arm_label(results["reference"])
     shown = [*said["more"], *(f"the opposite of {each}" for each in said["less"])]
-    parts = [f"Shown, by intervals clear of 0: {label} has {'; '.join(shown) or 'nothing'}."]
+    parts = [f"Shown (p by Holm below .05): {label} has {'; '.join(shown) or 'nothing'}."]
     if said["open"]:
         parts.append(f"Not shown, in either direction: {'; '.join(said['open'])}.")
     return f"{' '.join(parts)} {_reach(results, rows)}"
@@ -51,14 +55,16 @@ def _of_measure(rows: Sequence[Mapping[str, Any]], measure: str) -> list[Mapping
 
 
 def _by_verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Labels of the other arms with their differences, by what the intervals say."""
+    """Labels of the other arms with their differences, by what the table says."""
     found: dict[str, list[str]] = {}
     for row in rows:
         low, high = finite_number(row["low"]), finite_number(row["high"])
         value = finite_number(row["difference"])
         if value is None or low is None or high is None:
             continue
-        verdict = "more" if low > 0 else "less" if high < 0 else "open"
+        p = finite_number(row.get("p_holm"))
+        is_clear = p is not None and p < SIGNIFICANT and (low > 0 or high < 0)
+        verdict = "open" if not is_clear else "more" if low > 0 else "less"
         text = f"{arm_label(row['minus'])} ({value:+.3f} [{low:+.3f}, {high:+.3f}])"
         found.setdefault(verdict, []).append(text)
     return found

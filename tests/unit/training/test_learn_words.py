@@ -7,7 +7,9 @@ import pytest
 from training.experiments.words import shown_sentence
 
 
-def row(minus: str, measure: str, low: float | None, high: float | None) -> dict[str, Any]:
+def row(
+    minus: str, measure: str, low: float | None, high: float | None, p: float | None = 0.01
+) -> dict[str, Any]:
     middle = None if low is None or high is None else (low + high) / 2
     return {
         "arm": "eag_rl",
@@ -16,6 +18,7 @@ def row(minus: str, measure: str, low: float | None, high: float | None) -> dict
         "difference": middle,
         "low": low,
         "high": high,
+        "p_holm": p,
         "seeds": [17],
     }
 
@@ -58,6 +61,14 @@ def test_a_loss_is_said_and_an_interval_that_touches_zero_shows_nothing(
 
     assert found is not None
     assert words in found
+
+
+@pytest.mark.parametrize("p", [0.05, 0.6, None])
+def test_one_clear_interval_among_many_comparisons_shows_nothing(p: float | None):
+    found = shown_sentence(results(row("untrained", "auroc_one", 0.001, 0.04, p)))
+
+    assert found is not None
+    assert "EAG-RL has nothing. Not shown, in either direction: better risks" in found
 
 
 def test_where_patients_were_asked_once_the_mean_is_the_one_answer():
