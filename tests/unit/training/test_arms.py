@@ -20,7 +20,7 @@ PRESETS = {
 
 
 def config(**learn: object) -> RunConfig:
-    tree = load_config([CONFIGS / "demo.yaml"]).model_dump()
+    tree = load_config([CONFIGS / "smollm2_demo.yaml"]).model_dump()
     tree["learn"] |= learn
     return RunConfig.model_validate(tree)
 
@@ -34,7 +34,7 @@ def unit(name: str, seed: int = 17):
 @pytest.mark.parametrize(("arm", "preset"), PRESETS.items())
 def test_an_arm_is_what_its_preset_makes_of_a_run(arm: str, preset: str) -> None:
     path = CONFIGS / "presets" / f"{preset}.yaml"
-    made = load_config([CONFIGS / "demo.yaml", path])
+    made = load_config([CONFIGS / "smollm2_demo.yaml", path])
 
     found = unit_config(config(), unit(arm, made.grpo.seed))
 

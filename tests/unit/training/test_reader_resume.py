@@ -4,6 +4,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ KILLED_AT, CHECKPOINT_AT = 8, 5
 KILLED = f"""
 import os, signal, sys
 from pathlib import Path
+import torch
 from tests.unit.training.test_reader import CONFIG, SIZE, SILENT
 from training.reader import train
 
+torch.set_num_threads(1)
 train._CHECKPOINT_STEPS = {CHECKPOINT_AT}
 losses, steps = train._losses, []
 
@@ -38,6 +41,15 @@ def killed(*arguments):
 train._losses = killed
 train.write_reader(CONFIG, Path(sys.argv[1]), SIZE, SILENT)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are in one order, whatever other tests have set; the killed process has one too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
