@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.characters import next_characters
 from services.adapters import verify_policy
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel
@@ -17,6 +18,7 @@ from services.types import (
     Acknowledgement,
     Completion,
     GenerateRequest,
+    NextToken,
     Policy,
     PolicyVersion,
     Scored,
@@ -71,6 +73,14 @@ class ScriptedEngine:
     ) -> tuple[float, ...]:
         """The same log-probability for every token."""
         return tuple(self._policy.logprob for _ in response_token_ids)
+
+    async def next_tokens(
+        self, prompt_token_ids: tuple[int, ...], regex: str
+    ) -> tuple[NextToken, ...]:
+        """Every character that a risk may go on with, all alike."""
+        allowed = next_characters(regex)
+        logprob = -math.log(len(allowed))
+        return tuple(NextToken(token_id=ord(c), text=c, logprob=logprob) for c in allowed)
 
     async def load_policy(self, policy: Policy) -> None:
         """Take a policy's name; its weights change nothing."""
