@@ -219,7 +219,7 @@ def main() -> None:
         risks = np.array(each.risks)
         difference = paired_difference(labels, risks, np.array(first.risks), "auroc")
         row = {
-            "model": config.model.name,
+            "config": given.config.stem,
             "way": name,
             "patients": len(labels),
             "seconds": median(each.seconds),
