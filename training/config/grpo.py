@@ -65,6 +65,9 @@ class GrpoSection(Section):
     """Smallest upper clip, epsilon_min of Eq. 10."""
     clip_high_max: float = Field(default=0.4, gt=0)
     """Largest upper clip; equal to the smallest = a fixed clip."""
+    clip_least_span: float = Field(default=0.0, ge=0)
+    """Entropies (nats) of a group that lie closer together than this take only their share of the
+    range of upper clips; 0 = Eq. 10, which stretches any difference, noise too, over all of it."""
     aggregation: Literal["sequence_mean", "token_mean", "sum"] = "sequence_mean"
     """Loss aggregation: Eq. 18 (mean of sequence means), DAPO's token mean, or Eq. 12's sum."""
     # 2 as in verl and OpenRLHF: a token at which learner and generator agree within rounding weighs

@@ -212,7 +212,11 @@ class BatchTrainer:
             group = slice(start, start + len(sequences))
             bounds.append(
                 min_max_clip_high(
-                    values[group], valid[group], section.clip_high_min, section.clip_high_max
+                    values[group],
+                    valid[group],
+                    section.clip_high_min,
+                    section.clip_high_max,
+                    section.clip_least_span,
                 )
             )
             start += len(sequences)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from training.objective.clip import min_max_clip_high
@@ -39,3 +40,15 @@ def test_equal_limits_are_a_fixed_clip():
     clip_high = min_max_clip_high(torch.tensor([1.0, 3.0, 1.5]), ALL, 0.28, 0.28)
 
     torch.testing.assert_close(clip_high, torch.full((3,), 0.28))
+
+
+def test_nearly_equal_entropies_are_stretched_over_the_whole_range_unless_a_span_is_asked_for():
+    entropy = torch.tensor([1.0, 1.02, 1.01])
+
+    as_in_the_paper = min_max_clip_high(entropy, ALL, 0.2, 0.4)
+    with_span = min_max_clip_high(entropy, ALL, 0.2, 0.4, least_span=0.1)
+    wide = min_max_clip_high(10 * entropy, ALL, 0.2, 0.4, least_span=0.1)
+
+    assert as_in_the_paper.tolist() == pytest.approx([0.2, 0.4, 0.3], abs=1e-5)
+    assert with_span.tolist() == pytest.approx([0.2, 0.24, 0.22], abs=1e-5)
+    assert wide.tolist() == pytest.approx([0.2, 0.4, 0.3], abs=1e-5)

@@ -76,6 +76,7 @@ STATED = {
     "grpo.clip_low": (0.2, "App. F: epsilon"),
     "grpo.clip_high_min": (0.2, "App. F: epsilon_min"),
     "grpo.clip_high_max": (0.4, "App. F: epsilon_max"),
+    "grpo.clip_least_span": (0.0, "Eq. 10"),
     "grpo.aggregation": ("sequence_mean", "Eq. 18"),
     "grpo.advantage_scale": ("group", "Eq. 14"),
     "grpo.credit": ("trajectory", "Eq. 17"),
