@@ -1,8 +1,10 @@
 """What engines whose tokens are characters are asked about risks."""
 
+import math
 import re
 
 from services.risk_reading import NUMBERS
+from services.types import NextToken
 
 
 def next_characters(regex: str) -> list[str]:
@@ -15,3 +17,10 @@ def next_characters(regex: str) -> list[str]:
             if re.fullmatch(regex, number[place:])
         }
     )
+
+
+def alike_next_tokens(regex: str) -> tuple[NextToken, ...]:
+    """The same characters as tokens, none likelier than another."""
+    allowed = next_characters(regex)
+    logprob = -math.log(len(allowed))
+    return tuple(NextToken(token_id=ord(c), text=c, logprob=logprob) for c in allowed)

@@ -16,12 +16,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ehr.errors import ModelError
+from ehr.language.guided_format import PROBABILITY_REGEX
 from services.types import NextToken
 
 NUMBERS = tuple(f"0.{number:02d}\n" for number in range(100))
-"""What `ehr.language.guided_format.PROBABILITY_REGEX` matches, in order."""
+"""What `PROBABILITY_REGEX` matches, in order."""
 
-_REMAINING = (r"0\.[0-9]{2}\n", r"\.[0-9]{2}\n", r"[0-9]{2}\n", r"[0-9]\n", r"\n")
+_REMAINING = (PROBABILITY_REGEX, r"\.[0-9]{2}\n", r"[0-9]{2}\n", r"[0-9]\n", r"\n")
 """What is left of that pattern behind so many characters."""
 
 _LEAST_MASS = 0.999

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.characters import next_characters
+from benchmarks.characters import alike_next_tokens
 from services.adapters import verify_policy
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel
@@ -78,9 +78,7 @@ class ScriptedEngine:
         self, prompt_token_ids: tuple[int, ...], regex: str
     ) -> tuple[NextToken, ...]:
         """Every character that a risk may go on with, all alike."""
-        allowed = next_characters(regex)
-        logprob = -math.log(len(allowed))
-        return tuple(NextToken(token_id=ord(c), text=c, logprob=logprob) for c in allowed)
+        return alike_next_tokens(regex)
 
     async def load_policy(self, policy: Policy) -> None:
         """Take a policy's name; its weights change nothing."""

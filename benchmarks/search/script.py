@@ -4,10 +4,9 @@ Ray workers import them by name.
 """
 
 import asyncio
-import math
 import random
 
-from benchmarks.characters import next_characters
+from benchmarks.characters import alike_next_tokens
 from ehr.language.guided_format import USEFULNESS_REGEX, final_regex, step_regex
 from services.config import GeneratorSection, ModelSection
 from services.models import LocalModel
@@ -97,9 +96,7 @@ class InstantEngine:
         self, prompt_token_ids: tuple[int, ...], regex: str
     ) -> tuple[NextToken, ...]:
         """Every character that a risk may go on with, all alike."""
-        allowed = next_characters(regex)
-        logprob = -math.log(len(allowed))
-        return tuple(NextToken(token_id=ord(c), text=c, logprob=logprob) for c in allowed)
+        return alike_next_tokens(regex)
 
     async def load_policy(self, policy: Policy) -> None:
         """Serve another policy: only its name changes."""
